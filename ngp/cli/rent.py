@@ -34,6 +34,7 @@ class _Call:
     name: str | None
     offer: str | None
     face: str | None
+    invoice: str | None
     no_pay: bool
     up: bool
     once: bool
@@ -45,10 +46,11 @@ class _Call:
 @verb_command(
     "rent",
     click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
-    click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit"),
+    click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit; refund: a part"),
     click.Option(["--name"], metavar="NAME", help="new: what the rental is called"),
     click.Option(["--offer"], metavar="NAME", help="new: which of the landlord's offers [the first]"),
     click.Option(["--face"], type=click.Choice(["https", "grpc"]), help="trust: how the landlord is asked [https]"),
+    click.Option(["--invoice"], metavar="BOLT11", help="refund: another wallet's invoice"),
     click.Option(["--no-pay"], is_flag=True, help="new, add: show the invoice; another wallet pays"),
     click.Option(["--up"], is_flag=True, help="new: bring the tunnel up as well"),
     click.Option(["--once"], is_flag=True, help="autopay: pay what is due, and end"),
@@ -56,10 +58,10 @@ class _Call:
 )
 def command(
     place: Place, words: tuple[str, ...], amount: int | None, name: str | None, offer: str | None, face: str | None,
-    no_pay: bool, up: bool, once: bool, yes: bool, as_json: bool,
+    invoice: str | None, no_pay: bool, up: bool, once: bool, yes: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Choose what to do by the words."""
-    call = _Call(place, amount, name, offer, face, no_pay, up, once, yes, as_json, words)
+    call = _Call(place, amount, name, offer, face, invoice, no_pay, up, once, yes, as_json, words)
     deeds: dict[str, tuple[Callable[[_Call], int], int, int, str]] = {
         "landlords": (_landlords, 0, 0, ""),
         "trust": (_trust, 2, 3, "NAME HOST[:PORT] PIN, or NAME KEY of a neighbour"),
@@ -71,6 +73,7 @@ def command(
         "conf": (_conf, 1, 1, "RENTAL"),
         "up": (_up, 1, 1, "RENTAL"),
         "down": (_down, 1, 1, "RENTAL"),
+        "refund": (_refund, 1, 1, "RENTAL"),
         "forget": (_forget, 1, 1, "RENTAL"),
         "autopay": (_autopay, 0, 256, "[RENTAL...]"),
     }
@@ -278,11 +281,53 @@ def _forget(call: _Call) -> int:
     books = BooksFile(home.state_path(tunnel)).read()
     if books.pending is not None:
         raise UsageError("a payment for this rental is on its way: ngp rent autopay --once waits for its outcome")
-    paid = show_money(books.account.paid_msat)
-    _agreed(call, f"drop the keys of {tunnel.shown_name}, for which {paid} were paid? They can't be had again.")
+    if not call.yes:
+        paid, lost = show_money(books.account.paid_msat), _what_is_lost(call, home, tunnel)
+        drop = f"drop the keys of {tunnel.shown_name}, for which {paid} were paid?"
+        _agreed(call, f"{drop} They can't be had again; {lost}.")
     tenant_service.bring_down(call.place, home, tunnel)
     home.forget_tunnel(tunnel)
     streams.say(f"the keys of {tunnel.shown_name} are gone")
+    return 0
+
+
+def _what_is_lost(call: _Call, home: Home, tunnel: Tunnel) -> str:
+    """Say what the landlord has of ours, which nobody can have without the keys."""
+    try:
+        status = _landlord(call, home, tunnel).status(tunnel)
+    except NgpError as error:
+        return f"what is left with the landlord is lost, and how much that is isn't known ({error})"
+    if status.fetchable_msat:
+        return f"{show_money(status.fetchable_msat)} are lost, unless ngp rent refund fetches them before"
+    return f"{show_money(max(0, status.credit_msat))} of credit are lost"
+
+
+def _refund(call: _Call) -> int:
+    """Fetch what is left of a rental that is over, to our payment node or with another wallet's invoice."""
+    from ngp.cli import tenant_service
+    from ngp.tenant.landlord import no_refunds
+
+    home, (tunnel,) = _rentals(call)
+    landlord = _landlord(call, home, tunnel)
+    if call.invoice is not None:
+        landlord.refund(tunnel, call.invoice)
+        return _told(call, "the landlord pays the invoice", arrived=False)
+    most_msat = landlord.status(tunnel).fetchable_msat
+    if most_msat is None:
+        raise no_refunds(landlord.place)
+    if not most_msat:
+        raise UsageError(f"nothing of {tunnel.shown_name} can be fetched: only what is left when a rental is over can")
+    amount_msat = most_msat if call.amount is None else call.amount * SAT_MSAT
+    if tenant_service.fetch(call.place, home, tunnel, landlord, amount_msat):
+        return _told(call, f"{show_money(amount_msat)} have arrived", arrived=True)
+    return _told(call, f"the landlord pays {show_money(amount_msat)}; the payment node tells of its arrival", False)
+
+
+def _told(call: _Call, text: str, arrived: bool) -> int:
+    if call.as_json:
+        print_json({"arrived": arrived})
+    else:
+        streams.say(text)
     return 0
 
 

@@ -28,7 +28,7 @@ from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
 from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
-from ngp.tenant import autopay, files, interface, routing, wallet
+from ngp.tenant import autopay, files, interface, money_back, routing, wallet
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.grpc import GrpcPlace, grpc_landlord
@@ -161,26 +161,34 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
     Raises: NgpError.
     """
     settings = _settings(place)
+    async with _node_of(place, home, settings) as payment:
+
+        def kept(tunnel: Tunnel) -> Kept:
+            books = BooksFile(home.state_path(tunnel))
+            payer = _payer(home, books, payment, settings)
+            landlord = landlord_at(place, home.landlord(tunnel))
+            return Kept(
+                home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
+                lambda: _tenant(place).limits, _tenant(place).warn_time_s, keeps_route=True,
+            )  # fmt: skip
+
+        yield kept
+
+
+@contextlib.asynccontextmanager
+async def _node_of(place: Place, home: Home, settings: Settings | None) -> AsyncIterator[Payment]:
+    """Open the payment node of net.conf, or the one that is found; it is ready. Raises: NgpError."""
     if settings is None:
         payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None)
     else:
         payment = main.make_payment(settings, place.state_dir)
-
-    def kept(tunnel: Tunnel) -> Kept:
-        books = BooksFile(home.state_path(tunnel))
-        payer = _payer(home, books, payment, settings)
-        landlord = landlord_at(place, home.landlord(tunnel))
-        return Kept(
-            home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
-            lambda: _tenant(place).limits, _tenant(place).warn_time_s, keeps_route=True,
-        )  # fmt: skip
-
     try:
-        async with asyncio.timeout(wallet.READY_S):
-            await payment.wait_ready()
-        yield kept
-    except TimeoutError:
-        raise PaymentError(f"the payment node isn't ready within {wallet.READY_S:g} s: ngp check") from None
+        try:
+            async with asyncio.timeout(wallet.READY_S):
+                await payment.wait_ready()
+        except TimeoutError:
+            raise PaymentError(f"the payment node isn't ready within {wallet.READY_S:g} s: ngp check") from None
+        yield payment
     finally:
         await payment.close()
 
@@ -196,6 +204,16 @@ def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:
     async def run() -> Status:
         async with purse_of(place, home) as kept:
             return await autopay.pay_by_hand(kept(tunnel), quote)
+
+    return asyncio.run(run())
+
+
+def fetch(place: Place, home: Home, tunnel: Tunnel, landlord: Landlord, amount_msat: int) -> bool:
+    """Fetch what a landlord still has of ours. Returns whether our node has it already. Raises NgpError."""
+
+    async def run() -> bool:
+        async with _node_of(place, home, _settings(place)) as payment:
+            return await money_back.fetch(landlord, tunnel, payment, amount_msat)
 
     return asyncio.run(run())
 

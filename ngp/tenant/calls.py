@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import ngp.calls.landlord_pb2 as pb
-from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_STATUS
+from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS
 from ngp.calls.proof import prove
 from ngp.core.host_port import split_host_port
 from ngp.core.prefixes import tunnel_address
@@ -81,6 +81,11 @@ class CallingLandlord:
         """Return what the tunnel needs."""
         found = self._proven(GET_CONFIGURATION, keys, lambda ctx: pb.GetConfigurationRequest(ctx=ctx))
         return self._read(lambda: _configuration(found.configuration))
+
+    def refund(self, keys: Keys, bolt11: str) -> Status:
+        """Have an invoice of ours paid from what is left of a rental that is over."""
+        found = self._proven(GET_REFUND, keys, lambda ctx: pb.GetRefundRequest(ctx=ctx, bolt11=bolt11))
+        return self._read(lambda: _status(found.status))
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
@@ -146,7 +151,7 @@ class CallingLandlord:
             raise LandlordError(str(error)) from error
 
 
-_RESULTS = {ADD_CREDIT: "asked", GET_STATUS: "status", GET_CONFIGURATION: "configuration"}
+_RESULTS = {ADD_CREDIT: "asked", GET_STATUS: "status", GET_CONFIGURATION: "configuration", GET_REFUND: "status"}
 
 
 class _OpenSession:
@@ -240,6 +245,7 @@ def _status(status: Any) -> Status:
         reason=printable(status.reason) if status.reason else "",
         refunded_msat=_within("refunded_msat", status.refunded_msat, 0, _MOST_MSAT),
         reserved_until_s=_within("reserved_until_s", status.reserved_until_s, 0, MOST_TIME_S),
+        fetchable_msat=_within("fetchable_msat", status.fetchable_msat, 0, _MOST_MSAT),
     )
 
 

@@ -21,7 +21,7 @@ from ngp.core.tenant.configuration import TunnelConfiguration, read_configuratio
 from ngp.core.tenant.terms import OnSale, SaleTerms
 from ngp.errors import ConfigError, LandlordError
 from ngp.tenant import tls
-from ngp.tenant.landlord import FingerprintError, Keys, RefusedError, printable, read_host_port
+from ngp.tenant.landlord import FingerprintError, Keys, RefusedError, no_refunds, printable, read_host_port
 
 USUAL_PORT = 443
 ANSWER_BYTES_MAX = 1 << 16
@@ -98,6 +98,10 @@ class HttpsLandlord:
     def configuration(self, keys: Keys) -> TunnelConfiguration:
         """Return what the tunnel needs."""
         return _read(read_configuration, self._post("getconf", {"WireGuardPubKey": keys.public_key}))
+
+    def refund(self, keys: Keys, bolt11: str) -> Status:  # noqa: ARG002  the interface's
+        """Raise LandlordError: this interface has no refunds."""
+        raise no_refunds(self.place)
 
     def _post(self, verb: str, form: Mapping[str, str], most_s: float | None = None) -> dict[str, Any]:
         body = urlencode(form)

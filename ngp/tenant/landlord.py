@@ -79,6 +79,12 @@ class Landlord(Protocol):
     def configuration(self, keys: Keys) -> TunnelConfiguration:
         """Return what the tunnel needs."""
 
+    def refund(self, keys: Keys, bolt11: str) -> Status:
+        """Have an invoice of ours paid from what is left of a rental that is over; returns when that is ordered.
+
+        Args: bolt11: for at most `Status.fetchable_msat`; asking twice for the same one pays it once.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class NeighbourPlace:
@@ -111,6 +117,13 @@ def read_host_port(written: str, usual_port: int) -> tuple[str, int]:
     if found is None or not 0 < port < 65536:
         raise ConfigError(f"the landlord {written!r} is not HOST:PORT: write 192.0.2.1 or landlord.example:443")
     return found["host"].strip("[]"), port
+
+
+def no_refunds(place: Place) -> LandlordError:
+    """Return why a landlord gives nothing back over HTTPS."""
+    return LandlordError(
+        f"landlord {place} can't give money back over HTTPS, where nobody proves whose rental it is: ask the landlord"
+    )
 
 
 def printable(value: object) -> str:

@@ -36,6 +36,7 @@ def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status) -> Row:
         "charged_msat": status.paid_msat - fee_msat - status.refunded_msat - status.credit_msat,
         "refunded_msat": status.refunded_msat,
         "credit_msat": status.credit_msat,
+        "fetchable_msat": status.fetchable_msat,
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
         "rate_since": None,

@@ -41,6 +41,7 @@ class Status:
         unpaid_invoice: one of this rental that waits for its payment, BOLT11; "".
         state, offer: "" where the face doesn't say them. reason: why it is in this state.
         reserved_until_s: 0 unless it is reserved, and the face says how long.
+        fetchable_msat: what is left of a rental that is over, and can be had back; None: the face gives nothing back.
     """
 
     networks: tuple[Prefix, ...]
@@ -58,6 +59,7 @@ class Status:
     reason: str = ""
     refunded_msat: int = 0
     reserved_until_s: int = 0
+    fetchable_msat: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

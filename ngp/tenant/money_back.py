@@ -1,0 +1,41 @@
+"""Money back: fetches what a landlord still has of a rental that is over, with an invoice of our payment node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from ngp.core.values import InvoiceState
+from ngp.errors import LandlordError, PaymentError
+from ngp.ports import Payment
+from ngp.tenant.home import Tunnel
+from ngp.tenant.landlord import Landlord
+
+EXPIRY_S = 3600
+ARRIVES_S = 60.0
+"""As long as a landlord's node tries to pay."""
+_POLL_S = 0.5
+
+
+async def fetch(landlord: Landlord, tunnel: Tunnel, payment: Payment, amount_msat: int) -> bool:
+    """Have our node's invoice paid by a landlord.
+
+    Returns: whether the money has arrived. If not, it is on its way, or the payment failed, and can be fetched again.
+    Raises: NgpError: it isn't paid.
+    """
+    made = await payment.create_invoice(amount_msat, f"what is left of {tunnel.shown_name}", EXPIRY_S)
+    try:
+        await asyncio.to_thread(landlord.refund, tunnel, made.bolt11)
+    except LandlordError:  # perhaps the answer was lost; then the landlord's payment fails, and nothing is lost
+        with contextlib.suppress(PaymentError):
+            await payment.cancel_invoice(made.payment_hash)
+        raise
+    if payment.capabilities().settles_by_proof:  # a sandbox hears of no payment, as it has no network
+        return False
+    until_s = time.monotonic() + ARRIVES_S
+    while time.monotonic() < until_s:
+        if await payment.lookup_invoice(made.payment_hash) is InvoiceState.SETTLED:
+            return True
+        await asyncio.sleep(_POLL_S)
+    return False
