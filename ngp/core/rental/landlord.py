@@ -221,7 +221,6 @@ def release(world: World, event: ReleaseRental) -> None:
 
 def end(world: World, rental: Rental, reason: str) -> None:
     """End a rental. Rent that no credit covers is waived."""
-    account = world.client(rental.id)
     began = rental.state is not RentalState.PENDING
     if began:
         rental.owed_msat = rental.owed_at_msat(world.letting.clock.at_s(world.now))
@@ -231,9 +230,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
         rental.owed_msat = 0
         close_period(world, rental, "released")
     world.do(RemoveTunnelPeer(rental.wireguard_key))  # one that waits for its first payment may be there already
-    invoice = world.money.invoices.get(account.invoice.payment_hash)
-    if invoice is not None and invoice.state is PaymentState.OPEN:
-        withdraw(world, invoice, "released")
+    withdraw_invoices(world, rental, "released")
     rental.move(RentalState.RELEASED, reason)
     world.timers.clear(Due.RENTAL, rental.id)
     world.letting.give_back(rental.networks)
@@ -243,6 +240,13 @@ def end(world: World, rental: Rental, reason: str) -> None:
         save(world, rental)
     else:
         forget(world, rental)
+
+
+def withdraw_invoices(world: World, rental: Rental, why: str) -> None:
+    """Withdraw the open invoices of a rental: after a kill there may be two, of which one replaced the other."""
+    for invoice in filter(None, map(world.money.invoices.get, world.letting.payable.get(rental.id, ()))):
+        if invoice.state is PaymentState.OPEN:
+            withdraw(world, invoice, why)
 
 
 def forget(world: World, rental: Rental) -> None:
