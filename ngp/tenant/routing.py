@@ -45,7 +45,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
     Returns: the tunnel that everything uses; None: all packets but those of the rented networks go as before.
     Raises: NgpError. If the interface can't be brought up, the barrier stays.
     """
-    path, table = home.conf_path(tunnel), policy.table_of(tunnel.public_key)
+    path, table = home.conf_path(tunnel), policy.table_of(tunnel.root_key)
     interface.refuse_unless_possible("up", path, ["wg-quick", "ip", *(["nft"] if all_traffic else [])])
     with _alone(home):
         carrier = _carrier(_standing()) or (table if all_traffic else None)
@@ -61,12 +61,12 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
             raise KernelError(f"{error}{stays if carrier == table else ''}") from error
         for version in sorted({one.version for one in sources}):
             _ip(version, f"route replace default dev {tunnel.interface} table {table}")
-    return next((one for one in home.tunnels() if policy.table_of(one.public_key) == carrier), None)
+    return next((one for one in home.tunnels() if policy.table_of(one.root_key) == carrier), None)
 
 
 def bring_down(home: Home, tunnel: Tunnel, beside: Sequence[Way]) -> None:
     """Bring a tunnel down, and undo all that was set for it, whatever of it stands. Raises NgpError."""
-    table = policy.table_of(tunnel.public_key)
+    table = policy.table_of(tunnel.root_key)
     if os.geteuid() != 0 and not interface.is_up(tunnel.interface) and not _has_rules(table):
         return
     interface.refuse_without_root("down", home.conf_path(tunnel))
