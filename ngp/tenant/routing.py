@@ -33,7 +33,6 @@ from ngp.tenant.policy import Rule
 _COMMAND_S = 20.0
 _MOST_TOLD = 300
 _IPV6 = Path("/proc/sys/net/ipv6")
-_PRIORITIES = (policy.RULE_PRIORITY, policy.LINK_PRIORITY, policy.ALL_PRIORITY)
 
 
 def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way]) -> Tunnel | None:
@@ -97,6 +96,8 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
             _ip(version, f"route replace {policy.REFUSING} table {carrier}")
         wanted += policy.rules_of_all(carrier, ways)
     standing, versions = _standing(), _versions()
+    others = [rule for rule in standing if rule.source and rule.table != table]
+    wanted += map(policy.rule_behind, others)
     for rule in dict.fromkeys(wanted):
         if rule not in standing and rule.version in versions:
             _ip(rule.version, f"rule add {rule.words}")
@@ -152,7 +153,7 @@ def _standing() -> list[Rule]:
     for version in _versions():
         rows = json.loads(_run(["ip", "-N", "-j", f"-{version}", "rule"]))
         ours = [row for row in rows if row.get("protocol") == str(policy.PROTOCOL)]
-        found += [_rule(version, row) for row in ours if row["priority"] in _PRIORITIES]
+        found += [_rule(version, row) for row in ours if row["priority"] in policy.PRIORITIES]
     return found
 
 
