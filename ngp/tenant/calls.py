@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from google.protobuf.message import DecodeError
 
 import ngp.calls.landlord_pb2 as pb
 from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS, REKEY
@@ -132,7 +133,7 @@ class CallingLandlord:
         content = self._carry(call, proof if isinstance(proof, bytes) else proof(call))
         try:
             reply = pb.Reply.FromString(content)
-        except ValueError:  # protobuf's own errors are ValueErrors
+        except DecodeError:
             raise LandlordError(f"landlord {self.place} answers what can't be read: ask the landlord") from None
         if reply.ctx.key != self._identity() or reply.ctx.nonce != request.ctx.nonce:
             raise LandlordError(f"landlord {self.place} answers another request: nothing was done; try again")
