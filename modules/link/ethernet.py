@@ -17,7 +17,7 @@ from typing import Any
 
 from ngp.core.values import LinkPeer
 from ngp.errors import KernelError
-from ngp.modules.link.base import Port, PortLink
+from ngp.modules.link.base import InletLink, InletPort
 from ngp.modules.link.inlet import Arrival, Inlet
 
 ETHERTYPE = 0x88B5
@@ -47,7 +47,7 @@ def mac_text(mac: bytes) -> str:
     return mac.hex(":")
 
 
-class _EthernetPort(Port):
+class _EthernetPort(InletPort):
     """The packet socket on one interface."""
 
     def __init__(self, interface: str, ether: Any, inlet: Inlet | None) -> None:
@@ -91,7 +91,7 @@ class _EthernetPort(Port):
         self._socket.close()
 
 
-class EthernetLink(PortLink):
+class EthernetLink(InletLink):
     """ngp in Ethernet frames; implements `ngp.ports.Link`."""
 
     max_datagram_bytes = MAX_DATAGRAM_BYTES
@@ -100,9 +100,9 @@ class EthernetLink(PortLink):
         super().__init__()
         self._ether = _load_ether()
 
-    def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
+    def open_port(self, interface: str, on_trial: bool) -> InletPort | None:
         try:
-            return _EthernetPort(interface, self._ether, inlet)
+            return _EthernetPort(interface, self._ether, None if on_trial else self._inlet)
         except OSError as error:
             if error.errno is None or error.errno in _GONE:  # the interface vanished; if_nametoindex gives no errno
                 return None

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 
 from ngp.core.values import Check, LinkPeer
 from ngp.errors import KernelError
-from ngp.modules.link.base import Port, PortLink
+from ngp.modules.link.base import InletLink, InletPort
 from ngp.modules.link.far_end import EVERYBODY_V4, EVERYBODY_V6, FarEnd, far_end
 from ngp.modules.link.inlet import Arrival, Inlet
 
@@ -47,7 +47,7 @@ def _is_framed(name: str) -> bool:
     return bool(struct.unpack_from("H", answer, 16)[0] == _ARPHRD_ETHER)
 
 
-class _UdpPort(Port):
+class _UdpPort(InletPort):
     """The sockets on one interface."""
 
     def __init__(self, interface: str, port: int, neighbours: Sequence[str], inlet: Inlet | None) -> None:
@@ -127,7 +127,7 @@ class _UdpPort(Port):
         self._sockets.clear()
 
 
-class UdpLink(PortLink):
+class UdpLink(InletLink):
     """ngp over UDP; implements `ngp.ports.Link`.
 
     Args:
@@ -142,9 +142,9 @@ class UdpLink(PortLink):
         self._port = port
         self._neighbours = tuple(neighbours)
 
-    def open_port(self, interface: str, inlet: Inlet | None) -> Port | None:
+    def open_port(self, interface: str, on_trial: bool) -> InletPort | None:
         try:
-            return _UdpPort(interface, self._port, self._neighbours, inlet)
+            return _UdpPort(interface, self._port, self._neighbours, None if on_trial else self._inlet)
         except OSError as error:
             if error.errno is None or error.errno in _GONE:  # the interface vanished; if_nametoindex gives no errno
                 return None

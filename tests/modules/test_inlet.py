@@ -13,7 +13,7 @@ from ngp.errors import KernelError
 from ngp.modules import bpf
 from ngp.modules.bpf import Table
 from ngp.modules.link import inlet as inlet_module
-from ngp.modules.link.base import Port, PortLink
+from ngp.modules.link.base import InletLink, InletPort
 from ngp.modules.link.ethernet import ETHERTYPE, EthernetLink
 from ngp.modules.link.inlet import Arrival, Inlet, read_arrival
 from ngp.modules.link.udp import HOP_LIMIT, PORT, UdpLink
@@ -197,7 +197,7 @@ def test_a_record_says_whence_it_came(version: int, source: bytes) -> None:
     assert read_arrival(record) == Arrival(7, MAC_A, source, b"abc")
 
 
-class FakePort(Port):
+class FakePort(InletPort):
     def __init__(self, index: int) -> None:
         self.index = index
         self.open, self.works, self.sent = True, True, list[bytes]()
@@ -230,14 +230,14 @@ class FakeInlet:
         pass
 
 
-class FakeLink(PortLink):
+class FakeLink(InletLink):
     max_datagram_bytes = 100
 
     def __init__(self) -> None:
         super().__init__()
         self.made: list[FakePort] = []
 
-    def open_port(self, interface: str, inlet: Inlet) -> Port | None:
+    def open_port(self, interface: str, on_trial: bool) -> FakePort | None:
         if interface == "going0":
             return None
         self.made.append(FakePort(int(interface[-1])))
