@@ -12,7 +12,7 @@ from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.shell import LabError, await_until
 from core_tests.topologies import LAN_V4, MESH_V4, MESH_V6, REMOTE_NETS, WAN_V4, ThreeHosts, three_hosts
-from core_tests.trade import CLIENT, GATEWAY, Trade, open_trade, start_all, used
+from core_tests.trade import CLIENT, GATEWAY, PREPAYING, Trade, open_trade, start_all, used
 
 VERSIONS = (4, 6)
 CONFIGURATION, KERNEL, ALREADY_RUNNING = 3, 4, 7
@@ -97,6 +97,34 @@ def test_both_links_at_once_find_each_neighbour_once(lab: Lab) -> None:
     for version in VERSIONS:
         assert traffic.ping(trade.net.client, trade.net.remote(version), count=3).received == 3
     assert [len(daemon.json("neighbours")) for daemon in (trade.gateway, trade.client)] == [1, 1]
+    trade.assert_books_agree()
+
+
+def test_neighbours_trade_by_grpc_alone_and_one_that_was_killed_is_met_again(lab: Lab) -> None:
+    """UDP is lost between them. The client calls; either of the two is killed while its contract runs."""
+    net = three_hosts(lab)
+    for host in (net.client, net.gateway):
+        for command in ("iptables", "ip6tables"):
+            host.run(command, "-A", "INPUT", "-p", "udp", "--dport", "10325", "-j", "DROP")
+    calls = {**CLIENT, "LINK_INTERFACE": "grpc", "NGP_INTERFACE": net.gateway.address("mesh0", 4)}
+    trade = Trade(
+        net,
+        net.gateway.daemon({**GATEWAY, "LINK_INTERFACE": 3}, start=False),
+        net.client.daemon(calls, start=False),
+    )
+    start_all(trade.gateway, trade.client)
+    trade.await_acquainted()
+    trade.prepay()
+    (row,) = trade.gateway.json("neighbours")
+    assert row["link_address"] == net.client.mac("mesh0")
+    traffic.tcp_sink(net.internet, net.remote(4, 2), 5001)
+    for number, victim in enumerate((trade.gateway, trade.client), 3):
+        victim.kill9()
+        assert traffic.ping(net.client, net.remote(4, PREPAYING)).received == 1  # the contract goes on
+        victim.start()
+        trade.await_acquainted()
+        assert traffic.ping(net.client, net.remote(6, number)).received == 1
+        assert traffic.tcp_send(net.client, net.remote(4, 2), 5001, size_bytes=1_000_000).intact
     trade.assert_books_agree()
 
 

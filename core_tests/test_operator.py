@@ -18,7 +18,7 @@ from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, assert_conserved, open_trade, used
-from ngp.daemon.desired import LINK_UDP_PORT
+from ngp.daemon.desired import LINK_PORT
 from ngp.store.sqlite import SqliteStore
 
 VERSIONS = (4, 6)
@@ -94,7 +94,7 @@ def test_start_and_check_report_the_same_problems(lab: Lab) -> None:
     assert "10325" not in checked, "port and number are our own"
     daemon.stop()
     with host.socket_inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as other:
-        other.bind(("", LINK_UDP_PORT))
+        other.bind(("", LINK_PORT))
         checked, refused = daemon.cli("check", *place).stdout, daemon.cli("start", *place)
     assert refused.returncode == KERNEL
     assert refused.stderr.splitlines()[-1].removeprefix("ngp: ") in checked

@@ -24,7 +24,8 @@ KB_PRICE = 1024 * 1024  # 1 msat per kB, in msat per GiB
 
 def modules(group: str) -> Collection[str]:
     payment = ("sandbox", "electrum", "lnd")
-    known = {"ngp.link": ("udp", "ethernet"), "ngp.network": ("ip",), "ngp.payment": payment, "ngp.face": ("https",)}
+    link, face = ("udp", "ethernet", "grpc"), ("https",)
+    known = {"ngp.link": link, "ngp.network": ("ip",), "ngp.payment": payment, "ngp.face": face}
     return known[group]
 
 
@@ -288,8 +289,8 @@ BAD_LINES = [
     ("CSV_DELAY: 1 week", "CSV_DELAY: '1 week'", "from 1 to 10000"),
     ("CONTRACTS_MAX: 0", "CONTRACTS_MAX: '0'", "from 1 to 16777216"),
     ("CONTRACTS_MAX: 99999999999999999999999999999999999999999", "CONTRACTS_MAX", "from 1 to 16777216"),
-    ("LINK_INTERFACE: 3", "LINK_INTERFACE: '3'", "grpc, which is not available yet: available are ethernet, udp"),
-    ("LINK_INTERFACE: [udp, pigeon]", "LINK_INTERFACE", "pigeon, which is not installed: available are ethernet, udp"),
+    ("LINK_INTERFACE: pigeon", "LINK_INTERFACE", "pigeon, which is not installed: available are ethernet, grpc, udp"),
+    ("LINK_INTERFACE: [udp, pigeon]", "LINK_INTERFACE", "is not installed: available are ethernet, grpc, udp"),
     ("LINK_INTERFACE: [udp, 1]", "LINK_INTERFACE: '1'", "twice"),
     ("LINK_INTERFACE: []", "LINK_INTERFACE: []", "is empty"),
     ("LINK_INTERFACE: ../../x", "LINK_INTERFACE: '../../x'", "udp (or 1)"),

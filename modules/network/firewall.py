@@ -37,8 +37,8 @@ def check(desired: DesiredNetwork, host: Host, forwarded: frozenset[int]) -> Ite
     if desired.sells:
         for version in sorted(desired.families & forwarded):
             yield _forwarding(desired, host, chains, version)
-    if desired.link_by_udp:
-        yield from _link(desired, host, chains)
+    for protocol in desired.link_protocols:
+        yield from _link(desired, host, chains, protocol)
 
 
 def _chains() -> list[Chain]:
@@ -115,23 +115,25 @@ def _where(chain: Chain) -> str:
     return f"in {kind} {chain.name} ({chain.table}), {why}"
 
 
-def _link(desired: DesiredNetwork, host: Host, chains: list[Chain]) -> Iterator[Check]:
+def _link(desired: DesiredNetwork, host: Host, chains: list[Chain], protocol: str) -> Iterator[Check]:
     """Warn of INPUT rules that drop the link's port, if they do so for every IP version that a mesh interface has."""
-    port = desired.link_udp_port
+    port = desired.link_port
     for name in desired.mesh_interfaces[:_INTERFACES_ASKED]:
         by: dict[int, Chain | None] = {}
         for version in host.versions(name):
-            packet = Packet(version, name, protocol="udp", port=port, state="new")
+            packet = Packet(version, name, protocol=protocol, port=port, state="new")
             here = (each for each in chains if each.hook == "input" and verdicts.drops(each, packet))
             by[version] = next(filter(_is_in_force, here), None)
         dropping = [chain for chain in by.values() if chain is not None]
         if not by or len(dropping) < len(by):
             continue
-        found = f"neighbours' messages on {name} (UDP port {port}) are dropped {_where(dropping[0])}"
+        found = f"neighbours' messages on {name} ({protocol.upper()} port {port}) are dropped {_where(dropping[0])}"
         commands = [
-            f"nft insert rule {chain.table} {chain.name} iifname {name} udp dport {port} accept"
+            f"nft insert rule {chain.table} {chain.name} iifname {name} {protocol} dport {port} accept"
             if chain.by_nft
-            else f"{chain.table} -I {chain.name} -i {name} -p udp --dport {port} -j ACCEPT".replace(" -t filter", "")
+            else f"{chain.table} -I {chain.name} -i {name} -p {protocol} --dport {port} -j ACCEPT".replace(
+                " -t filter", ""
+            )
             for chain in dropping
         ]
         yield Check(f"link on {name}", True, found, "; ".join(dict.fromkeys(commands)))

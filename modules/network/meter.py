@@ -238,7 +238,7 @@ class Meter:
         stranger_ns, neighbour_ns = (10**9 // max(1, each) for each in (desired.stranger_rate, desired.neighbour_rate))
         tail = layout.CONFIG_TAIL.pack(
             layout.LAYOUT,
-            socket.htons(desired.link_udp_port),
+            socket.htons(desired.link_port),
             self._rooms.paid_bits,
             self._rooms.on_grace_bits,
             stranger_ns,

@@ -111,9 +111,8 @@ def _payment_module(written: Written) -> Iterator[Finding]:
 def _unavailable(written: Written, key: Key[Any], group: str, name: str, also: tuple[str, ...]) -> Iterator[Finding]:
     available = sorted({*written.modules(group), *also})
     if name not in available:
-        why = "is not available yet" if name == "grpc" else "is not installed"
         offered = ", ".join(available) or "none"
-        yield written.finding(key, f"names the module {name}, which {why}: available are {offered}")
+        yield written.finding(key, f"names the module {name}, which is not installed: available are {offered}")
 
 
 def _interfaces(written: Written) -> Iterator[Finding]:

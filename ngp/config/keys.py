@@ -77,7 +77,7 @@ LINK_INTERFACE = Key(
     "module, or a list",
     values.module_list(values.module({"1": "udp", "2": "ethernet", "3": "grpc"})),
     "udp",
-    "how messages reach neighbours: udp (or 1), ethernet (or 2; raw frames without IP), grpc (or 3; not available yet)",
+    "how messages reach neighbours: udp (or 1), ethernet (or 2; raw frames without IP), grpc (or 3; calls by TCP)",
     ("link_modules",),
     needs_restart=True,
 )

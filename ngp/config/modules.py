@@ -28,6 +28,7 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
     LINK: {
         "udp": "ngp.modules.link.udp:UdpLink",
         "ethernet": "ngp.modules.link.ethernet:EthernetLink",
+        "grpc": "ngp.modules.link.grpc:GrpcLink",
     },
     NETWORK: {
         "ip": "ngp.modules.network.datapath:Datapath",

@@ -98,7 +98,7 @@ class DesiredNetwork:
         lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
         lane_burst_bytes: how many bytes may pass at once after a pause.
         queue_number: NFQUEUE number.
-        link_udp_port: UDP port of the ngp link itself; link_by_udp: whether a link module uses it.
+        link_port: port of the ngp link itself; link_protocols: by which of tcp and udp neighbours reach us there.
         contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
         stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
             second, and at once.
@@ -118,13 +118,13 @@ class DesiredNetwork:
     lane_bytes_s: int
     lane_burst_bytes: int
     queue_number: int
-    link_udp_port: int
+    link_port: int
     contracts_max: int
     stranger_rate: int
     stranger_burst: int
     neighbour_rate: int
     neighbour_burst: int
-    link_by_udp: bool = True
+    link_protocols: tuple[str, ...] = ("udp",)
     tunnel: str = ""
 
 

@@ -17,7 +17,7 @@ from ngp.ports import Network
 
 ALL_INTERFACES = "all"
 FAMILIES = {"ip": frozenset({4, 6}), "ip4": frozenset({4}), "ip6": frozenset({6})}
-LINK_UDP_PORT = 10325
+LINK_PORT = 10325
 STRANGER_RATE, STRANGER_BURST = 200, 50
 NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
 """First packets a second that are handed to Python: as many as one core can negotiate beside its other work."""
@@ -166,8 +166,8 @@ def desired_network(
         lane_bytes_s=settings.payment_services_bytes_s,
         lane_burst_bytes=max(LEAST_LANE_BURST_BYTES, LANE_BURST_S * settings.payment_services_bytes_s),
         queue_number=settings.queue_number,
-        link_udp_port=LINK_UDP_PORT,
-        link_by_udp="udp" in settings.link_modules,
+        link_port=LINK_PORT,
+        link_protocols=_link_protocols(settings),
         contracts_max=settings.contracts_max,
         stranger_rate=STRANGER_RATE,
         stranger_burst=STRANGER_BURST,
@@ -175,6 +175,12 @@ def desired_network(
         neighbour_burst=NEIGHBOUR_BURST,
         tunnel=settings.tunnel_interface,
     )
+
+
+def _link_protocols(settings: Settings) -> tuple[str, ...]:
+    """Return by which protocols neighbours reach us; a neighbour that we call needn't call us."""
+    modules, calls = settings.link_modules, bool(settings.ngp_addresses)
+    return ("udp",) * ("udp" in modules) + ("tcp",) * ("grpc" in modules and not calls)
 
 
 def _rules(entries: Iterable[FreeDestination]) -> tuple[FreeRule, ...]:

@@ -43,7 +43,7 @@ from ngp.daemon.api.reading import BOOKS_S
 from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock, boot_number
 from ngp.daemon.control import ControlServer
-from ngp.daemon.desired import LINK_UDP_PORT
+from ngp.daemon.desired import LINK_PORT
 from ngp.daemon.landlord import Landlord, endpoints_of, look, tunnel_key
 from ngp.daemon.letting import Letting
 from ngp.daemon.node import Node, Parts
@@ -83,7 +83,7 @@ def make_links(settings: Settings) -> list[Link]:
     """Return the link modules that net.conf names."""
     links: list[Link] = []
     for name in settings.link_modules:
-        own = {"port": LINK_UDP_PORT, "neighbours": settings.ngp_addresses} if name == "udp" else {}
+        own = {"port": LINK_PORT, "neighbours": settings.ngp_addresses} if name in ("udp", "grpc") else {}
         links.append(module_class(LINK, name)(**own, **_options(settings, LINK, name)))
     return links
 

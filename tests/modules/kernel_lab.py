@@ -81,7 +81,7 @@ def desired(**changes: object) -> DesiredNetwork:
         "lane_bytes_s": 32 * 1024,
         "lane_burst_bytes": 2**20,
         "queue_number": QUEUE_NUMBER,
-        "link_udp_port": 10325,
+        "link_port": 10325,
         "contracts_max": 1000,
         "stranger_rate": 100,
         "stranger_burst": 100,

@@ -159,7 +159,7 @@ def test_a_firewall_that_drops_the_links_messages(hosts: Lab, sells: bool) -> No
     sh("ip6tables -A INPUT -p udp --dport 10000:11000 -j DROP")
     (line,) = told(**on).values()
     assert line.ok and line.name == "link on m0" and "UDP port 10325" in line.found
-    assert told(**on, link_by_udp=False) == {}
+    assert told(**on, link_protocols=()) == {}
     sh(line.remedy)
     assert told(**on) == {}
     sh("ip6tables -F && iptables -F && iptables -P INPUT ACCEPT")
@@ -167,6 +167,15 @@ def test_a_firewall_that_drops_the_links_messages(hosts: Lab, sells: bool) -> No
     sh("nft add rule inet z i tcp dport 10325 accept && nft add rule inet z i udp dport { 53, 67-68 } accept")
     (line,) = told(**on).values()
     assert "nft chain i (inet z), by its policy" in line.found
+    sh(line.remedy)
+    assert told(**on) == {}
+
+
+def test_a_firewall_that_drops_the_calls_of_neighbours(hosts: Lab) -> None:
+    on = {"mesh_interfaces": ("m0",), "link_protocols": ("tcp",)}
+    sh("for each in iptables ip6tables; do $each -A INPUT -p tcp --dport 10000:11000 -j REJECT; done")
+    (line,) = told(**on).values()
+    assert line.name == "link on m0" and "TCP port 10325" in line.found
     sh(line.remedy)
     assert told(**on) == {}
 

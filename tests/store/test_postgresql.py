@@ -92,9 +92,7 @@ def test_no_network_is_held_for_two_landlords(places: tuple[PostgresStore, Postg
         assert set(ours.hold_networks(b"3" * 32, [V4_ALL])) == {V4, V6, ip_network("192.0.2.2/32")}
 
 
-@pytest.mark.parametrize(
-    "record", [rental(state="released"), ForgetNeighbours((R1,))], ids=["released", "forgotten"]
-)
+@pytest.mark.parametrize("record", [rental(state="released"), ForgetNeighbours((R1,))], ids=["released", "forgotten"])
 def test_what_is_released_or_forgotten_is_free_for_others(
     places: tuple[PostgresStore, PostgresStore], record: Any
 ) -> None:

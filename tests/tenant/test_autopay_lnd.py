@@ -40,9 +40,7 @@ def network() -> Iterator[LightningNetwork]:
 def uri_of(node: Lnd) -> str:
     """Return the node's lndconnect URI."""
     certificate = ssl.PEM_cert_to_DER_cert(node.certificate.read_text())
-    cert, macaroon = (
-        base64.urlsafe_b64encode(one).decode() for one in (certificate, node.admin_macaroon.read_bytes())
-    )
+    cert, macaroon = (base64.urlsafe_b64encode(one).decode() for one in (certificate, node.admin_macaroon.read_bytes()))
     return f"lndconnect://{node.rpc_host}?cert={cert}&macaroon={macaroon}"
 
 

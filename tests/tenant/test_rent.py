@@ -44,7 +44,6 @@ class Router:
     def trust(self, name: str = "example") -> subprocess.CompletedProcess[str]:
         return self.rent("trust", name, self.landlord.host, self.landlord.pin)
 
-
     @property
     def tenant(self) -> Path:
         return self.folder / "node" / "tenant"

@@ -164,9 +164,10 @@ async def run(options: StartOptions) -> int:
     loop.add_signal_handler(signal.SIGHUP, lambda: logging.getLogger("ngp").info("reloaded"))
     handlers = Handlers(stopping)
     names = [name for name in dir(handlers) if not name.startswith("_") and name != "stopping"]
-    server = ControlServer(options.state_dir / CONTROL_SOCKET, {
-        name.replace("rentals_", "rentals "): getattr(handlers, name) for name in names
-    })
+    server = ControlServer(
+        options.state_dir / CONTROL_SOCKET,
+        {name.replace("rentals_", "rentals "): getattr(handlers, name) for name in names},
+    )
     await server.start()
     (options.state_dir / "options.json").write_text(json.dumps(str(options.config_path)))
     logging.getLogger("ngp").info("ready: \x1b[2J")

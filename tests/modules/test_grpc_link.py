@@ -1,0 +1,542 @@
+"""The gRPC link on the real kernel: calls, and what neighbours on the same link might try."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+
+from core_tests.namespaces import inside
+from ngp.core.values import LinkPeer
+from ngp.errors import KernelError
+from ngp.modules.link import streams
+from ngp.modules.link.grpc import PORT, GrpcLink, Limits
+from ngp.modules.link.grpc_call import PATH
+from tests.modules.test_links import (
+    IPV4_A,
+    IPV4_B,
+    IPV6_A,
+    IPV6_B,
+    MAC_A,
+    MAC_B,
+    End,
+    connect,
+    counted,
+    ends,
+    hosts,
+    ip,
+    make_tun,
+    pump,
+    wired,
+)
+
+__all__ = ["hosts", "wired"]  # the fixtures
+
+PEER_A, PEER_B = LinkPeer("mesh0", MAC_A, IPV4_A), LinkPeer("mesh0", MAC_B, IPV4_B)
+QUICK = Limits(again_s=0.05, again_most_s=0.2)
+
+
+def calls(*addresses: str, limits: Limits = QUICK) -> GrpcLink:
+    return GrpcLink(neighbours=addresses, limits=limits)
+
+
+def run_in_a(hosts: tuple[str, str], scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene in A's namespace: A's link opens sockets whenever it calls."""
+    with inside(hosts[0]):
+        asyncio.run(scene())
+
+
+async def met(a: End, b: End) -> LinkPeer:
+    """Wait until B, which is called, has A's hello; returns A."""
+    a.broadcast("mesh0", b"hello")
+    peer, datagram = await b.next()
+    assert datagram == b"hello"
+    return peer
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_neighbour_is_called_and_both_send(wired: tuple[str, str], family: int) -> None:
+    target, source = (IPV4_B, IPV4_A) if family == 4 else (f"{IPV6_B}%mesh0", f"{IPV6_A}%mesh0")
+
+    async def scene() -> None:
+        async with ends(wired, calls(target), calls()) as (a, b):
+            peer = await met(a, b)
+            assert (peer, peer.transport) == (PEER_A, source)
+            b.link.send(peer, b"answer")
+            answerer, answer = await a.next()
+            assert (answerer, answerer.transport, answer) == (PEER_B, target, b"answer")
+            b.link.trust(peer)
+            whole = [bytes([number % 256]) * (number % 1232 + 1) for number in range(3000)]
+            for datagram in whole:
+                while not _sent(a, LinkPeer("mesh0", MAC_B, target), datagram):
+                    await asyncio.sleep(0.01)
+            assert [(await b.next())[1] for _ in whole] == whole
+            b.broadcast("mesh0", b"to all")
+            assert (await a.next())[1] == b"to all"
+
+    run_in_a(wired, scene)
+
+
+def _sent(end: End, peer: LinkPeer, datagram: bytes) -> bool:
+    before = end.link.counters().get("unsent", 0)
+    end.link.send(peer, datagram)
+    return end.link.counters().get("unsent", 0) == before
+
+
+def test_both_may_call_each_other_and_a_restarted_neighbour_is_called_again(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with ends(wired, calls(IPV4_B), calls()) as (a, b):
+            await met(a, b)
+            await b.link.close()
+            again = End(calls(), wired[1])
+            with inside(wired[1]):
+                await again.link.open(("mesh0",), again.take)
+            try:
+                peer, datagram = await again.next()
+                assert (peer.transport, datagram) == (IPV4_A, b"hello")  # the last one, sent at once
+                again.link.send(peer, b"back")
+                assert (await a.next())[1] == b"back"
+                with inside(wired[0]):
+                    await a.link.update(())
+                    await a.link.update(("mesh0",))
+                a.broadcast("mesh0", b"anew")
+                assert (await again.next())[1] == b"anew"
+            finally:
+                await again.link.close()
+
+    run_in_a(wired, scene)
+
+
+def test_interfaces_come_and_go(hosts: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with ends(hosts, calls(IPV4_B), calls()) as (a, b):
+            a.broadcast("mesh0", b"into the void")
+            assert a.link.counters() == {"unsent": 1}
+            for number in range(2):  # the second time the pair is made anew: another interface of the same name
+                connect(hosts)
+                await a.update("mesh0")
+                await b.update("mesh0", "absent0")
+                a.broadcast("mesh0", b"round %d" % number)
+                peer, datagram = await b.next()
+                assert (peer.link_address, datagram) == (MAC_A, b"round %d" % number)
+                if number == 0:
+                    ip("-n", hosts[0], "link", "del", "mesh0")
+                    await a.update("mesh0")
+                    a.broadcast("mesh0", b"gone")
+                    assert a.link.counters()["unsent"] == 2
+            await a.update()
+            a.broadcast("mesh0", b"no longer ours")
+            assert a.link.counters()["unsent"] == 3
+
+    run_in_a(hosts, scene)
+
+
+def test_a_layer_3_interface_has_one_neighbour(hosts: tuple[str, str]) -> None:
+    async def scene() -> None:
+        devices = [make_tun(hosts[0], IPV4_A, IPV4_B, IPV6_A), make_tun(hosts[1], IPV4_B, IPV4_A, IPV6_B)]
+        loop = asyncio.get_running_loop()
+        loop.add_reader(devices[0], pump, devices[0], devices[1])
+        loop.add_reader(devices[1], pump, devices[1], devices[0])
+        try:
+            async with ends(hosts, calls(IPV4_B), calls(), "tun0") as (a, b):
+                a.broadcast("tun0", b"hello")
+                peer, _ = await b.next()
+                assert (peer, peer.transport) == (LinkPeer("tun0", b""), IPV4_A)
+                b.link.send(peer, b"answer")
+                assert (await a.next())[1] == b"answer"
+        finally:
+            for device in devices:
+                loop.remove_reader(device)
+                os.close(device)
+
+    run_in_a(hosts, scene)
+
+
+@pytest.mark.parametrize("address", [IPV4_B, "0.0.0.0", "::"])
+def test_a_port_that_another_program_has_is_found_before_the_start(wired: tuple[str, str], address: str) -> None:
+    with inside(wired[1]):
+        assert GrpcLink().taken(("mesh0", "gone0")) == []
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as other:
+            other.bind((address, PORT))
+            other.listen()
+            (line,) = GrpcLink().taken(("mesh0",))
+            assert not line.ok and "ss -ltnp" in line.found
+            with pytest.raises(KernelError, match="ss -ltnp"):
+                asyncio.run(GrpcLink().open(("mesh0",), lambda peer, datagram: None))
+        assert GrpcLink().taken(("mesh0",)) == []
+
+
+def test_too_large_is_an_error_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        GrpcLink().send(PEER_B, bytes(1233))
+    with pytest.raises(ValueError, match="at most"):
+        GrpcLink().broadcast("mesh0", bytes(1233))
+
+
+def test_check_says_whom_it_calls_and_who_answers(wired: tuple[str, str]) -> None:
+    (line,) = GrpcLink().check(("mesh0",))
+    assert line.ok and "nobody is called" in line.found and line.remedy.startswith("NGP_INTERFACE")
+
+    async def scene() -> None:
+        link = calls(IPV4_B, "02:00:00:00:00:0b", f"{IPV6_B}%other0")
+        async with ends(wired, link, calls()) as (a, b):
+            await met(a, b)
+            assert [each.found for each in link.check(("mesh0",))] == [
+                "a gRPC connection on mesh0",
+                f"called by gRPC (TCP port {PORT})",
+            ]
+            await b.link.close()
+            async with asyncio.timeout(60):
+                while link.check(("mesh0",))[0].ok:
+                    await asyncio.sleep(0.01)
+            (line, _) = link.check(("mesh0",))
+            assert (
+                line.found == "doesn't answer by gRPC: Connection refused on mesh0" and "TCP port 10325" in line.remedy
+            )
+
+    run_in_a(wired, scene)
+
+
+# --- another implementation -------------------------------------------------------------------------------------------
+
+GRPCIO = """
+import asyncio, grpc, sys
+from google.protobuf.wrappers_pb2 import BytesValue
+READ, WRITTEN = BytesValue.FromString, BytesValue.SerializeToString
+kind, place, path = sys.argv[1:]
+
+async def call():
+    async with grpc.aio.insecure_channel(place) as channel:
+        carry = channel.stream_stream(path, request_serializer=WRITTEN, response_deserializer=READ)()
+        for number in range(100):
+            await carry.write(BytesValue(value=b"%d" % number))
+        assert [(await carry.read()).value for _ in range(100)] == [b"%d" % number for number in range(100)]
+
+async def refused():
+    async with grpc.aio.insecure_channel(place) as channel:
+        try:
+            await channel.unary_unary("/ngp.Link/Steal")(b"")
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error
+
+class Link(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.stream_stream_rpc_method_handler(self.carry, READ, WRITTEN) if details.method == path else None
+
+    async def carry(self, requests, context):
+        async for request in requests:
+            yield BytesValue(value=request.value.upper())
+
+async def serve():
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Link(),))
+    server.add_insecure_port(place)
+    await server.start()
+    await server.wait_for_termination()
+
+asyncio.run(globals()[kind]())
+"""
+
+
+@contextlib.asynccontextmanager
+async def grpcio(host: str, kind: str, place: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run gRPC's own implementation in a namespace. Its segments need the hop limit, which it can't set."""
+    ip("netns", "exec", host, "sysctl", "-qw", "net.ipv4.ip_default_ttl=255")
+    command = ("ip", "netns", "exec", host, sys.executable, "-c", GRPCIO, kind, place, PATH.decode())
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def test_grpcs_own_client_is_understood(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        b = End(calls(), wired[1])
+        with inside(wired[1]):
+            await b.link.open(("mesh0",), b.take)
+        try:
+            async with grpcio(wired[0], "call", f"{IPV4_B}:{PORT}") as client:
+                heard = [await b.next() for _ in range(100)]
+                assert [datagram for _, datagram in heard] == [b"%d" % number for number in range(100)]
+                for peer, datagram in heard:
+                    assert peer == PEER_A
+                    b.link.send(peer, datagram)
+                assert await client.wait() == 0
+            async with grpcio(wired[0], "refused", f"{IPV4_B}:{PORT}") as client:
+                assert await client.wait() == 0
+            assert b.link.counters() == {"malformed": 1}
+        finally:
+            await b.link.close()
+
+    run_in_a(wired, scene)
+
+
+def test_grpcs_own_server_is_understood(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        a = End(calls(IPV4_B), wired[0])
+        async with grpcio(wired[1], "serve", f"{IPV4_B}:{PORT}"):
+            await a.link.open(("mesh0",), a.take)
+            try:
+                a.broadcast("mesh0", b"hello")
+                peer, datagram = await a.next()
+                assert (peer, datagram) == (PEER_B, b"HELLO")
+            finally:
+                await a.link.close()
+
+    run_in_a(wired, scene)
+
+
+# --- hostile neighbours -----------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def plain(target: str, ttl: int = 255) -> AsyncIterator[socket.socket]:
+    """Connect to a link as any program on the same link can, from A's namespace."""
+    one = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET)
+    one.setblocking(False)
+    if ":" in target:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+    else:
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+    try:
+        await asyncio.get_running_loop().sock_connect(one, (target, PORT))
+        yield one
+    finally:
+        one.close()
+
+
+@contextlib.asynccontextmanager
+async def called(hosts: tuple[str, str], limits: Limits = QUICK) -> AsyncIterator[End]:
+    """Open only B's link."""
+    b = End(calls(limits=limits), hosts[1])
+    with inside(hosts[1]):
+        await b.link.open(("mesh0",), b.take)
+    try:
+        yield b
+    finally:
+        await b.link.close()
+
+
+async def ended(one: socket.socket) -> None:
+    """Wait until the other end has ended a connection."""
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.wait_for(asyncio.get_running_loop().sock_recv(one, 65536), 60):
+            pass
+
+
+@pytest.mark.parametrize("target", [IPV4_B, f"{IPV6_B}%mesh0"])
+def test_nobody_behind_a_router_can_connect(wired: tuple[str, str], target: str) -> None:
+    async def scene() -> None:
+        async with called(wired) as b:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.5), plain(target, ttl=254):
+                    pass
+            async with plain(target) as one:
+                await asyncio.get_running_loop().sock_sendall(one, b"GET / HTTP/1.1\r\n\r\n" * 3)
+                await ended(one)
+            assert b.link.counters() == {"malformed": 1}
+
+    run_in_a(wired, scene)
+
+
+def test_frames_under_another_mac_are_not_the_neighbours(wired: tuple[str, str]) -> None:
+    """A's MAC changes under an open connection, as if another host took over: B hears nothing more on it."""
+    new = b"\x02\x00\x00\x00\x00\x77"
+
+    async def scene() -> None:
+        limits = Limits(again_s=0.05, again_most_s=0.2, ping_s=0.5, dead_s=4)
+        async with ends(wired, calls(IPV4_B, limits=limits), calls(limits=limits)) as (a, b):
+            assert await met(a, b) == PEER_A
+            ip("-n", wired[0], "link", "set", "mesh0", "address", new.hex(":"))
+            ip("-n", wired[1], "neigh", "replace", IPV4_A, "lladdr", new.hex(":"), "dev", "mesh0")
+            a.link.send(PEER_B, b"under another MAC")
+            peer, datagram = await b.next()  # by a new connection
+            assert (peer.link_address, datagram) == (new, b"hello")
+            a.link.send(PEER_B, b"last")
+            assert await b.next() == (LinkPeer("mesh0", new, IPV4_A), b"last")
+
+    run_in_a(wired, scene)
+
+
+def test_the_caller_keeps_to_the_mac_that_it_reports(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with called(wired) as b, plain(IPV4_B) as one:
+            assert streams.called(socket.if_nametoindex("mesh0"), IPV4_B) == MAC_B
+            streams.keep_to(one, MAC_B)
+            assert await asyncio.get_running_loop().sock_recv(one, 9)  # B's settings
+            streams.keep_to(one, b"\x02\x00\x00\x00\x00\x66")
+            await asyncio.get_running_loop().sock_sendall(one, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50))
+            await counted(b, "malformed")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await ended(one)
+            with pytest.raises(OSError, match="isn't known"):
+                streams.called(socket.if_nametoindex("mesh0"), "192.0.2.77")
+
+    run_in_a(wired, scene)
+
+
+class Caller:
+    """A program that makes a call by hand."""
+
+    def __init__(self, one: socket.socket) -> None:
+        self.socket = one
+        self.h2 = H2Connection(H2Configuration(client_side=True))
+        self.h2.initiate_connection()
+        asked = {":method": "POST", ":scheme": "http", ":path": PATH.decode(), ":authority": "b"}
+        self.h2.send_headers(1, list({**asked, "te": "trailers", "content-type": "application/grpc"}.items()))
+
+    async def send(self, *datagrams: bytes) -> None:
+        for datagram in datagrams:
+            body = b"\x0a" + _varint(len(datagram)) + datagram
+            self.h2.send_data(1, struct.pack("!BI", 0, len(body)) + body)
+        await asyncio.get_running_loop().sock_sendall(self.socket, self.h2.data_to_send())
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128, number >> 7])
+
+
+def test_silent_and_half_open_connections_end(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with (
+            called(wired, Limits(open_s=1, ping_s=0.5, dead_s=3)) as b,
+            plain(IPV4_B) as mute,
+            plain(IPV4_B) as dead,
+        ):
+            caller = Caller(dead)
+            await caller.send(b"hello")
+            assert (await b.next())[1] == b"hello"
+            await ended(mute)  # no call within the time
+            assert await asyncio.get_running_loop().sock_recv(dead, 65536)
+            ip("link", "set", "mesh0", "down")
+            async with asyncio.timeout(60):
+                while b.link.counters().get("unsent", 0) == 0:
+                    b.link.send(PEER_A, b"into the void")
+                    await asyncio.sleep(0.05)
+
+    run_in_a(wired, scene)
+
+
+def test_one_address_has_few_connections_and_the_newest_are_kept(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        limits = Limits(connections_of_one=3, accepts_of_one_burst=20)
+        async with called(wired, limits) as b, contextlib.AsyncExitStack() as stack:
+            opened = []
+            for number in range(6):
+                opened.append(await stack.enter_async_context(plain(IPV4_B)))
+                await Caller(opened[-1]).send(b"%d" % number)
+                assert (await b.next())[1] == b"%d" % number
+            for one in opened[:3]:
+                await ended(one)
+            b.link.send(PEER_A, b"to the newest")
+            assert b.link.counters() == {"connections_refused": 3}
+            while b"to the newest" not in await asyncio.get_running_loop().sock_recv(opened[-1], 65536):
+                pass
+
+    run_in_a(wired, scene)
+
+
+def test_connections_that_come_too_fast_are_refused(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with (
+            called(wired, Limits(accepts_of_one_s=0.01, accepts_of_one_burst=2)) as b,
+            plain(IPV4_B) as first,
+            plain(IPV4_B),
+            plain(IPV4_B) as third,
+        ):
+            await ended(third)
+            await Caller(first).send(b"still here")
+            assert (await b.next())[1] == b"still here"
+            assert b.link.counters() == {"connections_refused": 1}
+
+    run_in_a(wired, scene)
+
+
+def test_a_stranger_never_takes_a_proven_neighbours_place(wired: tuple[str, str]) -> None:
+    """Two places in all; one is the neighbour's, and strangers under ever new MACs push each other out of the other."""
+
+    async def scene() -> None:
+        async with ends(wired, calls(IPV4_B), calls(limits=Limits(connections=2))) as (a, b):
+            b.link.trust(await met(a, b))
+            for number in range(5):
+                mac = f"02:00:00:00:01:{number:02x}"
+                name, address = f"m{number}", f"192.0.2.{100 + number}"
+                ip("link", "add", "link", "mesh0", "name", name, "address", mac, "type", "macvlan", "mode", "bridge")
+                ip("link", "set", name, "up")
+                ip("address", "add", f"{address}/32", "dev", name)
+                ip("route", "add", IPV4_B, "dev", name, "src", address, "table", str(100 + number))
+                ip("rule", "add", "from", address, "table", str(100 + number))
+                ip("-n", wired[1], "neigh", "replace", address, "lladdr", mac, "dev", "mesh0")
+                one = socket.socket()
+                one.setblocking(False)
+                one.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode() + b"\0")
+                with one:
+                    one.bind((address, 0))
+                    await asyncio.get_running_loop().sock_connect(one, (IPV4_B, PORT))
+                    await Caller(one).send(b"%d" % number)
+                    peer, _ = await b.next()
+                    assert peer.link_address.hex(":") == mac
+            a.link.send(PEER_B, b"still here")
+            assert await b.next() == (PEER_A, b"still here")
+
+    run_in_a(wired, scene)
+
+
+def test_a_flood_waits_and_delays_only_itself(wired: tuple[str, str]) -> None:
+    """Pings without end, whose answers nobody reads, beside a neighbour that has proven itself."""
+
+    async def scene() -> None:
+        async with ends(wired, calls(f"{IPV6_B}%mesh0"), calls()) as (a, b):
+            a.broadcast("mesh0", b"hello")
+            peer, _ = await b.next()
+            ip("link", "add", "link", "mesh0", "name", "m1", "address", "02:00:00:00:00:77", "type", "macvlan")
+            ip("link", "set", "m1", "up")
+            ip("address", "add", "192.0.2.77/24", "dev", "m1")
+            ip("route", "replace", IPV4_B, "dev", "m1", "src", "192.0.2.77")
+            b.link.trust(peer)
+            async with plain(IPV4_B) as flooder:
+                caller = Caller(flooder)
+                await caller.send(b"flood")
+                assert (await b.next())[0].link_address == b"\x02\x00\x00\x00\x00\x77"
+                pings = (bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678") * 1000
+                taken = 0
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        taken += flooder.send(pings)
+                        await asyncio.sleep(0)
+                assert taken < 16 << 20  # the kernel's queues are full, and ngp reads 50 frames a second
+                for number in range(500):
+                    a.link.send(LinkPeer("mesh0", MAC_B, f"{IPV6_B}%mesh0"), b"%d" % number)
+                    assert await b.next() == (PEER_A, b"%d" % number)
+
+    run_in_a(wired, scene)
+
+
+def test_a_neighbour_that_does_not_read_loses_messages_and_fills_no_memory(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with called(wired) as b, plain(IPV4_B) as one:
+            caller = Caller(one)
+            caller.h2.increment_flow_control_window(1 << 30)
+            caller.h2.increment_flow_control_window(1 << 30, 1)
+            await caller.send(b"hello")
+            peer, _ = await b.next()
+            for _ in range(20_000):  # 24 MB
+                b.link.send(peer, bytes(1232))
+            await asyncio.sleep(0)
+            assert b.link.counters()["unsent"] > 5_000
+
+    run_in_a(wired, scene)
