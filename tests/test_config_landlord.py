@@ -161,7 +161,6 @@ BAD_LINES = [
     ("LANDLORD_OFFERS: [{name: a, credit_max: 999 sat, payment_min: 1 sat}]", "LANDLORD_OFFERS", "the least first"),
     ("LANDLORD_OFFERS: [{name: a, rent: 0}]", "LANDLORD_OFFERS", "a: rent is 0, and so is the price"),
     ("LANDLORD_RENT: 0", "LANDLORD_RENT: '0'", "write a rent, or a price per kilobyte"),
-    ("LANDLORD_PRICE: 5", "LANDLORD_PRICE: '5'", "isn't possible yet"),
     ("LANDLORD_RATE: 5 bytes", "LANDLORD_RATE: '5 bytes'", "write 1 kB/s to 16 GB/s"),
     ("LANDLORD_ACTIVATION_FEE: 1500 msat", "LANDLORD_ACTIVATION_FEE: '1500 msat'", "write 1 sat or 2 sat"),
     ("LANDLORD_INITIAL_CREDIT_MIN: 0", "LANDLORD_INITIAL_CREDIT_MIN: '0'", "write 1 sat or more"),
@@ -212,7 +211,18 @@ def test_over_https_the_first_offer_needs_a_rent() -> None:
     offers = "LANDLORD_OFFERS: [{name: a, rent: 0, price: 1}, {name: b, rent: 0, price: 1}]"
     found = [problem for problem in problems(offers, "LANDLORD_HTTPS: 192.0.2.1:443") if "LANDLORD_HTTPS" in problem]
     assert len(found) == 1 and "for a: rent is 0, but over LANDLORD_HTTPS" in found[0]
-    assert not any("LANDLORD_HTTPS" in problem for problem in problems(offers)), "only the price isn't possible yet"
+    assert [offer.rent_msat for offer in landlord(offers).offers] == [0, 0]
+
+
+def test_over_https_the_first_offer_has_no_price() -> None:
+    https = "LANDLORD_HTTPS: 192.0.2.1:443"
+    (problem,) = problems("LANDLORD_PRICE: 5", https)
+    assert "LANDLORD_PRICE: '5' is above 0, but LANDLORD_HTTPS sells the first offer, by time alone" in problem
+    (problem,) = problems("LANDLORD_OFFERS: [{name: a, price: 1}, {name: b}]", https)
+    assert "for a: price is above 0, but LANDLORD_HTTPS" in problem
+    first, second = landlord("LANDLORD_OFFERS: [{name: a}, {name: b, price: 1}]", https).offers
+    assert (first.price_msat_per_gib, second.price_msat_per_gib) == (0, 1 << 20)
+    assert landlord("LANDLORD_PRICE: 5").offers[0].price_msat_per_gib == 5 << 20
 
 
 def test_over_https_the_tunnel_is_found_by_ipv4_or_a_name() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ngp.cli import streams
-from ngp.cli.show import Column, Row, field, lines_of, money, print_json, print_table
+from ngp.cli.show import Column, Row, field, lines_of, money, price, print_json, print_table
 
 if TYPE_CHECKING:
     from ngp.core.tenant.answers import Status
@@ -29,6 +29,7 @@ _OFFERS = (
     Column("offer", field("name")),
     Column("networks", field("networks")),
     Column("rent a month", field("rent_msat_per_month", money), right=True),
+    Column("price", field("price_msat_per_gib", price), right=True),
     Column("activation fee", field("activation_fee_msat", money), right=True),
     Column("least credit", field("initial_credit_min_msat", money), right=True),
     Column("least payment", field("payment_min_msat", money), right=True),
@@ -69,7 +70,7 @@ def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str]) -> Row:
         "networks": offer.networks,
         "free": offer.free,
         "rent_msat_per_month": terms.rent_msat,
-        "price_msat_per_gib": 0,
+        "price_msat_per_gib": terms.price_msat_per_gib,
         "activation_fee_msat": terms.activation_fee_msat,
         "initial_credit_min_msat": terms.initial_credit_min_msat,
         "payment_min_msat": terms.payment_min_msat,

@@ -226,9 +226,11 @@ def _has_face(key: Key[Any], name: str) -> Check:
 
 
 def _metered(written: Written) -> Iterator[Finding]:
-    for offer in _offers(written):
-        if _term(written, offer, "price"):
-            yield _at(written, offer, "price", "isn't possible yet, as a tenant's traffic isn't charged: write 0")
+    """Refuse a price where the published client rents: it isn't told of one, and its books would never agree."""
+    offer = _offers(written)[0]
+    if written[own.HTTPS] and _term(written, offer, "price") and _term(written, offer, "rent"):
+        message = "is above 0, but LANDLORD_HTTPS sells the first offer, by time alone: write 0, or another first"
+        yield _at(written, offer, "price", message)
 
 
 _CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
@@ -237,7 +239,7 @@ _CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((own.OFFERS, own.CREDIT_MAX, own.INITIAL_CREDIT_MIN), _least_credit),
     ((own.OFFERS, own.CREDIT_MAX, own.PAYMENT_MIN), _two_payments),
     ((own.OFFERS, own.RENT, own.PRICE, own.HTTPS), _rents),
-    ((own.OFFERS, own.PRICE), _metered),
+    ((own.OFFERS, own.PRICE, own.HTTPS), _metered),
     ((own.POOLS, own.OFFERS), _sizes),
     ((own.ENDPOINT, own.HTTPS), _endpoint),
     ((own.HTTPS_CERT, own.HTTPS_KEY), _certificate),

@@ -56,7 +56,7 @@ PRICE = Key(
     "price",
     _TERMS["price"],
     "0",
-    "per kilobyte, besides the rent (later: only 0 so far)",
+    "per kilobyte, besides the rent; not over HTTPS",
     ("letting.terms.price_msat_per_gib",),
 )
 RATE = Key(
@@ -136,7 +136,7 @@ MESH = Key(
     "yes or no",
     values.yes_or_no,
     "yes",
-    "neighbours may rent over the mesh link, if there are MESH_INTERFACES",
+    "neighbours may rent over the mesh link (later)",
     ("letting.mesh",),
 )
 HTTPS = Key(

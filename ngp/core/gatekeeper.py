@@ -145,7 +145,11 @@ class Gatekeeper:
             case UsageRead():
                 self._usage(event.readings)
                 for reading in event.accounts:
-                    seller_meter.kernel_spent(world, reading)
+                    rental = world.letting.rentals.get(reading.account)
+                    if rental is None:
+                        seller_meter.kernel_spent(world, reading)
+                    elif reading.exhausted:
+                        landlord.account_exhausted(world, rental)
             case Hinted():
                 self._hinted(event)
             case Halted():
@@ -153,6 +157,7 @@ class Gatekeeper:
             case AccountCounted():
                 seller_meter.account_counted(world, event)
                 seller_refunds.account_counted(world, event)
+                landlord.account_counted(world, event)
             case Tick():
                 self._tick()
             case Stopping():
@@ -304,7 +309,10 @@ class Gatekeeper:
         touched: dict[bytes, ClientAccount] = {}
         for reading in readings:
             contract = self.world.contracts.get(reading.contract)
-            if isinstance(contract, Purchase):
+            rental = self.world.letting.metered.get(reading.contract)
+            if rental is not None:
+                landlord.usage_read(self.world, rental, reading)
+            elif isinstance(contract, Purchase):
                 buyer_meter.usage_read(self.world, contract, reading)
             elif contract is not None and (account := seller_meter.contract_read(self.world, contract, reading)):
                 touched[account.identity] = account
@@ -322,6 +330,8 @@ class Gatekeeper:
                     renewal.renew_if_due(world, contract)
                 elif contract is not None:
                     seller_meter.look_if_exhausted(world, contract)
+            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.letting.rentals:
+                landlord.account_exhausted(world, world.letting.rentals[hint.key])
             elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.clients:
                 seller_meter.account_exhausted(world, world.clients[hint.key])
             elif hint.kind is HintKind.UNBOUGHT and hint.destination is not None:
@@ -329,6 +339,9 @@ class Gatekeeper:
 
     def _halted(self, event: Halted) -> None:
         contract = self.world.contracts.get(event.contract)
+        rental = self.world.letting.metered.get(event.contract)
+        if rental is not None:
+            landlord.contract_halted(self.world, rental, event.contract, event.reading)
         if contract is None or contract.state is not State.HALTING:
             return
         if isinstance(contract, Purchase):
@@ -353,7 +366,9 @@ class Gatekeeper:
         for contract_id in list(islice(world.unflushed, most)):
             world.unflushed.discard(contract_id)
             contract = world.contracts.get(contract_id)
-            if contract is not None:
+            if contract_id in world.letting.metered:
+                landlord.save_totals(world, world.letting.metered[contract_id])
+            elif contract is not None:
                 world.save_contract(contract)
                 accounts[contract.identity, contract.role] = world.account_of(contract)
         for account in accounts.values():

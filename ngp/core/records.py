@@ -87,7 +87,8 @@ class AccountRecord:
 class ContractRecord:
     """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset.
 
-    `kind` is `traffic`, or `subnet` for a period of a rental, which has no prices, data or lifetime of its own.
+    `kind` is `traffic`, or `subnet` for a period of a rental. Such a contract has no data limit, lifetime or bill, and
+    prices only if the traffic is metered.
     `billed_bytes` says how far the bill has got. A client's record has what the server billed; a server's record has
     what its client acknowledged after the contract's end.
     """
@@ -137,7 +138,10 @@ class PaymentRecord:
 
 @dataclass(frozen=True, slots=True)
 class RentalRecord:
-    """One rental. Key: rental. `networks` are separated by spaces; `_s` without `_at` are seconds of service."""
+    """One rental. Key: rental. `networks` are separated by spaces; `_s` without `_at` are seconds of service.
+
+    `traffic_units` are msat / 2^30, as in the kernel, and never more than a signed word of 8 bytes holds.
+    """
 
     rental: bytes
     wireguard_key: bytes
@@ -159,6 +163,13 @@ class RentalRecord:
     started_at_s: int
     started_s: int
     payments: int
+    price_msat_per_gib: int = 0
+    asked_price_msat_per_gib: int = 0
+    used_to_bytes: int = 0
+    used_from_bytes: int = 0
+    traffic_units: int = 0
+    period_began_to_bytes: int = 0
+    period_began_from_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +256,7 @@ class Snapshot:
     Attributes:
         blocked: identities that the operator blocked.
         contracts: of kind `traffic` only.
-        rentals: those that aren't released, and those with money left.
+        rentals: those that aren't released, and those with money left, an open period, or an invoice that may be paid.
         others: networks that other landlords with the same database let or hold now.
         service: None: nothing was let yet.
         forgotten_s: when any payment of ours that isn't in `payments` last changed, UTC seconds; 0: there is none.

@@ -79,11 +79,11 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
                 found_as_is.add(contract.id)
             if contract_record.state == State.HALTING.value:
                 halting.append(contract)
-    for left_over in running:
-        world.do(RevokeContract(left_over))
     _payments(world, snapshot)
     world.letting.others = snapshot.others
-    landlord.restore(world, snapshot.rentals, snapshot.service)
+    landlord.restore(world, snapshot.rentals, snapshot.service, adopted)
+    for left_over in running.keys() - world.letting.metered.keys():
+        world.do(RevokeContract(left_over))
     _limits(world, snapshot, adopted, found_as_is)
     for contract in halting:  # the last process died before the kernel's last reading closed them
         world.halt(contract, CloseReason(contract.reason))
@@ -236,7 +236,7 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
             running.setdefault(contract.identity, []).append(contract)
     found = {one.limit.account: one for one in adopted.accounts}
     for record in snapshot.accounts:
-        if record.role is Role.SERVER:
+        if record.role is Role.SERVER and record.identity not in world.letting.rentals:
             contracts = running.pop(record.identity, [])
             _limit(world, record, contracts, found.pop(record.identity, None), adopted.at_mono_s)
             for contract in contracts:
@@ -245,7 +245,9 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
                 elif contract.id not in found_as_is:
                     world.grant(contract)
     for identity in found:
-        world.do(ForgetAccount(identity))
+        rental = world.letting.rentals.get(identity)
+        if rental is None or not rental.meter.shown:
+            world.do(ForgetAccount(identity))
 
 
 def _limit(

@@ -425,7 +425,7 @@ class World:
         the rest is for neighbours that money passed to or from.
         """
         most = self.settings.contracts_max
-        if len(self.contracts) >= most:
+        if len(self.contracts) + len(self.letting.metered) >= most:
             return True
         return self.strangers >= max(16, most // 2) and not self.has_traded(role, identity)
 

@@ -98,7 +98,7 @@ def _stop(network: Network, world: World) -> list[Reading]:
     """Stop our contracts in the kernel and return what each has used since it was granted."""
     network.block_all()
     asyncio.run(network.settled())
-    return network.read(list(world.contracts))
+    return network.read([*world.contracts, *world.letting.metered])
 
 
 def _book(

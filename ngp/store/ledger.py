@@ -90,7 +90,9 @@ class SqlLedger(ABC):
                     rows.rental,
                     f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE state <> 'released' UNION "
                     f"SELECT {rows.RENTAL_COLUMNS} FROM rentals JOIN accounts ON identity = rental "
-                    "WHERE role = 'server' AND paid_msat > charged_msat + refunded_msat",
+                    "WHERE role = 'server' AND (paid_msat > charged_msat + refunded_msat OR period <> x'') UNION "
+                    f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE rental IN (SELECT identity FROM payments "
+                    "WHERE state = 'open' AND kind = 'rent')",
                 ),
                 service=rows.service(
                     connection.execute("SELECT name, value FROM state WHERE name IN (?, ?, ?)", rows.SERVICE)

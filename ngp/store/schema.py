@@ -112,4 +112,13 @@ _FIFTH = (
     "CREATE INDEX rentals_held ON rentals (state) WHERE state <> 'released'",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# what a rental's traffic costs and has used
+_SIXTH = tuple(
+    f"ALTER TABLE rentals ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
+    for name in (
+        *("price_msat_per_gib", "asked_price_msat_per_gib", "used_to_bytes", "used_from_bytes", "traffic_units"),
+        *("period_began_to_bytes", "period_began_from_bytes"),
+    )
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)

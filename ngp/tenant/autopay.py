@@ -22,7 +22,7 @@ from ngp.core.tenant.account import disagreements, follow
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, refusals, top_up_msat
 from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
-from ngp.tenant import files, rekey, renting
+from ngp.tenant import files, renting
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.landlord import Landlord, RefusedError
@@ -74,8 +74,7 @@ async def look(kept: Kept) -> float:
     Raises: NgpError: nothing was paid, or the outcome of a payment isn't known yet.
     """
     with _alone(kept):
-        tunnel = await asyncio.to_thread(rekey.present, kept.home, kept.landlord, kept.tunnel)
-        return await _look(replace(kept, tunnel=tunnel))
+        return await _look(kept)
 
 
 async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
@@ -94,17 +93,17 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
 def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
     """Take over a payment that was made by hand from another wallet. Raises NgpError."""
     file = BooksFile(home.state_path(tunnel))
-    with alone_with(file, tunnel):
+    with _alone_with(file, tunnel):
         books = file.read()
         if books.pending is None and not disagreements(books.account, status, time.time()):
             file.write(replace(books, account=follow(books.account, status)))
 
 
 def _alone(kept: Kept) -> AbstractContextManager[None]:
-    return alone_with(kept.books, kept.tunnel)
+    return _alone_with(kept.books, kept.tunnel)
 
 
-def alone_with(books: BooksFile, tunnel: Tunnel) -> AbstractContextManager[None]:
+def _alone_with(books: BooksFile, tunnel: Tunnel) -> AbstractContextManager[None]:
     """Keep other processes from paying for the same rental meanwhile."""
     lock = books.path.with_name(f"{tunnel.interface}.lock")
     return files.only_one(lock, f"another payment for {tunnel.shown_name}", "wait until it is over")
@@ -119,7 +118,8 @@ async def _look(kept: Kept) -> float:
     is_first = not books.account.started
     terms = await asyncio.to_thread(kept.landlord.terms, kept.tunnel.offer)
     limits = kept.limits()
-    if refused := refusals(terms, limits, is_first):
+    price = max(terms.price_msat_per_gib, status.price_msat_per_gib or 0 if status is not None else 0)
+    if refused := refusals(replace(terms, price_msat_per_gib=price), limits, is_first):
         raise LimitError(f"{'; '.join(refused)}: nothing is paid")
     credit_msat = status.credit_msat if status is not None and not is_first else 0
     amount_msat = top_up_msat(credit_msat, terms, limits, is_first)

@@ -15,10 +15,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from google.protobuf.message import DecodeError
 
 import ngp.calls.landlord_pb2 as pb
-from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS, REKEY
+from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS
 from ngp.calls.proof import prove
 from ngp.core.host_port import split_host_port
 from ngp.core.prefixes import tunnel_address
@@ -35,6 +34,8 @@ from ngp.tenant.landlord import Keys, Place, RefusedError, printable
 MOST_OFFERS = 256
 _MOST_MSAT = MOST_SAT * SAT_MSAT
 _MOST_RENT_MSAT = 10**15
+_MOST_PRICE_MSAT_PER_GIB = 1 << 40  # the most that a kernel charges
+_MOST_BYTES = 1 << 62
 _ATTEMPTS = 2
 
 T = TypeVar("T")
@@ -88,11 +89,6 @@ class CallingLandlord:
         found = self._proven(GET_REFUND, keys, lambda ctx: pb.GetRefundRequest(ctx=ctx, bolt11=bolt11))
         return self._read(lambda: _status(found.status))
 
-    def rekey(self, keys: Keys, new: Keys) -> None:
-        """Give a rental another key."""
-        public = base64.b64decode(new.public_key)
-        self._proven(REKEY, keys, lambda ctx: pb.RekeyRequest(ctx=ctx, new_key=public), new)
-
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _offers(self) -> Sequence[Any]:
@@ -113,16 +109,16 @@ class CallingLandlord:
         known = ", ".join(printable(one.name) for one in offers)
         raise LandlordError(f"landlord {self.place} has no offer {name!r}; there are {known}")
 
-    def _proven(self, method: str, keys: Keys, request: Callable[[Any], Any], *more: Keys) -> Any:
-        """Call a method with a proof of each key; once more if the landlord began another session meanwhile."""
-        private_keys = [X25519PrivateKey.from_private_bytes(base64.b64decode(one.private_key)) for one in (keys, *more)]
+    def _proven(self, method: str, keys: Keys, request: Callable[[Any], Any]) -> Any:
+        """Call a method with a proof of the key; once more if the landlord began another session meanwhile."""
+        private_key = X25519PrivateKey.from_private_bytes(base64.b64decode(keys.private_key))
         reply = None
         for _ in range(_ATTEMPTS):
             if self._session is None:
                 self._offers()
             assert self._session is not None
             ctx = pb.Ctx(nonce=self._session.next_nonce(), key=base64.b64decode(keys.public_key))
-            reply = self._call(method, request(ctx), self._session.proof(private_keys))
+            reply = self._call(method, request(ctx), self._session.proof(private_key))
             if reply.failure.kind != pb.Failure.VERIFICATION_FAILED:
                 break
             self._session = None
@@ -133,7 +129,7 @@ class CallingLandlord:
         content = self._carry(call, proof if isinstance(proof, bytes) else proof(call))
         try:
             reply = pb.Reply.FromString(content)
-        except DecodeError:
+        except ValueError:  # protobuf's own errors are ValueErrors
             raise LandlordError(f"landlord {self.place} answers what can't be read: ask the landlord") from None
         if reply.ctx.key != self._identity() or reply.ctx.nonce != request.ctx.nonce:
             raise LandlordError(f"landlord {self.place} answers another request: nothing was done; try again")
@@ -157,13 +153,7 @@ class CallingLandlord:
             raise LandlordError(str(error)) from error
 
 
-_RESULTS = {
-    ADD_CREDIT: "asked",
-    GET_STATUS: "status",
-    GET_CONFIGURATION: "configuration",
-    REKEY: "status",
-    GET_REFUND: "status",
-}
+_RESULTS = {ADD_CREDIT: "asked", GET_STATUS: "status", GET_CONFIGURATION: "configuration", GET_REFUND: "status"}
 
 
 class _OpenSession:
@@ -180,12 +170,12 @@ class _OpenSession:
         self._last = max(self._last + 1, self._session.clock_us + elapsed_us)
         return self._last
 
-    def proof(self, private_keys: Sequence[X25519PrivateKey]) -> Callable[[Call], bytes]:
-        """Return what proves keys for a call."""
+    def proof(self, private_key: X25519PrivateKey) -> Callable[[Call], bytes]:
+        """Return what proves a key for a call."""
 
         def of(call: Call) -> bytes:
             try:
-                return b"".join(prove(one, self._session, call) for one in private_keys)
+                return prove(private_key, self._session, call)
             except ValueError:
                 raise LandlordError("the landlord's WireGuard key is none: ask the landlord") from None
 
@@ -207,13 +197,12 @@ def _rate_sat_s(rent_msat: int) -> float:
 
 
 def _terms(offer: Any, with_fee: bool = True) -> SaleTerms:
-    if offer.price_msat_per_gib or not offer.rent_msat:
-        raise AnswerError("the landlord asks a price for traffic, which this version of ngp doesn't pay as a tenant")
     money = {
         name: _within(name, getattr(offer, name), 0, _MOST_MSAT)
         for name in ("activation_fee_msat", "initial_credit_min_msat", "payment_min_msat", "credit_max_msat")
     }
-    terms = SaleTerms(rate_sat_s=_rate_sat_s(offer.rent_msat), **money)
+    price = _within("price_msat_per_gib", offer.price_msat_per_gib, 0, _MOST_PRICE_MSAT_PER_GIB)
+    terms = SaleTerms(rate_sat_s=_rate_sat_s(offer.rent_msat), price_msat_per_gib=price, **money)
     return terms if with_fee else replace(terms, activation_fee_msat=0)
 
 
@@ -258,6 +247,9 @@ def _status(status: Any) -> Status:
         refunded_msat=_within("refunded_msat", status.refunded_msat, 0, _MOST_MSAT),
         reserved_until_s=_within("reserved_until_s", status.reserved_until_s, 0, MOST_TIME_S),
         fetchable_msat=_within("fetchable_msat", status.fetchable_msat, 0, _MOST_MSAT),
+        price_msat_per_gib=_within("price_msat_per_gib", status.price_msat_per_gib, 0, _MOST_PRICE_MSAT_PER_GIB),
+        used_to_bytes=_within("used_to_bytes", status.used_to_bytes, 0, _MOST_BYTES),
+        used_from_bytes=_within("used_from_bytes", status.used_from_bytes, 0, _MOST_BYTES),
     )
 
 

@@ -1,8 +1,7 @@
 """Policy: which of a machine's packets use a rented tunnel, as rules and routes. Pure.
 
 Packets from the rented networks look their route up in a table of the tunnel's own; all other packets go where they
-went before. Packets to the rented networks first look for a route in the main table that isn't a default route, since
-parts of the networks may be routed on to machines behind this one, or let on. That much is in the file for wg-quick.
+went before. That much is in the file for wg-quick too.
 
 With TENANT_ALL_TRAFFIC every packet uses that table, except for three kinds:
 
@@ -28,7 +27,7 @@ from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
 
-BESIDE_PRIORITY, SOURCE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = PRIORITIES = 10326, 10327, 10328, 10329
+RULE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = 10326, 10327, 10328
 PROTOCOL = 110
 """Of our rules: above those that rt_protos names, below those of routing daemons."""
 MAIN = 254
@@ -87,13 +86,7 @@ def sources_of(configuration: TunnelConfiguration, networks: Sequence[Prefix]) -
 
 def rules_of_sources(sources: Sequence[Prefix], table: int) -> list[Rule]:
     """Return the rules that lead packets from the rented networks into the tunnel."""
-    led = [Rule(one.version, SOURCE_PRIORITY, table, source=str(one)) for one in sources]
-    return [*map(rule_behind, led), *led]
-
-
-def rule_behind(led: Rule) -> Rule:
-    """Return the rule for packets to the networks of another rule, which may be behind this machine."""
-    return Rule(led.version, BESIDE_PRIORITY, MAIN, destination=led.source, not_default=True)
+    return [Rule(one.version, RULE_PRIORITY, table, source=str(one)) for one in sources]
 
 
 def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
@@ -104,7 +97,7 @@ def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
     return [
         *(
             Rule(
-                one.prefix.version, BESIDE_PRIORITY, MAIN, destination=str(one.prefix),
+                one.prefix.version, RULE_PRIORITY, MAIN, destination=str(one.prefix),
                 ip_protocol=_IP_PROTOCOLS[one.protocol], port=one.port,
             )
             for one in beside

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngp import invoice
-from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.core.pricing import SAT_MSAT, show_money, show_price
 from ngp.core.tenant.account import faults_of_invoice
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
@@ -158,7 +158,7 @@ def keep_configuration(
                 f"the landlord says that {network} is rented, but {taken} is this host's already: no file was "
                 "written, as the host's own packets would go to the landlord; ask the landlord"
             )
-    more = policy.lines(configuration, networks, tunnel.root_key) if keeps_route else ()
+    more = policy.lines(configuration, networks, tunnel.public_key) if keeps_route else ()
     text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None, more)
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)
@@ -189,5 +189,7 @@ def describe_invoice(quote: Quote) -> list[tuple[str, str]]:
         rows.append(("activation fee", f"{show_money(fee_msat)}, once"))
     rows.append(("credit added", show_money(asked.added_msat)))
     rows.append(("rent", f"{show_money(asked.terms.rent_msat)} a month"))
+    if asked.terms.price_msat_per_gib:
+        rows.append(("traffic", f"{show_price(asked.terms.price_msat_per_gib)}, both directions"))
     rows.append(("expires", iso(quote.expires_at_s)))
     return rows

@@ -16,16 +16,17 @@ from pathlib import Path
 from unittest import mock
 
 from playbook import UTC_AT_START_S, settings
-from stand_ins import PAYEES
+from stand_ins import PAYEES, Kernel
 
 from ngp import store
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.messages import Paid, Prefix
+from ngp.core.messages import Paid, Prefix, Role
 from ngp.core.money import PaymentNode
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental import landlord as rules
+from ngp.core.rental import metering
 from ngp.core.rental.landlord import served, tunnel_peer
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
@@ -33,8 +34,9 @@ from ngp.core.rental.status import RentalStatus, credit_msat, status
 from ngp.core.rental.terms import LettingSettings, Offer, Pool
 from ngp.core.restore import restore
 from ngp.core.values import (
+    TENANTS,
+    UNITS_PER_MSAT,
     UNKNOWN_PAYMENT,
-    Adopted,
     DecodedInvoice,
     Now,
     PaymentOutcome,
@@ -162,6 +164,7 @@ class Landlord:
         self.peers: dict[bytes, tuple[Prefix, ...]] = {}
         self.idle: set[bytes] = set()
         """Tenants that the tunnel knows and that have no networks now."""
+        self.kernel = Kernel()
         self.answers: dict[int, fx.AnswerTenant] = {}
         self.crash_after = -1
         self.log: list[str] = []
@@ -194,7 +197,7 @@ class Landlord:
         snapshot = self.ledger.load(self.clock().utc_s)
         snapshot = replace(snapshot, others=(*snapshot.others, *self.others))
         self._read = snapshot.cursor
-        self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.clock()))
+        self._carry_out(restore(self.gatekeeper, snapshot, self.kernel.adopted(self.mono_s), self.clock()))
         self.peers, self.idle = {}, set()
         for one in served(world):  # as `Tunnel.set_up` makes them
             self._set_peer(one)
@@ -208,6 +211,7 @@ class Landlord:
         if reboot:
             self.peers.clear()
             self.idle.clear()
+            self.kernel = Kernel()
         self._start()
 
     @property
@@ -279,7 +283,7 @@ class Landlord:
             case fx.AnswerTenant():
                 self.answers[effect.request] = effect
             case fx.SetTunnelPeer():
-                if not self.tunnel_fails:
+                if not (effect.held and self.tunnel_fails):
                     self._set_peer(effect.peer)
                 if effect.held:
                     self.happen(ev.TunnelPeerSet(effect.held, self.tunnel_fails))
@@ -288,8 +292,22 @@ class Landlord:
                 self.idle.discard(effect.wireguard_key)
             case fx.Log():
                 self.log.append(effect.text)
-            case fx.ForgetAccount() | fx.RevokeContract():
-                pass
+            case fx.LimitAccount():
+                self.kernel.limit(effect.limit, self.mono_s)
+            case fx.GrantContract():
+                self.kernel.grant([effect.grant], self.mono_s)
+            case fx.HaltContract():
+                self.kernel.grant([effect.grant], self.mono_s)
+                reading = next(iter(self.kernel.read([effect.grant.contract])), None)
+                self.happen(ev.Halted(effect.grant.contract, reading))
+            case fx.CountAccount():
+                (account,) = self.kernel.read_accounts([effect.account], self.mono_s)
+                readings = self.kernel.read(effect.contracts)
+                self.happen(ev.AccountCounted(effect.account, account.spent_units, readings))
+            case fx.RevokeContract():
+                self.kernel.revoke(effect.contract)
+            case fx.ForgetAccount():
+                self.kernel.forget(effect.account)
             case _:
                 raise AssertionError(f"nobody here carries out {effect!r}")
 
@@ -343,7 +361,7 @@ class Landlord:
         end = self.mono_s + seconds
         self.utc_s += jump_s
         self._look_at_held()
-        with mock.patch.object(rules, "SERVICE_SAVED_S", NOTED_S):
+        with mock.patch.object(rules, "SERVICE_SAVED_S", NOTED_S), mock.patch.object(metering, "RENT_AHEAD_S", NOTED_S):
             self._wake_until(end - 2 * NOTED_S)
         self._wake_until(end)
         self._pass(end - self.mono_s)
@@ -411,6 +429,22 @@ class Landlord:
         self.happen(ev.MoneyBackAsked(request, key(tenant), payment_hash.hex(), decoded))
         return self.answers.get(request)
 
+    def carry(self, tenant: int, size: int, towards: bool = True, version: int = 4) -> bool:
+        """Send a packet to a tenant, or from it. Returns whether tunnel and kernel let it through."""
+        networks = self.peers.get(key(tenant), ())
+        network = next((one for one in networks if one.version == version), None)
+        if network is None:
+            return False
+        address = str(network.network_address)
+        return self.kernel.carry(TENANTS, Role.SERVER, address, size, towards, self.mono_s) is not False
+
+    def read(self) -> None:
+        """Let the daemon read the kernel's meters and hints, as it does each second."""
+        readings, accounts = self.kernel.changed(), self.kernel.changed_accounts(self.mono_s)
+        hints, self.kernel.hints = tuple(self.kernel.hints), []
+        for event in (ev.UsageRead(readings), ev.UsageRead((), accounts), ev.Hinted(hints)):
+            self.happen(event)
+
     # --- questions of a test
 
     def rental(self, tenant: int) -> Rental:
@@ -438,6 +472,7 @@ class Landlord:
             assert account.refund.promised_msat >= 0
             assert account.paid_msat == account.charged_msat + account.refunded_msat + account.balance_msat
             assert account.balance_msat >= 0 and rental.owed_msat >= 0
+            self._check_limit(rental)
             assert rental.state.value != "active" or self.peers.get(rental.wireguard_key) == rental.networks
         assert self.idle == {one.wireguard_key for one in rentals if one.state.value in ("reserved", "off")}
         for tenant, networks in self.peers.items():
@@ -449,6 +484,20 @@ class Landlord:
         booked = [one for one in self.world.money.invoices.values() if one.kind is PaymentKind.RENT]
         assert sum(one.amount_msat for one in booked if one.state.value == "settled") <= heard
         self.audit()
+
+    def _check_limit(self, rental: Rental) -> None:
+        """Assert that all is covered that the kernel may still let pass."""
+        entry, account = self.kernel.accounts.get(rental.id), self.world.client(rental.id)
+        shown = rental.meter.shown
+        if entry is None or not shown:
+            assert not shown, "metered without an account"
+            return
+        unread = sum(self.kernel.slots[one].used for one in shown) - sum(map(sum, shown.values()))
+        owed_msat = rental.rent_owed_msat(self.world.letting.clock.at_s(self.clock()))
+        covered_msat = account.balance_msat - account.refund.promised_msat - owed_msat
+        covered = covered_msat * UNITS_PER_MSAT - rental.traffic_units - unread * rental.price_msat_per_gib
+        assert max(0, entry.limit.limit_units - entry.spent) <= max(0, covered)
+        assert rental.used_bytes == sum(map(sum, shown.values()))
 
     def audit(self) -> None:
         """Assert that accounts, payments and contracts in the ledger add up."""

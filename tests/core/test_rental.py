@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -592,22 +593,29 @@ ACTIONS = st.one_of(
     st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
     st.tuples(st.just("release"), st.integers(1, 5)),
     st.tuples(st.just("away"), st.booleans()),
+    st.tuples(st.just("carry"), st.integers(1, 5), st.sampled_from((100, 10**6, 10**8)), st.booleans()),
+    st.tuples(st.just("carry"), st.integers(1, 3), st.sampled_from((10**7, 10**8)), st.booleans()),
+    st.tuples(st.just("read")),
+    st.tuples(st.just("price"), st.sampled_from((0, 1 << 20, 50 << 20))),
     st.tuples(st.just("tunnel"), st.sampled_from(("", "no such device"))),
     st.tuples(st.just("fetch"), st.integers(1, 5), st.sampled_from((1, 400, 5000))),
     st.tuples(st.just("others"), st.sets(st.sampled_from(("203.0.113.0/31", "203.0.113.2/32", "2001:db8:0:1::/64")))),
 )
 
 
-@given(st.booleans(), st.lists(ACTIONS, max_size=40))
+@given(st.booleans(), st.sampled_from((0, 5 << 20)), st.lists(ACTIONS, max_size=40))
 @effort(
     max_examples=effort.default.max_examples // 2,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-def test_money_is_conserved_and_no_address_is_let_twice(holds: bool, actions: list[tuple[object, ...]]) -> None:
+def test_money_is_conserved_and_no_address_is_let_twice(
+    holds: bool, price: int, actions: list[tuple[object, ...]]
+) -> None:
+    """Also if traffic is metered, at prices that change, by a kernel that goes on while no daemon runs."""
     pools, node = ("203.0.113.0/30", "2001:db8::/62"), PaymentNodeOfLandlord(holds=holds)
     with (
         TemporaryDirectory(prefix="ngp-let-") as name,
-        closing(Landlord(Path(name), letting(pools=pools), node=node)) as landlord,
+        closing(Landlord(Path(name), letting(offer(price_msat_per_gib=price), pools=pools), node=node)) as landlord,
     ):
         invoices: list[str] = []
         for name, *words in actions:
@@ -633,6 +641,13 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
         landlord.pay(invoices[-1 - int(words[0]) % len(invoices)])  # type: ignore[call-overload]
     elif name == "at":
         landlord.at(words[0])  # type: ignore[arg-type]
+    elif name == "carry":
+        landlord.carry(*words)  # type: ignore[arg-type]
+    elif name == "read":
+        landlord.read()
+    elif name == "price":
+        landlord.terms = replace(landlord.terms, offers=(offer(price_msat_per_gib=words[0]),))
+        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
     elif name == "away":
         landlord.node.away = bool(words[0])
     elif name == "tunnel":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ledger_records import (
     ALICE,
@@ -75,10 +77,21 @@ def test_a_forgotten_neighbour_leaves_nothing_and_may_begin_again(store: Store) 
 
 def test_rentals_are_listed_with_their_accounts_the_oldest_first_also_released_ones(store: Store) -> None:
     ledger = store.open()
-    young, old = rental(ALICE, started_at_s=NOW), rental(BOB, started_at_s=NOW - 1, state="released")
+    young = rental(ALICE, started_at_s=NOW)
+    old = rental(BOB, started_at_s=NOW - 1, state="released", period=b"")
     ledger.commit([young, old, account(ALICE, paid_msat=7), account(BOB), account(BOB, role=Role.CLIENT, paid_msat=9)])
     assert ledger.rentals() == [(old, account(BOB)), (young, account(ALICE, paid_msat=7))]
     assert ledger.load(NOW).rentals == (young,)
+
+
+def test_a_start_knows_a_rental_that_is_over_as_long_as_it_may_be_paid_or_its_books_are_open(store: Store) -> None:
+    ledger = store.open()
+    ours, theirs = rental(ALICE, state="released", period=b""), rental(BOB, state="released")
+    ledger.commit([ours, account(ALICE), payment(1, identity=ALICE, kind=PaymentKind.RENT), theirs, account(BOB)])
+    assert set(ledger.load(NOW).rentals) == {ours, theirs}
+    ledger.commit([replace(ours, state="released"), payment(1, IN, PaymentState.CANCELLED, kind=PaymentKind.RENT)])
+    ledger.commit([replace(theirs, period=b"")])
+    assert ledger.load(NOW).rentals == ()
 
 
 def test_boots_are_counted(store: Store) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, WatchInvoice
 from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld
+from ngp.core.invoices import withdraw
 from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
-from ngp.core.rental import holding, landlord
+from ngp.core.rental import holding, landlord, metering
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import credit_msat, offer_of
@@ -40,6 +41,9 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         return why_not
     if letting.pending >= settings.invoices_max:
         return "too many invoices wait for their payment: ask again in some minutes"
+    if offer.price_msat_per_gib and not metering.has_room(world):
+        world.log_seldom(("no room", b"rental"), "a rental is refused: the kernel's table is full; raise CONTRACTS_MAX")
+        return "all places for metered rentals are taken: ask again later"
     networks = letting.allocate(offer)
     if networks is None and letting.others:
         letting.others = ()  # they may have given something back: the ledger knows
@@ -55,6 +59,7 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         networks=networks,
         state=RentalState.PENDING,
         rent_msat=offer.rent_msat,
+        price_msat_per_gib=offer.price_msat_per_gib,
         activation_fee_msat=offer.activation_fee_msat,
         started_at_s=world.now.utc_s,
         started_s=letting.clock.at_s(world.now),
@@ -112,6 +117,7 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
         return "an invoice for this rental is being made: ask again in a moment"
     if rental.state is RentalState.PENDING:
         rental.rent_msat, rental.activation_fee_msat = offer.rent_msat, offer.activation_fee_msat
+        rental.price_msat_per_gib = offer.price_msat_per_gib
         rental.started_at_s, rental.started_s = world.now.utc_s, world.letting.clock.at_s(world.now)
     _note_asked(world, event, rental, offer)
     _make_invoice(world, rental)
@@ -120,6 +126,9 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
 
 def _note_asked(world: World, event: CreditAsked, rental: Rental, offer: Offer) -> None:
     rental.asked_msat, rental.asked_rent_msat = event.amount_msat, offer.rent_msat
+    rental.asked_price_msat_per_gib = offer.price_msat_per_gib
+    if offer.price_msat_per_gib:
+        metering.enter(world, rental)
     world.client(rental.id).invoice.asked = True
     world.letting.asking[rental.id] = event.request
 
@@ -146,8 +155,11 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     request = world.letting.asking.pop(event.identity, None)
     if rental is None:
         return
-    landlord.withdraw_invoices(world, rental, "replaced")
-    world.letting.payable.setdefault(rental.id, set()).add(event.payment_hash)
+    payable = world.letting.payable.setdefault(rental.id, set())
+    for before in filter(None, map(world.money.invoices.get, payable)):
+        if before.state is PaymentState.OPEN:
+            withdraw(world, before, "replaced")
+    payable.add(event.payment_hash)
     landlord.save(world, rental, durable=True)
     if event.preimage:
         world.do(WatchInvoice(event.payment_hash))

@@ -10,24 +10,27 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer, WatchInvoice
-from ngp.core.events import ReleaseRental, SwitchRental
+from ngp.core.events import AccountCounted, ReleaseRental, SwitchRental
 from ngp.core.invoices import withdraw
 from ngp.core.listing import listed
 from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
 from ngp.core.records import PaymentKind, PaymentState, RentalRecord, ServiceRecord
-from ngp.core.rental.periods import charge, charge_rent, close_period, open_period, open_record
+from ngp.core.rental import metering
+from ngp.core.rental.periods import charge, charge_owed, close_period, open_period, open_record
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import ACCRUES, PAID_LATE, Rental, RentalState
-from ngp.core.rental.status import ends_s, offer_of
+from ngp.core.rental.status import credit_msat, ends_s, offer_of
 from ngp.core.rental.terms import MONTH_S, LettingSettings
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
-from ngp.core.values import TunnelPeer
+from ngp.core.values import Adopted, Reading, TunnelPeer
 from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0
 _SERVICE = b"service"
+MOST_UNCHARGED_UNITS = 1 << 60
+"""Traffic for more than this (a million sat) is charged at once: the ledger's numbers end at 2^63."""
 GIVE_BACK_FIRST = "put it back, or give these rentals back first: ngp rentals release RENTAL"
 IN_TUNNEL = frozenset({RentalState.ACTIVE, RentalState.RESERVED, RentalState.OFF})
 """Rentals whose tenants are peers of the tunnel, some of them without networks."""
@@ -86,26 +89,37 @@ def _log_kept(world: World, rental: Rental, amount_msat: int) -> None:
 
 def _credited(world: World, rental: Rental, begins: bool) -> None:
     """Begin a period at the rent that the paid invoice promised, with the credit that is on the account."""
-    letting, account = world.letting, world.client(rental.id)
+    letting = world.letting
     service_s = letting.clock.at_s(world.now)
     if begins:
         letting.by_key[rental.wireguard_key] = rental
-    rental.owed_msat = rental.owed_at_msat(service_s)
+    rental.owed_msat = rental.rent_owed_msat(service_s)
     close_period(world, rental, "paid")
+    is_repriced = rental.price_msat_per_gib != rental.asked_price_msat_per_gib
     rental.rent_msat, rental.rate_since_s = rental.asked_rent_msat, service_s
+    rental.price_msat_per_gib = rental.asked_price_msat_per_gib
     open_period(world, rental)
     if begins:
         charge(world, rental, rental.activation_fee_msat, "activation")
         rental.started_s = min(rental.started_s, service_s)
-    charge_rent(world, rental)
+    charge_owed(world, rental)
     if rental.state is not RentalState.OFF:
-        if account.balance_msat > rental.owed_msat:
+        if _is_covered(world, rental):
             _serve(world, rental)
         elif begins:  # only if a node was paid less than its invoice's sum
             rental.move(RentalState.ACTIVE)
             _reserve(world, rental, service_s)
+    if is_repriced:
+        metering.grant(world, rental)
+        metering.count_again(world, rental)
     save(world, rental, durable=True)
     _watch(world, rental)
+
+
+def _is_covered(world: World, rental: Rental) -> bool:
+    """Say whether there is credit for the service to go on."""
+    has_credit = credit_msat(world, rental, world.now) > 0
+    return has_credit and metering.pays_a_packet(world, rental)
 
 
 def _serve(world: World, rental: Rental) -> None:
@@ -113,6 +127,7 @@ def _serve(world: World, rental: Rental) -> None:
         rental.move(RentalState.ACTIVE)
         world.log(f"rental {_name(rental)} is active")
     rental.reserved_since_s = 0
+    metering.grant(world, rental)
     world.do(SetTunnelPeer(tunnel_peer(world, rental)))
 
 
@@ -144,22 +159,31 @@ def due(world: World, rental_id: bytes) -> None:
         _save_service(world)
     if rental is None:
         return
-    service_s, end_s = world.letting.clock.at_s(world.now), ends_s(world, rental)
-    if rental.state is RentalState.ACTIVE and end_s is not None and service_s >= end_s:
-        _reserve(world, rental, end_s)
-        save(world, rental)
+    service_s = world.letting.clock.at_s(world.now)
+    _reserve_if_used_up(world, rental)
     if rental.state is RentalState.RESERVED and service_s >= rental.reserved_since_s + _reserved_s(world, rental):
         end(world, rental, "not paid in time")
+    metering.limit(world, rental)
+    _watch(world, rental)
+
+
+def _reserve_if_used_up(world: World, rental: Rental) -> None:
+    if rental.state is not RentalState.ACTIVE or _is_covered(world, rental):
+        return
+    service_s, end_s = world.letting.clock.at_s(world.now), ends_s(world, rental)
+    _reserve(world, rental, service_s if end_s is None else min(service_s, end_s))
+    save(world, rental)
     _watch(world, rental)
 
 
 def _reserve(world: World, rental: Rental, since_s: int) -> None:
     """Stop the service for want of credit. Args: since_s: when the credit ended, perhaps while no daemon ran."""
     service_s = world.letting.clock.at_s(world.now)
-    rental.owed_msat, rental.rate_since_s = rental.owed_at_msat(service_s), service_s
-    charge_rent(world, rental)
+    rental.owed_msat, rental.rate_since_s = rental.rent_owed_msat(service_s), service_s
+    charge_owed(world, rental)
     rental.move(RentalState.RESERVED, "no credit")
     rental.reserved_since_s = since_s
+    metering.limit(world, rental)
     world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     kept_d = _reserved_s(world, rental) / 86_400
     world.log(f"rental {_name(rental)} has no credit left: off; its addresses are kept for {kept_d:.0f} days")
@@ -175,12 +199,58 @@ def _watch(world: World, rental: Rental) -> None:
     at_s: int | None = None
     if rental.state is RentalState.ACTIVE:
         at_s = ends_s(world, rental)
+        if at_s is not None and rental.price_msat_per_gib:
+            at_s = min(at_s, world.letting.clock.at_s(world.now) + metering.RENT_AHEAD_S)
     elif rental.state is RentalState.RESERVED:
         at_s = rental.reserved_since_s + _reserved_s(world, rental)
     if at_s is None or not world.letting.clock.goes_on:
         world.timers.clear(Due.RENTAL, rental.id)
     else:
         world.timers.set(Due.RENTAL, rental.id, world.letting.clock.mono_s(at_s))
+
+
+# --- traffic ----------------------------------------------------------------------------------------------------------
+
+
+def usage_read(world: World, rental: Rental, reading: Reading) -> None:
+    """Price what the kernel metered, and end the service when the credit is used up."""
+    metering.count(world, rental, reading)
+    if rental.traffic_units > MOST_UNCHARGED_UNITS:
+        charge_owed(world, rental)
+        save(world, rental)
+    _reserve_if_used_up(world, rental)
+
+
+def account_exhausted(world: World, rental: Rental) -> None:
+    """After the kernel refused a packet for want of money, and the readings were counted: look whether it was right.
+
+    A packet that costs more than is left is refused rightly: the service goes on while a full packet is paid for.
+    """
+    if rental.state is RentalState.ACTIVE:
+        metering.count_again(world, rental)
+
+
+def account_counted(world: World, event: AccountCounted) -> None:
+    """Compute the kernel's limit anew from what was read."""
+    rental = world.letting.rentals.get(event.account)
+    if rental is not None:
+        metering.counted(world, rental, event.spent_units, event.readings)
+        _reserve_if_used_up(world, rental)
+
+
+def contract_halted(world: World, rental: Rental, contract: bytes, reading: Reading | None) -> None:
+    """Close the books of a rental that is over, after the kernel's last reading; one that never began has none."""
+    if metering.halted(world, rental, contract, reading) and world.letting.rentals.get(rental.id) is rental:
+        close_period(world, rental, "released")
+        rental.traffic_units = 0
+        save(world, rental)
+
+
+def save_totals(world: World, rental: Rental) -> None:
+    """Write how much of its traffic was metered, which is seldom done, to spare the flash."""
+    world.do(Persist(rental.record()))
+    if (period := open_record(rental)) is not None:
+        world.do(Persist(period))
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -193,16 +263,17 @@ def switch(world: World, event: SwitchRental) -> None:
         return
     service_s = world.letting.clock.at_s(world.now)
     if not event.on and rental.state in (RentalState.ACTIVE, RentalState.RESERVED):
-        rental.owed_msat, rental.rate_since_s = rental.owed_at_msat(service_s), service_s
-        charge_rent(world, rental)
+        rental.owed_msat, rental.rate_since_s = rental.rent_owed_msat(service_s), service_s
+        charge_owed(world, rental)
         close_period(world, rental, "off")
         rental.move(RentalState.OFF, "switched off by the operator")
+        metering.limit(world, rental)
         world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     elif event.on and rental.state is RentalState.OFF:
         rental.rate_since_s = service_s
         open_period(world, rental)
-        charge_rent(world, rental)
-        if world.client(rental.id).balance_msat > rental.owed_msat:
+        charge_owed(world, rental)
+        if _is_covered(world, rental):
             _serve(world, rental)
         else:
             _reserve(world, rental, service_s)
@@ -220,33 +291,31 @@ def release(world: World, event: ReleaseRental) -> None:
 
 
 def end(world: World, rental: Rental, reason: str) -> None:
-    """End a rental. Rent that no credit covers is waived."""
+    """End a rental. What no credit covers is waived. If it is metered, its books are closed by `contract_halted`."""
+    account = world.client(rental.id)
     began = rental.state is not RentalState.PENDING
     if began:
-        rental.owed_msat = rental.owed_at_msat(world.letting.clock.at_s(world.now))
+        rental.owed_msat = rental.rent_owed_msat(world.letting.clock.at_s(world.now))
         if not rental.period.contract and rental.owed_msat:
             open_period(world, rental)
-        charge_rent(world, rental)
+        charge_owed(world, rental)
         rental.owed_msat = 0
-        close_period(world, rental, "released")
     world.do(RemoveTunnelPeer(rental.wireguard_key))  # one that waits for its first payment may be there already
-    withdraw_invoices(world, rental, "released")
+    invoice = world.money.invoices.get(account.invoice.payment_hash)
+    if invoice is not None and invoice.state is PaymentState.OPEN:
+        withdraw(world, invoice, "released")
     rental.move(RentalState.RELEASED, reason)
     world.timers.clear(Due.RENTAL, rental.id)
     world.letting.give_back(rental.networks)
+    if not metering.halt(world, rental):
+        metering.leave(world, rental)
+        close_period(world, rental, "released")
     if began:
         world.log(f"rental {_name(rental)} is released: {reason}")
     if began or world.letting.payable.get(rental.id):
         save(world, rental)
     else:
         forget(world, rental)
-
-
-def withdraw_invoices(world: World, rental: Rental, why: str) -> None:
-    """Withdraw the open invoices of a rental: after a kill there may be two, of which one replaced the other."""
-    for invoice in filter(None, map(world.money.invoices.get, world.letting.payable.get(rental.id, ()))):
-        if invoice.state is PaymentState.OPEN:
-            withdraw(world, invoice, why)
 
 
 def forget(world: World, rental: Rental) -> None:
@@ -294,9 +363,14 @@ def _save_service(world: World) -> None:
         world.timers.set(Due.RENTAL, _SERVICE, world.now.monotonic_s + SERVICE_SAVED_S)
 
 
-def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecord | None) -> None:
-    """Continue after a start: the pools without what is let, the tunnel's peers, and the timers."""
+def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecord | None, adopted: Adopted) -> None:
+    """Continue after a start: the pools without what is let, the meter, the tunnel's peers, and the timers.
+
+    Args: adopted: what was found in the kernel, where the contracts and accounts of rentals are among others.
+    """
     letting = world.letting
+    contracts = {found.grant.contract: found for found in adopted.contracts}
+    accounts = {found.limit.account: found for found in adopted.accounts}
     letting.clock.restore(service, world.now)
     for record in sorted(records, key=lambda one: (one.state != RentalState.RELEASED, one.started_s)):
         letting.add(Rental.of(record))  # the last one of a tenant is the one that it asks about
@@ -311,6 +385,12 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
     if letting.rentals:
         _save_service(world)
     for rental in list(letting.rentals.values()):
+        metering.restore(world, rental, contracts, accounts.get(rental.id))
+        _reserve_if_used_up(world, rental)
+        if rental.state is RentalState.RELEASED and rental.period.contract:  # nobody has closed its books
+            metering.halt(world, rental)
+        elif rental.meter.shown:
+            metering.grant(world, rental)
         if rental.state in IN_TUNNEL:
             world.do(SetTunnelPeer(tunnel_peer(world, rental)))
         if rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):

@@ -24,6 +24,7 @@ class Letting:
     Attributes:
         by_key: the tenant's newest rental, by WireGuard key.
         asking: rentals for which our payment node is making an invoice, with the number of the tenant's request.
+        metered: rentals whose traffic is metered, or will be if their invoice is paid, by the contracts in the kernel.
         payable: the rentals' invoices that may still be paid, by payment hash.
         free: what isn't let or held, as far as this landlord knows.
         others: what other landlords with the same database had at the start, or later when one of them had something
@@ -33,6 +34,7 @@ class Letting:
     clock: ServiceClock = field(default_factory=ServiceClock)
     rentals: dict[bytes, Rental] = field(default_factory=dict)
     by_key: dict[bytes, Rental] = field(default_factory=dict)
+    metered: dict[bytes, Rental] = field(default_factory=dict)
     asking: dict[bytes, int] = field(default_factory=dict)
     payable: dict[bytes, set[bytes]] = field(default_factory=dict)
     free: FreeNetworks = field(default_factory=lambda: FreeNetworks(()))

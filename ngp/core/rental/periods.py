@@ -7,18 +7,25 @@ from ngp.core.messages import Role
 from ngp.core.records import ContractRecord
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Period, Rental
+from ngp.core.values import UNITS_PER_MSAT
 from ngp.core.world import World
 
 
 def open_period(world: World, rental: Rental) -> None:
     """Begin a period now. `open_record` is its record."""
-    rental.period = Period(world.new_id(), world.now.utc_s)
+    rental.period = Period(
+        world.new_id(),
+        world.now.utc_s,
+        began_to_bytes=rental.used_to_bytes,
+        began_from_bytes=rental.used_from_bytes,
+    )
     world.client(rental.id).running += 1
 
 
 def close_period(world: World, rental: Rental, reason: str) -> None:
-    """End the present period, if there is one: what it charged is final."""
+    """End the present period, if there is one, and charge its traffic: what it charged is final."""
     if rental.period.contract:
+        _charge_traffic(world, rental)
         world.do(Persist(_record(rental, "closed", reason, world.now.utc_s)))
         world.client(rental.id).running -= 1
         rental.period = Period()
@@ -30,6 +37,8 @@ def open_record(rental: Rental) -> ContractRecord | None:
 
 
 def _record(rental: Rental, state: str, reason: str, closed_at_s: int) -> ContractRecord:
+    used_to_bytes = rental.used_to_bytes - rental.period.began_to_bytes
+    used_from_bytes = rental.used_from_bytes - rental.period.began_from_bytes
     return ContractRecord(
         contract=rental.period.contract,
         role=Role.SERVER,
@@ -39,13 +48,13 @@ def _record(rental: Rental, state: str, reason: str, closed_at_s: int) -> Contra
         destination=str(rental.networks[0]),
         state=state,
         reason=reason,
-        prices=(),
+        prices=((0, rental.price_msat_per_gib),) if rental.price_msat_per_gib else (),
         data_limit_bytes=0,
         lifetime_s=0,
-        used_to_bytes=0,
-        used_from_bytes=0,
+        used_to_bytes=used_to_bytes,
+        used_from_bytes=used_from_bytes,
         charged_msat=rental.period.charged_msat,
-        billed_bytes=0,
+        billed_bytes=used_to_bytes + used_from_bytes,
         opened_at_s=rental.period.opened_at_s,
         expires_at_s=0,
         closed_at_s=closed_at_s,
@@ -53,11 +62,18 @@ def _record(rental: Rental, state: str, reason: str, closed_at_s: int) -> Contra
     )
 
 
-def charge_rent(world: World, rental: Rental) -> None:
-    """Charge the rent that is owed, as far as the balance covers it."""
+def charge_owed(world: World, rental: Rental) -> None:
+    """Charge what is owed for traffic and for rent, as far as the balance covers it."""
+    _charge_traffic(world, rental)
     amount_msat = max(0, min(rental.owed_msat, world.client(rental.id).balance_msat))
     rental.owed_msat -= amount_msat
     charge(world, rental, amount_msat, "rent")
+
+
+def _charge_traffic(world: World, rental: Rental) -> None:
+    amount_msat = max(0, min(rental.traffic_msat, world.client(rental.id).balance_msat))
+    rental.traffic_units -= amount_msat * UNITS_PER_MSAT
+    charge(world, rental, amount_msat, "charge")
 
 
 def charge(world: World, rental: Rental, amount_msat: int, kind: str) -> None:

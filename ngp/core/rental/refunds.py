@@ -20,8 +20,8 @@ from ngp.core.world import World
 
 
 def free_msat(world: World, rental: Rental) -> int:
-    """Return what a tenant may fetch, in whole sat: nothing before the rental is over."""
-    if rental.holds_networks:
+    """Return what a tenant may fetch, in whole sat: nothing before the rental is over and its books are closed."""
+    if rental.holds_networks or rental.period.contract:
         return 0
     return floor_to_sat_msat(world.client(rental.id).funds_msat)
 

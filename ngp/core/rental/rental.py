@@ -8,7 +8,8 @@ switched it off, and `released` when its networks are free for others. docs/rent
 
 Rent counts seconds of service (`ngp.core.rental.service`), not of the clock, so no jump of a clock costs anybody
 anything. It is charged when it is covered: at a payment, at the end of the credit, and when the rental is switched off.
-Until then it is only owed: credit = paid - charged - refunded - owed.
+Until then it is only owed: credit = paid - charged - refunded - owed. Metered traffic is owed and charged like rent
+(`ngp.core.rental.metering`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ngp.core.messages import Prefix
 from ngp.core.records import RentalRecord
 from ngp.core.rental.pools import networks_of, networks_text
 from ngp.core.rental.terms import rent_msat
+from ngp.core.values import UNITS_PER_MSAT
 
 
 class RentalState(StrEnum):
@@ -52,12 +54,34 @@ ACCRUES = frozenset({RentalState.ACTIVE, RentalState.RESERVED})
 class Period:
     """A contract of kind `subnet`: a rental from one payment to the next. No id: no period is open.
 
-    Attributes: opened_at_s: UTC. charged_msat: rent, and the activation fee in the first period.
+    Attributes:
+        opened_at_s: UTC.
+        charged_msat: rent and traffic, and the activation fee in the first period.
+        began_to_bytes, began_from_bytes: the rental's counters when it began.
     """
 
     contract: bytes = b""
     opened_at_s: int = 0
     charged_msat: int = 0
+    began_to_bytes: int = 0
+    began_from_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """What the kernel has of a rental, in memory only.
+
+    Attributes:
+        shown: bytes to and from the tenant in the last reading of each contract; empty: the kernel has none.
+        spent_units: what the account had spent in the kernel when it had carried just the bytes that are counted.
+        told_units: the account's limit as last set in the kernel; None: not known.
+        halted: contracts that were stopped for good and read for the last time.
+    """
+
+    shown: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    spent_units: int = 0
+    told_units: int | None = None
+    halted: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -71,11 +95,15 @@ class Rental:
         offer: name of the offer.
         networks: IPv4 first.
         rent_msat: for a month, in the present period. activation_fee_msat: agreed at the start.
+        price_msat_per_gib: for traffic, in the present period.
         rate_since_s: when the present period began, seconds of service.
         owed_msat: rent of earlier periods that isn't charged yet, as no credit covers it.
         reserved_since_s: when the credit ended, seconds of service; only while `reserved`.
-        asked_msat, asked_rent_msat: the sum of the invoice made last, without the activation fee, and the rent that
-            holds from its payment on.
+        asked_msat, asked_rent_msat, asked_price_msat_per_gib: the sum of the invoice made last, without the activation
+            fee, and the rent and the price that hold from its payment on.
+        used_to_bytes, used_from_bytes: metered so far, to the tenant and from it.
+        traffic_units: what metered traffic costs that isn't charged yet, in the kernel's units of money.
+        meter: what the kernel has.
         period: the present one.
         started_at_s: UTC, of the first invoice. started_s: the same in seconds of service.
         payments: number of payments that arrived.
@@ -90,11 +118,17 @@ class Rental:
     reason: str = ""
     rent_msat: int
     activation_fee_msat: int
+    price_msat_per_gib: int = 0
     rate_since_s: int = 0
     owed_msat: int = 0
     reserved_since_s: int = 0
     asked_msat: int = 0
     asked_rent_msat: int = 0
+    asked_price_msat_per_gib: int = 0
+    used_to_bytes: int = 0
+    used_from_bytes: int = 0
+    traffic_units: int = 0
+    meter: Meter = field(default_factory=Meter)
     period: Period = field(default_factory=lambda: Period())
     started_at_s: int
     started_s: int
@@ -111,7 +145,21 @@ class Rental:
         """True while nobody else may get the networks."""
         return self.state is not RentalState.RELEASED or self.reason == PAID_LATE
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes metered so far, both directions."""
+        return self.used_to_bytes + self.used_from_bytes
+
+    @property
+    def traffic_msat(self) -> int:
+        """What metered traffic costs that isn't charged yet, in whole msat: a part of one is left for later."""
+        return self.traffic_units // UNITS_PER_MSAT
+
     def owed_at_msat(self, service_s: int) -> int:
+        """Return what is owed and not charged, for rent and traffic, at an instant in seconds of service."""
+        return self.rent_owed_msat(service_s) + self.traffic_msat
+
+    def rent_owed_msat(self, service_s: int) -> int:
         """Return the rent that is owed and not charged, at an instant in seconds of service."""
         if self.state not in ACCRUES:
             return self.owed_msat
@@ -140,6 +188,13 @@ class Rental:
             started_at_s=self.started_at_s,
             started_s=self.started_s,
             payments=self.payments,
+            price_msat_per_gib=self.price_msat_per_gib,
+            asked_price_msat_per_gib=self.asked_price_msat_per_gib,
+            used_to_bytes=self.used_to_bytes,
+            used_from_bytes=self.used_from_bytes,
+            traffic_units=self.traffic_units,
+            period_began_to_bytes=self.period.began_to_bytes,
+            period_began_from_bytes=self.period.began_from_bytes,
         )
 
     @classmethod
@@ -160,7 +215,18 @@ class Rental:
             reserved_since_s=record.reserved_since_s,
             asked_msat=record.asked_msat,
             asked_rent_msat=record.asked_rent_msat,
-            period=Period(record.period, record.period_opened_at_s, record.period_charged_msat),
+            price_msat_per_gib=record.price_msat_per_gib,
+            asked_price_msat_per_gib=record.asked_price_msat_per_gib,
+            used_to_bytes=record.used_to_bytes,
+            used_from_bytes=record.used_from_bytes,
+            traffic_units=record.traffic_units,
+            period=Period(
+                record.period,
+                record.period_opened_at_s,
+                record.period_charged_msat,
+                record.period_began_to_bytes,
+                record.period_began_from_bytes,
+            ),
             started_at_s=record.started_at_s,
             started_s=record.started_s,
             payments=record.payments,

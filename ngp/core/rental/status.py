@@ -19,13 +19,15 @@ class RentalStatus:
     Attributes:
         id: 32 bytes.
         reason: why it is in this state; "" where that is clear.
-        charged_msat: rent so far, to this second, without the activation fee.
+        price_msat_per_gib: for traffic, in the present period.
+        charged_msat: rent and traffic so far, to this second, without the activation fee.
         started_at_s: UTC, of the first invoice.
         now_at_s: `started_at_s` plus the service time since then. A clock that was corrected doesn't show here.
         left_s: how long the credit lasts; negative while back rent is owed; None: as long as no rent is asked.
         rate_since_s: when the present rent began, on the clock of `now_at_s`.
         reserved_until_s: on the clock of `now_at_s`; 0 unless the rental is reserved and its offer still exists.
         unpaid_invoice: the invoice that waits for its payment, BOLT11; "".
+        used_to_bytes, used_from_bytes: metered so far, to the tenant and from it; 0 if its traffic isn't metered.
         fetchable_msat: what the tenant may have paid back now, with one invoice: of this rental, or of an earlier one
             with the same key.
     """
@@ -38,6 +40,7 @@ class RentalStatus:
     state: RentalState
     reason: str
     rent_msat: int
+    price_msat_per_gib: int
     activation_fee_msat: int
     paid_msat: int
     charged_msat: int
@@ -50,6 +53,8 @@ class RentalStatus:
     rate_since_s: int
     reserved_until_s: int
     unpaid_invoice: str
+    used_to_bytes: int
+    used_from_bytes: int
     fetchable_msat: int
 
 
@@ -111,6 +116,7 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
         state=rental.state,
         reason=rental.reason,
         rent_msat=rental.rent_msat,
+        price_msat_per_gib=rental.price_msat_per_gib,
         activation_fee_msat=rental.activation_fee_msat,
         paid_msat=account.paid_msat,
         charged_msat=account.paid_msat - account.refunded_msat - fee_msat - left_msat,
@@ -123,6 +129,8 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
         rate_since_s=at_s + rental.rate_since_s if began else rental.started_at_s,
         reserved_until_s=at_s + rental.reserved_since_s + reserved_s if rental.reserved_since_s and reserved_s else 0,
         unpaid_invoice=invoice.bolt11 if invoice is not None and invoice.state == "open" else "",
+        used_to_bytes=rental.used_to_bytes,
+        used_from_bytes=rental.used_from_bytes,
         fetchable_msat=fetchable_msat(world, rental.wireguard_key),
     )
 
@@ -142,7 +150,7 @@ def ends_s(world: World, rental: Rental) -> int | None:
     """Return when an active rental's credit is used up, seconds of service; None: never, as no rent is asked."""
     if not rental.rent_msat:
         return None
-    left_msat = world.client(rental.id).balance_msat - rental.owed_msat
+    left_msat = world.client(rental.id).balance_msat - rental.owed_msat - rental.traffic_msat
     return rental.rate_since_s + lasts_s(left_msat, rental.rent_msat)
 
 

@@ -117,6 +117,9 @@ def _faults(
 def disagreements(account: Account, status: Status, now_s: float) -> list[str]:
     """Return where a landlord's word is to the tenant's disadvantage; empty if it isn't.
 
+    Where traffic has a price, the credit isn't compared: how much traffic there was is only the landlord's word. Such a
+    rental is paid for by hand alone (`refusals`).
+
     Args:
         now_s: UTC, by our clock.
     """
@@ -147,7 +150,7 @@ def _disagreements(account: Account, status: Status, now_s: float) -> Iterator[s
         yield f"the rent rose from {account.rate_sat_s:g} to {status.rate_sat_s:g} sat a second without a payment"
     ours_msat = account.credit_msat(status.now_s)
     short_msat = round(CREDIT_SHORT_S * max(account.rate_sat_s, status.rate_sat_s) * SAT_MSAT)
-    if status.credit_msat < ours_msat - short_msat:
+    if not status.price_msat_per_gib and status.credit_msat < ours_msat - short_msat:
         yield (
             f"the landlord says {show_money(status.credit_msat)} of credit are left, but by our books it is "
             f"{show_money(ours_msat)}"

@@ -42,6 +42,8 @@ class Status:
         state, offer: "" where the face doesn't say them. reason: why it is in this state.
         reserved_until_s: 0 unless it is reserved, and the face says how long.
         fetchable_msat: what is left of a rental that is over, and can be had back; None: the face gives nothing back.
+        price_msat_per_gib: for traffic. used_to_bytes, used_from_bytes: metered so far, to the tenant and from it. None
+            where the face doesn't say them.
     """
 
     networks: tuple[Prefix, ...]
@@ -60,6 +62,9 @@ class Status:
     refunded_msat: int = 0
     reserved_until_s: int = 0
     fetchable_msat: int | None = None
+    price_msat_per_gib: int | None = None
+    used_to_bytes: int | None = None
+    used_from_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show_money
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show_money, show_price
 from ngp.core.rental.terms import MONTH_S
 from ngp.core.tenant.way import Way
 
@@ -21,6 +21,7 @@ class SaleTerms:
     Attributes:
         rate_sat_s: the rent in sat a second, exactly as the landlord gave it.
         activation_fee_msat: once; 0 in the terms of a later payment.
+        price_msat_per_gib: for traffic in both directions, besides the rent.
     """
 
     rate_sat_s: float
@@ -28,6 +29,7 @@ class SaleTerms:
     initial_credit_min_msat: int
     payment_min_msat: int
     credit_max_msat: int
+    price_msat_per_gib: int = 0
 
     @property
     def rent_msat(self) -> int:
@@ -127,6 +129,11 @@ def refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> list[str]:
 
 
 def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]:
+    if terms.price_msat_per_gib:
+        yield (
+            f"the landlord asks {show_price(terms.price_msat_per_gib)} for traffic, which is never paid automatically, "
+            "as its amount is only the landlord's word: `ngp rent add` adds credit by hand"
+        )
     yield from _above("rent of a month", terms.rent_msat, limits.rent_max)
     if is_first:
         yield from _above("activation fee", terms.activation_fee_msat, limits.activation_max)

@@ -16,7 +16,7 @@ from ngp.core.records import AccountRecord, RentalRecord
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import ends_s, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
-from ngp.core.values import Now, PeerReading
+from ngp.core.values import UNITS_PER_MSAT, Now, PeerReading
 from ngp.core.world import World
 from ngp.daemon.api.plain import instant
 
@@ -31,7 +31,8 @@ class RentalRow:
         role: `landlord`.
         peer: the neighbour that rents over the mesh link; None: not known.
         activation_fee_msat: what was charged of it, so 0 until the first payment.
-        used_to_bytes, used_from_bytes: towards the tenant and from it, as the tunnel counts them since it has the peer.
+        used_to_bytes, used_from_bytes: towards the tenant and from it. If the rental's traffic is metered, all that was
+            counted so far; else what the tunnel counts since it has the peer.
     """
 
     id: str
@@ -66,6 +67,7 @@ class RentalRow:
 def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | None) -> RentalRow:
     """Return the row of a rental that the daemon holds. Args: reading: None if the tunnel doesn't have the tenant."""
     found, read = status(world, rental, now), reading or _NO_READING
+    is_metered = rental.price_msat_per_gib > 0 or rental.used_bytes > 0
 
     def clock(service_s: int | None) -> datetime | None:
         return None if service_s is None else instant(now.utc_s + service_s - world.letting.clock.at_s(now))
@@ -77,15 +79,14 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
         paid_until_s = rental.reserved_since_s
     return replace(
         record_row(rental.record(), world.client(rental.id).record(), world.node.real_money),
-        price_msat_per_gib=_price_msat_per_gib(world.settings.letting, found.offer),
         charged_msat=found.charged_msat,
         credit_msat=found.credit_msat,
         rate_since=clock(rental.rate_since_s if rental.period.contract else None),
         paid_until=clock(paid_until_s),
         reserved_until=instant(now.utc_s + found.reserved_until_s - found.now_at_s if found.reserved_until_s else 0),
         unpaid_invoice=found.unpaid_invoice or None,
-        used_to_bytes=read.sent_bytes,
-        used_from_bytes=read.received_bytes,
+        used_to_bytes=found.used_to_bytes if is_metered else read.sent_bytes,
+        used_from_bytes=found.used_from_bytes if is_metered else read.received_bytes,
         endpoint=read.endpoint or None,
         last_handshake=instant(read.handshake_at_s),
     )
@@ -94,7 +95,8 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
 def record_row(record: RentalRecord, account: AccountRecord, real_money: bool) -> RentalRow:
     """Return the row of a rental in the ledger. Rent since the last write isn't in it, nor what only a daemon knows."""
     fee_msat = min(record.activation_fee_msat, account.charged_msat)
-    credit_msat = account.paid_msat - account.charged_msat - account.refunded_msat - record.owed_msat
+    owed_msat = record.owed_msat + record.traffic_units // UNITS_PER_MSAT
+    credit_msat = account.paid_msat - account.charged_msat - account.refunded_msat - owed_msat
     return RentalRow(
         id=identity.text(record.rental),
         role="landlord",
@@ -106,10 +108,10 @@ def record_row(record: RentalRecord, account: AccountRecord, real_money: bool) -
         offer=record.offer,
         face=record.face,
         rent_msat_per_month=record.rent_msat,
-        price_msat_per_gib=0,
+        price_msat_per_gib=record.price_msat_per_gib,
         activation_fee_msat=fee_msat,
         paid_msat=account.paid_msat,
-        charged_msat=account.charged_msat - fee_msat + record.owed_msat,
+        charged_msat=account.charged_msat - fee_msat + owed_msat,
         refunded_msat=account.refunded_msat,
         credit_msat=credit_msat,
         payments=record.payments,
@@ -118,17 +120,12 @@ def record_row(record: RentalRecord, account: AccountRecord, real_money: bool) -
         paid_until=None,
         reserved_until=None,
         unpaid_invoice=None,
-        used_to_bytes=0,
-        used_from_bytes=0,
+        used_to_bytes=record.used_to_bytes,
+        used_from_bytes=record.used_from_bytes,
         endpoint=None,
         last_handshake=None,
         real_money=real_money,
     )
-
-
-def _price_msat_per_gib(settings: LettingSettings | None, name: str) -> int:
-    offers = settings.offers if settings is not None else ()
-    return next((one.price_msat_per_gib for one in offers if one.name == name), 0)
 
 
 # --- offers -----------------------------------------------------------------------------------------------------------
@@ -202,8 +199,6 @@ def letting_status(world: World, tunnel: Mapping[str, str]) -> LettingStatus | N
         return None
     states = [one.state for one in world.letting.rentals.values()]
     faces = [f"{name} {address} port {port}" for name, where in _listening(settings) for address, port in where]
-    if settings.mesh and world.settings.mesh_interfaces:
-        faces.append("mesh")
     return LettingStatus(
         active=states.count(RentalState.ACTIVE),
         reserved=states.count(RentalState.RESERVED),

@@ -1,0 +1,325 @@
+"""Rentals whose traffic is metered: what is charged, where the kernel cuts, and that no byte counts twice or never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from let import FEE, RENT, SAT, Landlord, key, letting, offer
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.rental.metering import RENT_AHEAD_S
+from ngp.core.rental.rental import RentalState
+from ngp.core.rental.terms import MONTH_S, rent_msat
+from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT
+
+PRICE = 5 << 20  # msat per GiB: 5 for a kilobyte
+KILOBYTE = 1024
+CREDIT = 1000 * SAT
+
+
+@pytest.fixture
+def landlord(tmp_path: Path) -> Iterator[Landlord]:
+    """Rent and price, as shipped but for the price."""
+    with closing(Landlord(tmp_path, letting(offer(price_msat_per_gib=PRICE)))) as made:
+        yield made
+
+
+@pytest.fixture
+def by_bytes(tmp_path: Path) -> Iterator[Landlord]:
+    """No rent: traffic alone costs something. There is one address of each family."""
+    terms = letting(offer(price_msat_per_gib=PRICE, rent_msat=0), pools=("203.0.113.0/32", "2001:db8::/64"))
+    with closing(Landlord(tmp_path, terms)) as made:
+        yield made
+
+
+def traffic(kilobytes: int) -> int:
+    """Return the price of some kilobytes, msat."""
+    return kilobytes * KILOBYTE * PRICE // UNITS_PER_MSAT
+
+
+def pay_more(landlord: Landlord, sat: int, tenant: int = 1) -> None:
+    answer = landlord.ask(tenant, sat)
+    assert answer is not None and landlord.pay(answer.bolt11), answer
+
+
+def fill(landlord: Landlord, size: int, tenant: int = 1) -> int:
+    """Send packets until one is refused; return how many passed."""
+    passed = 0
+    while landlord.carry(tenant, size, towards=bool(passed % 2)):
+        passed += 1
+    return passed
+
+
+# --- charging ---------------------------------------------------------------------------------------------------------
+
+
+def test_credit_is_what_was_paid_without_fee_rent_and_traffic(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    assert landlord.carry(1, 100 * KILOBYTE) and landlord.carry(1, 20 * KILOBYTE, towards=False, version=6)
+    landlord.at(600)
+    landlord.read()
+    status = landlord.status(1)
+    assert (status.used_to_bytes, status.used_from_bytes) == (100 * KILOBYTE, 20 * KILOBYTE)
+    assert status.price_msat_per_gib == PRICE
+    assert status.charged_msat == rent_msat(RENT, 600) + traffic(120)
+    assert status.credit_msat == CREDIT - status.charged_msat
+    landlord.check()
+
+
+def test_parts_of_a_msat_add_up_and_are_rounded_once(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    for _ in range(1000):
+        assert by_bytes.carry(1, 101)
+        by_bytes.read()
+    assert by_bytes.status(1).charged_msat == 101_000 * PRICE // UNITS_PER_MSAT
+    pay_more(by_bytes, 500)
+    assert by_bytes.carry(1, 101)
+    by_bytes.read()
+    assert by_bytes.status(1).charged_msat == 101_101 * PRICE // UNITS_PER_MSAT, "over a payment too"
+
+
+def test_a_payment_closes_the_period_with_its_bytes_and_charge(by_bytes: Landlord) -> None:
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 100 * KILOBYTE) and by_bytes.carry(1, 2 * KILOBYTE, towards=False)
+    by_bytes.read()
+    pay_more(by_bytes, 500)
+    assert by_bytes.carry(1, KILOBYTE)
+    by_bytes.read()
+    by_bytes.happen(ev.Stopping())
+    periods = {one.state: one for one in by_bytes.ledger.contracts(include_closed=True) if one.identity == rental.id}
+    assert periods.keys() == {"active", "closed"}
+    first, second = periods["closed"], periods["active"]
+    assert (first.used_to_bytes, first.used_from_bytes) == (100 * KILOBYTE, 2 * KILOBYTE)
+    assert (first.charged_msat, first.prices) == (FEE + traffic(102), ((0, PRICE),))
+    assert (second.used_to_bytes, second.used_from_bytes, second.charged_msat) == (KILOBYTE, 0, 0)
+    lines = [line for line in by_bytes.ledger.journal() if line.identity == rental.id and line.kind == "charge"]
+    assert [(line.contract, line.amount_msat) for line in lines] == [(first.contract, -traffic(102))]
+    by_bytes.check()
+
+
+def test_a_new_price_holds_from_the_payment_of_its_invoice_on(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    by_bytes.terms = letting(offer(price_msat_per_gib=3 * PRICE, rent_msat=0))
+    by_bytes.happen(ev.SettingsChanged(replace(by_bytes.world.settings, letting=by_bytes.terms)))
+    answer = by_bytes.ask(1, 500)
+    assert by_bytes.carry(1, 10 * KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.status(1).charged_msat == traffic(10), "asked for, not paid"
+    assert answer is not None and by_bytes.pay(answer.bolt11)
+    assert by_bytes.status(1).price_msat_per_gib == 3 * PRICE
+    assert by_bytes.carry(1, 10 * KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.status(1).charged_msat == traffic(40)
+    passed = fill(by_bytes, KILOBYTE)
+    assert passed * KILOBYTE * 3 * PRICE <= by_bytes.credit(1) * UNITS_PER_MSAT < (passed + 1) * KILOBYTE * 3 * PRICE
+    by_bytes.read()
+    by_bytes.check()
+
+
+@pytest.mark.parametrize(("before", "then"), [(0, PRICE), (PRICE, 0)])
+def test_an_offer_becomes_metered_or_free_with_a_payment(tmp_path: Path, before: int, then: int) -> None:
+    with closing(Landlord(tmp_path, letting(offer(price_msat_per_gib=before)))) as landlord:
+        landlord.rent(1, 1000)
+        assert landlord.carry(1, 10 * KILOBYTE)
+        landlord.read()
+        landlord.terms = letting(offer(price_msat_per_gib=then))
+        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
+        pay_more(landlord, 500)
+        assert landlord.carry(1, 10 * KILOBYTE)
+        landlord.crash()
+        landlord.read()
+        assert landlord.status(1).charged_msat == traffic(10)
+        landlord.check()
+
+
+# --- the end of the credit --------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_cuts_at_the_byte_and_then_the_rental_is_reserved(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    paid_for = CREDIT * UNITS_PER_MSAT // (KILOBYTE * PRICE)
+    assert fill(by_bytes, KILOBYTE) == paid_for, "no daemon has read anything meanwhile"
+    assert not by_bytes.carry(1, KILOBYTE, version=6), "both families use one account"
+    by_bytes.read()
+    assert by_bytes.rental(1).state is RentalState.RESERVED and not by_bytes.peers
+    assert 0 <= by_bytes.credit(1) < traffic(2)
+    by_bytes.check()
+
+
+def test_rent_is_kept_back_for_a_minute_and_lowers_what_may_pass(landlord: Landlord) -> None:
+    rental = landlord.rent(1, 1000)
+    landlord.at(3600)
+    entry = landlord.kernel.accounts[rental.id]
+    covered = entry.limit.limit_units // UNITS_PER_MSAT
+    assert CREDIT - rent_msat(RENT, 3600 + RENT_AHEAD_S) <= covered <= CREDIT - rent_msat(RENT, 3600)
+    assert fill(landlord, 1000) == covered * UNITS_PER_MSAT // (1000 * PRICE)
+    landlord.read()
+    assert landlord.rental(1).state is RentalState.RESERVED
+    assert 0 < landlord.credit(1) <= rent_msat(RENT, RENT_AHEAD_S) + traffic(2), "it pays rent now"
+    landlord.check()
+
+
+def test_without_traffic_the_rent_uses_the_credit_up(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    ends_s = CREDIT * MONTH_S // RENT
+    landlord.at(ends_s - 2 * RENT_AHEAD_S)
+    assert landlord.rental(1).state is RentalState.ACTIVE
+    landlord.at(2 * RENT_AHEAD_S)
+    assert landlord.rental(1).state is RentalState.RESERVED
+    landlord.check()
+
+
+def test_a_packet_that_costs_more_than_is_left_ends_nothing_while_a_full_one_is_paid(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    most = CREDIT * UNITS_PER_MSAT // PRICE
+    assert by_bytes.carry(1, most - 20_000) and not by_bytes.carry(1, 64_000)
+    by_bytes.read()
+    assert by_bytes.rental(1).state is RentalState.ACTIVE
+    assert fill(by_bytes, FULL_PACKET_BYTES) == 13
+    by_bytes.read()
+    assert by_bytes.rental(1).state is RentalState.RESERVED
+
+
+def test_a_payment_turns_it_on_again_with_the_same_networks(by_bytes: Landlord) -> None:
+    networks = by_bytes.rent(1, 1000).networks
+    before = fill(by_bytes, KILOBYTE)
+    by_bytes.read()
+    pay_more(by_bytes, 500)
+    assert by_bytes.rental(1).state is RentalState.ACTIVE and by_bytes.peers == {key(1): networks}
+    more = fill(by_bytes, KILOBYTE)
+    assert before + more == (CREDIT + 500 * SAT) * UNITS_PER_MSAT // (KILOBYTE * PRICE)
+    by_bytes.read()
+    by_bytes.check()
+
+
+def test_without_rent_a_rental_lasts_until_its_traffic_and_the_reserved_time_are_over(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    by_bytes.at(12 * MONTH_S)
+    assert by_bytes.rental(1).state is RentalState.ACTIVE and by_bytes.credit(1) == CREDIT
+    fill(by_bytes, KILOBYTE)
+    by_bytes.read()
+    by_bytes.at(2 * MONTH_S + 1)
+    assert by_bytes.rental(1).state is RentalState.RELEASED
+    assert not by_bytes.kernel.slots and not by_bytes.kernel.accounts
+    by_bytes.check()
+
+
+# --- crashes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_charges_once_what_the_kernel_carried_meanwhile(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.carry(1, 20 * KILOBYTE) and by_bytes.carry(1, 3 * KILOBYTE, version=6)
+    for _ in range(3):
+        by_bytes.crash()
+        assert by_bytes.status(1).charged_msat == traffic(33)
+        by_bytes.check()
+    left = CREDIT - traffic(33)
+    assert fill(by_bytes, KILOBYTE) == left * UNITS_PER_MSAT // (KILOBYTE * PRICE)
+    by_bytes.crash()
+    assert by_bytes.rental(1).state is RentalState.RESERVED and not by_bytes.peers
+    by_bytes.check()
+
+
+def test_after_a_reboot_counting_goes_on_from_the_ledger(by_bytes: Landlord) -> None:
+    by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE) and by_bytes.carry(1, KILOBYTE, version=6, towards=False)
+    by_bytes.read()
+    by_bytes.happen(ev.Stopping())
+    by_bytes.crash(reboot=True)
+    assert by_bytes.status(1).charged_msat == traffic(11)
+    assert by_bytes.carry(1, 2 * KILOBYTE, version=6)
+    by_bytes.read()
+    by_bytes.crash()
+    status = by_bytes.status(1)
+    assert (status.used_to_bytes, status.used_from_bytes) == (12 * KILOBYTE, KILOBYTE)
+    assert status.charged_msat == traffic(13)
+    by_bytes.check()
+
+
+def test_totals_are_written_each_minute(by_bytes: Landlord) -> None:
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE)
+    by_bytes.read()
+    by_bytes.at(61)
+    ((record, _),) = by_bytes.ledger.rentals()
+    assert record.used_to_bytes == 10 * KILOBYTE and record.traffic_units == 10 * KILOBYTE * PRICE
+    assert rental.traffic_units == record.traffic_units
+
+
+# --- the operator -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_passes_while_it_is_switched_off(by_bytes: Landlord) -> None:
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, KILOBYTE)
+    by_bytes.happen(ev.SwitchRental(rental.id, False))
+    by_bytes.peers[key(1)] = rental.networks  # the tunnel couldn't be changed: the kernel refuses by itself
+    assert not by_bytes.carry(1, KILOBYTE)
+    by_bytes.peers.clear()
+    by_bytes.read()
+    by_bytes.happen(ev.SwitchRental(rental.id, True))
+    assert by_bytes.carry(1, KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.status(1).charged_msat == traffic(2)
+    by_bytes.check()
+
+
+@pytest.mark.parametrize("crash_after", [-1, *range(6)])
+def test_a_release_charges_to_the_last_byte_and_the_next_tenant_pays_its_own(
+    by_bytes: Landlord, crash_after: int
+) -> None:
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE) and by_bytes.carry(1, KILOBYTE, version=6)
+    by_bytes.crash_after = crash_after
+    by_bytes.happen(ev.ReleaseRental(rental.id))
+    by_bytes.crash_after = -1
+    (account,) = (one for one in by_bytes.ledger.load(0).accounts if one.identity == rental.id)
+    assert account.charged_msat == FEE + traffic(11)
+    assert not by_bytes.kernel.slots and not by_bytes.kernel.accounts and not by_bytes.peers
+    assert not by_bytes.world.letting.metered
+    assert {one.state for one in by_bytes.ledger.contracts(include_closed=True)} == {"closed"}
+    by_bytes.rent(2, 1000)
+    assert by_bytes.carry(2, KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.status(2).charged_msat == traffic(1)
+    by_bytes.check()
+
+
+def test_money_is_given_back_only_when_the_last_bytes_are_counted(by_bytes: Landlord) -> None:
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE)
+    effects = by_bytes.gatekeeper.step(ev.ReleaseRental(rental.id), by_bytes.clock())
+    early = by_bytes.fetch(1, 900)
+    assert early is not None and "no money left" in early.why_not
+    by_bytes._carry_out(effects)
+    assert by_bytes.status(1).fetchable_msat == (CREDIT - traffic(10)) // SAT * SAT
+    by_bytes.check()
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rental_that_the_kernel_has_no_room_for_is_refused(landlord: Landlord) -> None:
+    landlord.rent(1, 1000)
+    landlord.world.settings = replace(landlord.world.settings, contracts_max=3)
+    answer = landlord.ask(2, 1000)
+    assert answer is not None and "all places for metered rentals are taken" in answer.why_not
+    assert any("CONTRACTS_MAX" in line for line in landlord.log)
+    landlord.world.settings = replace(landlord.world.settings, contracts_max=4)
+    landlord.rent(2, 1000)
+    landlord.check()
+
+
+def test_an_unpaid_metered_rental_leaves_nothing(landlord: Landlord) -> None:
+    landlord.ask(1, 1000)
+    landlord.at(3600)
+    assert not landlord.world.letting.metered and not landlord.kernel.slots
+    assert not [one for one in landlord.log if isinstance(one, fx.GrantContract)]
