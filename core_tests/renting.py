@@ -77,6 +77,11 @@ def pay(tenant: Tenant, bolt11: str, folder: Path) -> None:
 
     Returns when the landlord has counted it.
     """
+    assert tenant.status(Preimage=proof_of(bolt11, folder).hex())["unpaid_invoice"] is None
+
+
+def proof_of(bolt11: str, folder: Path) -> bytes:
+    """Pay from the sandbox in a folder, and return the preimage; a second payment of an invoice is the same one."""
 
     async def paid() -> bytes:
         node = SandboxPayment(folder)
@@ -85,7 +90,7 @@ def pay(tenant: Tenant, bolt11: str, folder: Path) -> None:
         finally:
             await node.close()
 
-    assert tenant.status(Preimage=asyncio.run(paid()).hex())["unpaid_invoice"] is None
+    return asyncio.run(paid())
 
 
 def fingerprint_of(daemon: Daemon) -> str:

@@ -45,7 +45,7 @@ class Machine:
         self.tenant.route("::/0", via="2001:db8:7::1")
         self.tenant.sysctl({"net.ipv4.conf.all.rp_filter": "1"})  # the strictest check of answers' sources
         market.third.route("2001:db8:7::/64", via="2001:db8:2::2")
-        self.tenant.ip("rule", "add", "from", "192.0.2.77", "lookup", "254", "priority", "10327")  # the operator's own
+        self.tenant.ip("rule", "add", "from", "192.0.2.77", "lookup", "254", "priority", "10329")  # the operator's own
         self.tenant.sh("nft", "add table inet operators")
         (self.tenant.folder / "net.conf").write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n")
         self.nat.sh("nft", "-f", "-", text_in=LEAKS)
@@ -164,7 +164,7 @@ exec {program} "$@"
 
 @pytest.mark.parametrize("done_first", [False, True])
 def test_killed_between_any_two_steps(machine: Machine, request: pytest.FixtureRequest, done_first: bool) -> None:
-    """The commands that `rent up` and `rent down` run kill it, before or after they have done their work."""
+    """The commands that `rent up`, `rent down` and wg-quick run kill them, before or after they did their work."""
     market, folder = machine.market, machine.tenant.folder / "shims"
     folder.mkdir()
     count, stop = folder / "count", folder / "stop"
@@ -178,7 +178,7 @@ def test_killed_between_any_two_steps(machine: Machine, request: pytest.FixtureR
         count.write_text("0\n")
         stop.write_text(f"{step}\n")
         done = machine.tenant.run("env", f"PATH={folder}:{os.environ['PATH']}", *market.command(verb, "shop"))
-        assert done.returncode in (0, -9, 137), done.stderr
+        assert done.returncode in (0, -9, 137) or "wg-quick" in done.stderr, done.stderr  # which may be killed too
         return done.returncode != 0
 
     every = 1 if request.config.getoption("--long") else 7

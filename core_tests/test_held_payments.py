@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 
+from core_tests.daemon import ngp_command
 from core_tests.lab import Lab
 from core_tests.lightning.build import programs
 from core_tests.lightning.network import LightningNetwork
@@ -26,7 +28,7 @@ from ngp.modules.payment.lnd_client import TO_HOLD
 
 pytestmark = pytest.mark.first
 FIRST_SAT = 49_000
-PORT = 51820
+PORT, GRPC_PORT = 51820, 10326
 OTHER_POOLS = ["198.51.100.8/29", "2001:db8:200::/61"]
 _TAKE_PORT = f"""
 import socket, time
@@ -191,6 +193,39 @@ def test_a_payment_that_waits_for_networks_which_are_let_no_longer_goes_back(pay
         again = tenant.add_credit(1000)["Invoice"]
         assert paying.pay(again).outcome() == "SUCCEEDED"
         paying.check_counted_once(tenant, before_msat)
+
+
+def test_what_is_left_of_a_rental_that_the_operator_ended_comes_back_over_lightning(paying: Paying) -> None:
+    """Rented by gRPC with a held payment; released; the credit is fetched to the tenant's node, once."""
+    daemon, tenant = paying.renting.daemon, paying.renting.outside
+    daemon.stop()
+    daemon.configure({**paying.conf, "LANDLORD_GRPC": f"203.0.113.1:{GRPC_PORT}"})
+    daemon.start()
+    own = {"MESH_INTERFACES": "mesh0", "BUDGET_HOUR": "200000 sat", **node_settings(paying.spending)}
+    (tenant.folder / "net.conf").write_text(yaml.safe_dump(own))
+    place = ["--config", str(tenant.folder / "net.conf"), "--state-dir", str(tenant.folder / "tenant")]
+
+    def rent(*words: str) -> str:
+        done = tenant.run(*ngp_command(), "rent", *words, *place, timeout_s=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    rent("trust", "landlord", f"203.0.113.1:{GRPC_PORT}", daemon.json("status")["identity"], "--face", "grpc")
+    rent("new", "landlord", "--name", "shop", "--yes")
+    (row,) = daemon.json("rentals")
+    assert (row["state"], row["face"], row["payments"]) == ("active", "grpc", 1)
+    assert daemon.cli("rentals", "release", row["id"], "--yes").returncode == 0
+    (told,) = json.loads(rent("status", "--json"))
+    left_sat = told["fetchable_msat"] // 1000
+    assert told["state"] == "released" and 990 <= left_sat <= 1000
+    before_msat = paying.spending.received_msat()
+    assert f"{left_sat} sat have arrived" in rent("refund", "shop")
+    assert paying.spending.received_msat() == before_msat + left_sat * 1000
+    (row,) = daemon.json("rentals", "--all")
+    assert row["refunded_msat"] == left_sat * 1000
+    assert row["paid_msat"] == sum(row[f"{part}_msat"] for part in ("activation_fee", "charged", "refunded", "credit"))
+    again = tenant.run(*ngp_command(), "rent", "refund", "shop", *place)
+    assert again.returncode == 2 and "nothing of shop can be fetched" in again.stderr
 
 
 def test_a_node_that_holds_none_is_refused_by_name(paying: Paying) -> None:

@@ -84,8 +84,8 @@ class Side:
         everything = "persistent-keepalive 25 allowed-ips 0.0.0.0/0,::/0"
         lines = [f"wg set {name} peer {wg_text(landlord)} endpoint 192.0.2.1:{PORT} {everything}"]
         for address in addresses:
-            version = 6 if ":" in address else 4
-            lines.append(f"ip address add {address}/{32 if version == 4 else 128} dev {name}")
+            version, length, at_once = (6, 128, " nodad") if ":" in address else (4, 32, "")
+            lines.append(f"ip address add {address}/{length} dev {name}{at_once}")
             lines.append(f"ip -{version} route replace {self.third.address('wan0', version)} dev {name} src {address}")
         return "\n".join(lines)
 

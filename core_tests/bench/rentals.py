@@ -180,7 +180,7 @@ def _on_again(side: Side, daemon: Daemon, address: str, count: int) -> None:
         daemon.ask("rentals on", rental=address)
         await_until(lambda: side.is_reached(address), AGAIN_S, f"{address} is on again")
         took.append(time.perf_counter() - began)
-    value = f"{statistics.median(took):.1f} s, slowest of {count} {max(took):.1f} s"
+    value = f"{statistics.median(took) * 1000:.0f} ms, slowest of {count} {max(took) * 1000:.0f} ms"
     report.line("off and on again: until the tenant is reached, median", value)
 
 

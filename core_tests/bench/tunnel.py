@@ -23,7 +23,7 @@ FAMILIES = {4: "IPv4", 6: "IPv6"}
 
 def run(quick: bool) -> None:
     """Measure and print."""
-    pairs, seconds = (6, 0.4) if quick else (30, 0.6)
+    pairs, seconds = (8, 0.3) if quick else (60, 0.3)
     with ExitStack() as labs:
         by_hand, let = (Side(labs.enter_context(Lab())) for _ in range(2))
         by_hand.let_by_hand()

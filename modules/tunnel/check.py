@@ -12,7 +12,7 @@ from ngp.core.prefixes import covers
 from ngp.core.values import Check, DesiredTunnel
 from ngp.errors import KernelError
 from ngp.modules.commands import find_command
-from ngp.modules.rtnetlink import OwnAddress
+from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.modules.tunnel import host, rules
 from ngp.modules.tunnel.device import Device
 from ngp.modules.tunnel.host import Host, read_sysctl, refuse_taken_port
@@ -40,6 +40,8 @@ def look(
         yield Check("outside interface", False, found, "ip link shows what there is", _KIND)
         return
     yield from _pools(desired, here, answered_max)
+    if tunnel is not None and tunnel.alias.startswith(host.ALIAS):
+        yield from _ways_out(desired, here, interfaces, tunnel)
 
 
 def _implementation(desired: DesiredTunnel, devices: Sequence[Device]) -> Check:
@@ -111,6 +113,25 @@ def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answe
         found += f", but for the first {most} of each network at most"
         return Check("", True, found, "let the router there route the pool to this host, and LANDLORD_ROUTING: routed")
     return Check("", True, found)
+
+
+def _ways_out(
+    desired: DesiredTunnel, here: Host, interfaces: Mapping[str, Interface], tunnel: Interface
+) -> Iterator[Check]:
+    """Say by which interface packets from the pools leave. Behind another one, nobody may know their addresses.
+
+    A host without a route to the internet has no such line.
+    """
+    names = {each.index: each.name for each in interfaces.values()}
+    for pool in desired.pools:
+        used = here.ways_out(pool, tunnel.index)
+        others = sorted(names.get(each, f"interface {each}") for each in used - {interfaces[desired.outside].index})
+        if others:
+            found = f"packets from {pool} leave by {listed(others)}, not by {desired.outside}"
+            remedy = f"lead them to {desired.outside} (ip rule add from {pool} ...); if rented: ngp rent up RENTAL"
+            yield Check(f"way out of {pool}", True, found, remedy)
+        elif used:
+            yield Check(f"way out of {pool}", True, f"packets from it leave by {desired.outside}")
 
 
 def _network(own: OwnAddress) -> Prefix:

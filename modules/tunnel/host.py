@@ -34,6 +34,8 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NDA_DST, _NDA_PROTOCOL = 0x08, 1, 12
 _ROUTES_LOOKED_AT = 1000
 _SYSCTL = Path("/proc/sys/net")
+# Nothing is sent there: an address that everybody routes, of a root name server.
+_SAMPLE = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
 
 # An interface's index, and None for a route that refuses.
 Route = tuple[Prefix, int | None]
@@ -83,6 +85,17 @@ class Host:
             if router in pool:
                 return router, f"the router at {interface}"
         return None
+
+    def ways_out(self, pool: Prefix, tunnel: int) -> set[int]:
+        """Return the numbers of the interfaces by which a pool's packets leave; empty if they find no route.
+
+        Args: tunnel: the number of the interface by which the packets arrive.
+        """
+        try:
+            route = rtnetlink.route_of(rtnetlink.ask_way(self.kernel, _SAMPLE[pool.version], pool[-1], tunnel))
+        except OSError:
+            return set()
+        return set(route.interfaces)
 
     def index(self, interface: str) -> int:
         """Return an interface's number. Raises KernelError if it doesn't exist."""

@@ -73,6 +73,7 @@ def command(
         "conf": (_conf, 1, 1, "RENTAL"),
         "up": (_up, 1, 1, "RENTAL"),
         "down": (_down, 1, 1, "RENTAL"),
+        "rekey": (_rekey, 1, 1, "RENTAL"),
         "refund": (_refund, 1, 1, "RENTAL"),
         "forget": (_forget, 1, 1, "RENTAL"),
         "autopay": (_autopay, 0, 256, "[RENTAL...]"),
@@ -270,6 +271,21 @@ def _down(call: _Call) -> int:
     home, (tunnel,) = _rentals(call)
     tenant_service.bring_down(call.place, home, tunnel)
     streams.say(f"the tunnel {tunnel.interface} is down")
+    return 0
+
+
+def _rekey(call: _Call) -> int:
+    """Give a rental another WireGuard key."""
+    from ngp.tenant import autopay, rekey
+    from ngp.tenant.books import BooksFile
+
+    home, (tunnel,) = _rentals(call)
+    with autopay.alone_with(BooksFile(home.state_path(tunnel)), tunnel):
+        changed = rekey.change(home, _landlord(call, home, tunnel), tunnel)
+    if call.as_json:
+        print_json({"id": changed.interface, "wireguard_key": changed.public_key})
+    else:
+        streams.say(f"{changed.shown_name} has the key {changed.public_key}; the former one means nothing any more")
     return 0
 
 

@@ -136,7 +136,7 @@ MESH = Key(
     "yes or no",
     values.yes_or_no,
     "yes",
-    "neighbours may rent over the mesh link (later)",
+    "neighbours may rent over the mesh link, if there are MESH_INTERFACES",
     ("letting.mesh",),
 )
 HTTPS = Key(

@@ -44,6 +44,7 @@ SHIPPED: Mapping[str, Mapping[str, str]] = {
     FACE: {
         "https": "ngp.modules.face.https:HttpsFace",
         "grpc": "ngp.modules.face.grpc:GrpcFace",
+        "mesh": "ngp.modules.face.mesh:MeshFace",
     },
     f"{PAYMENT}.settings": {
         "lnd": "ngp.modules.payment.lnd_settings:SETTINGS",

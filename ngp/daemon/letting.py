@@ -25,7 +25,7 @@ from ngp.core.rental.status import Asked, Configuration, RentalStatus, room, sta
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
-from ngp.errors import PeerError, RentalError
+from ngp.errors import LedgerError, PeerError, RentalError
 from ngp.ports import Clock
 
 INVOICE_WAIT_S = 30.0
@@ -63,6 +63,8 @@ class Letting:
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[AnswerTenant]] = {}
         self._changed = asyncio.Event()
+        self._unwritten: set[bytes] = set()
+        """New keys of rentals that a crash would undo: a tenant who heard of one would drop its former key."""
 
     # --- what faces ask -----------------------------------------------------------------------------------------------
 
@@ -153,7 +155,12 @@ class Letting:
     async def rekey(self, wireguard_key: bytes, new_key: bytes) -> RentalStatus:
         """Give a rental another key; the tunnel knows it when this returns. Raises: RentalError. LedgerError."""
         self._refuse_own(new_key)
-        await self._answer_to(lambda request: RekeyAsked(request, wireguard_key, new_key))
+        try:
+            await self._answer_to(lambda request: RekeyAsked(request, wireguard_key, new_key))
+        except LedgerError:
+            if new_key in self._world.letting.by_key:
+                self._unwritten.add(new_key)
+            raise
         return self.status(new_key)
 
     async def refund(self, wireguard_key: bytes, bolt11: str) -> RentalStatus:
@@ -177,7 +184,8 @@ class Letting:
             waiting.set_result(effect)
 
     def changed(self) -> None:
-        """Wake those that wait for a payment: a rental changed."""
+        """Wake those that wait for a payment: a rental changed, and the ledger has it."""
+        self._unwritten.clear()
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -206,6 +214,8 @@ class Letting:
         return settings
 
     def _rental(self, wireguard_key: bytes) -> Rental:
+        if wireguard_key in self._unwritten:
+            raise LedgerError("the rental's new key isn't in the ledger yet")
         rental = self._world.letting.by_key.get(wireguard_key)
         if rental is None:
             raise RentalError("no rental has this WireGuard key: rent first")

@@ -22,7 +22,7 @@ from ngp.core.tenant.account import disagreements, follow
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, refusals, top_up_msat
 from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
-from ngp.tenant import files, renting
+from ngp.tenant import files, rekey, renting
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.landlord import Landlord, RefusedError
@@ -74,7 +74,8 @@ async def look(kept: Kept) -> float:
     Raises: NgpError: nothing was paid, or the outcome of a payment isn't known yet.
     """
     with _alone(kept):
-        return await _look(kept)
+        tunnel = await asyncio.to_thread(rekey.present, kept.home, kept.landlord, kept.tunnel)
+        return await _look(replace(kept, tunnel=tunnel))
 
 
 async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
@@ -93,17 +94,17 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
 def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
     """Take over a payment that was made by hand from another wallet. Raises NgpError."""
     file = BooksFile(home.state_path(tunnel))
-    with _alone_with(file, tunnel):
+    with alone_with(file, tunnel):
         books = file.read()
         if books.pending is None and not disagreements(books.account, status, time.time()):
             file.write(replace(books, account=follow(books.account, status)))
 
 
 def _alone(kept: Kept) -> AbstractContextManager[None]:
-    return _alone_with(kept.books, kept.tunnel)
+    return alone_with(kept.books, kept.tunnel)
 
 
-def _alone_with(books: BooksFile, tunnel: Tunnel) -> AbstractContextManager[None]:
+def alone_with(books: BooksFile, tunnel: Tunnel) -> AbstractContextManager[None]:
     """Keep other processes from paying for the same rental meanwhile."""
     lock = books.path.with_name(f"{tunnel.interface}.lock")
     return files.only_one(lock, f"another payment for {tunnel.shown_name}", "wait until it is over")

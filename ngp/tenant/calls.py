@@ -15,9 +15,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from google.protobuf.message import DecodeError
 
 import ngp.calls.landlord_pb2 as pb
-from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS
+from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS, REKEY
 from ngp.calls.proof import prove
 from ngp.core.host_port import split_host_port
 from ngp.core.prefixes import tunnel_address
@@ -89,6 +90,11 @@ class CallingLandlord:
         found = self._proven(GET_REFUND, keys, lambda ctx: pb.GetRefundRequest(ctx=ctx, bolt11=bolt11))
         return self._read(lambda: _status(found.status))
 
+    def rekey(self, keys: Keys, new: Keys) -> None:
+        """Give a rental another key."""
+        public = base64.b64decode(new.public_key)
+        self._proven(REKEY, keys, lambda ctx: pb.RekeyRequest(ctx=ctx, new_key=public), new)
+
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _offers(self) -> Sequence[Any]:
@@ -109,16 +115,16 @@ class CallingLandlord:
         known = ", ".join(printable(one.name) for one in offers)
         raise LandlordError(f"landlord {self.place} has no offer {name!r}; there are {known}")
 
-    def _proven(self, method: str, keys: Keys, request: Callable[[Any], Any]) -> Any:
-        """Call a method with a proof of the key; once more if the landlord began another session meanwhile."""
-        private_key = X25519PrivateKey.from_private_bytes(base64.b64decode(keys.private_key))
+    def _proven(self, method: str, keys: Keys, request: Callable[[Any], Any], *more: Keys) -> Any:
+        """Call a method with a proof of each key; once more if the landlord began another session meanwhile."""
+        private_keys = [X25519PrivateKey.from_private_bytes(base64.b64decode(one.private_key)) for one in (keys, *more)]
         reply = None
         for _ in range(_ATTEMPTS):
             if self._session is None:
                 self._offers()
             assert self._session is not None
             ctx = pb.Ctx(nonce=self._session.next_nonce(), key=base64.b64decode(keys.public_key))
-            reply = self._call(method, request(ctx), self._session.proof(private_key))
+            reply = self._call(method, request(ctx), self._session.proof(private_keys))
             if reply.failure.kind != pb.Failure.VERIFICATION_FAILED:
                 break
             self._session = None
@@ -129,7 +135,7 @@ class CallingLandlord:
         content = self._carry(call, proof if isinstance(proof, bytes) else proof(call))
         try:
             reply = pb.Reply.FromString(content)
-        except ValueError:  # protobuf's own errors are ValueErrors
+        except DecodeError:
             raise LandlordError(f"landlord {self.place} answers what can't be read: ask the landlord") from None
         if reply.ctx.key != self._identity() or reply.ctx.nonce != request.ctx.nonce:
             raise LandlordError(f"landlord {self.place} answers another request: nothing was done; try again")
@@ -153,7 +159,13 @@ class CallingLandlord:
             raise LandlordError(str(error)) from error
 
 
-_RESULTS = {ADD_CREDIT: "asked", GET_STATUS: "status", GET_CONFIGURATION: "configuration", GET_REFUND: "status"}
+_RESULTS = {
+    ADD_CREDIT: "asked",
+    GET_STATUS: "status",
+    GET_CONFIGURATION: "configuration",
+    REKEY: "status",
+    GET_REFUND: "status",
+}
 
 
 class _OpenSession:
@@ -170,12 +182,12 @@ class _OpenSession:
         self._last = max(self._last + 1, self._session.clock_us + elapsed_us)
         return self._last
 
-    def proof(self, private_key: X25519PrivateKey) -> Callable[[Call], bytes]:
-        """Return what proves a key for a call."""
+    def proof(self, private_keys: Sequence[X25519PrivateKey]) -> Callable[[Call], bytes]:
+        """Return what proves keys for a call."""
 
         def of(call: Call) -> bytes:
             try:
-                return prove(private_key, self._session, call)
+                return b"".join(prove(one, self._session, call) for one in private_keys)
             except ValueError:
                 raise LandlordError("the landlord's WireGuard key is none: ask the landlord") from None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ AnyPlace = LandlordPlace | GrpcPlace | NeighbourPlace
 _DAY_S = 86_400
 _SERVER, _OLD_SERVER, _TUNNELS, _LANDLORDS = "DefaultRentalServer", "Server", "tunnels", "landlords"
 _PRIVATE, _PUBLIC = "wireguard_private_key", "wireguard_public_key"
+_FIRST, _NEXT = "first_public_key", "next_private_key"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,31}")
 _LEAST_KEY_LETTERS = 4
 _BUY_TERMS = {
@@ -56,6 +57,8 @@ class Tunnel:
         name: "" for one that has only its interface's name.
         landlord: the name of a trusted landlord; "" where host and pin alone are known.
         offer: the name of its offer; "": the first one.
+        first_key: the public key that it had first, from which its interface and routing table have their names.
+        next_private_key: the one that it is about to get; "" if none.
     """
 
     private_key: str
@@ -66,11 +69,18 @@ class Tunnel:
     is_first: bool
     landlord: str = ""
     offer: str = ""
+    first_key: str = ""
+    next_private_key: str = ""
 
     @property
     def interface(self) -> str:
         """The name of its interface and of its file."""
-        return interface_name(self.public_key)
+        return interface_name(self.root_key)
+
+    @property
+    def root_key(self) -> str:
+        """The public key that names interface and routing table: they outlive a change of the key."""
+        return self.first_key or self.public_key
 
     @property
     def shown_name(self) -> str:
@@ -215,6 +225,39 @@ class Home:
             self._values[_TUNNELS] = [*(self._values.get(_TUNNELS) or []), entry]
         return self._tunnel(len(self._values[_TUNNELS]) - 1, entry)
 
+    def begin_rekey(self, tunnel: Tunnel) -> Tunnel:
+        """Make the next key, unless it is made already. Returns the tunnel as it will be. Raises NgpError."""
+        with self._changing():
+            entry = self._entry(tunnel)
+            if not _word(entry, _NEXT):
+                entry[_NEXT] = new_private_key()
+        private_key = _word(entry, _NEXT)
+        public = public_key(private_key)
+        return replace(tunnel, private_key=private_key, public_key=public, first_key=tunnel.root_key)
+
+    def cancel_rekey(self, tunnel: Tunnel) -> None:
+        """Drop the next key, which the landlord refuses. Raises NgpError."""
+        with self._changing():
+            self._entry(tunnel).pop(_NEXT, None)
+
+    def end_rekey(self, tunnel: Tunnel, changed: Tunnel) -> Tunnel:
+        """Use the next key from now on; the former one is dropped. Returns the tunnel as it is. Raises NgpError."""
+        path = self.conf_path(tunnel)
+        if path.exists():
+            files.replace(path, path.read_bytes().replace(tunnel.private_key.encode(), changed.private_key.encode()))
+        with self._changing():
+            entry = self._entry(tunnel)
+            entry |= {_PRIVATE: changed.private_key, _PUBLIC: changed.public_key, _FIRST: changed.root_key}
+            entry.pop(_NEXT, None)
+        return replace(changed, next_private_key="")
+
+    def _entry(self, tunnel: Tunnel) -> dict[str, Any]:
+        for one in self._values.get(_TUNNELS) or []:
+            if one.get(_PRIVATE) == tunnel.private_key:
+                found: dict[str, Any] = one
+                return found
+        raise UsageError(f"{tunnel.shown_name} is in {self._config} no longer, or has another key: try again")
+
     def forget_tunnel(self, tunnel: Tunnel) -> None:
         """Drop a tunnel's keys and its file: they can't be had again. Its books stay, as budgets count them.
 
@@ -241,7 +284,8 @@ class Home:
             raise ConfigError(f"{where}: {_PUBLIC} isn't that of the private key, which has {public}: correct it")
         name, host, pin = _word(entry, "name"), _word(entry, "Host"), _word(entry, "TrustedFingerprint")
         landlord, offer = _word(entry, "landlord"), _word(entry, "offer")
-        return Tunnel(private_key, public, name, host, pin, number == 0, landlord, offer)
+        first, next_one = _word(entry, _FIRST), _word(entry, _NEXT)
+        return Tunnel(private_key, public, name, host, pin, number == 0, landlord, offer, first, next_one)
 
     # --- files of a tunnel --------------------------------------------------------------------------------------------
 

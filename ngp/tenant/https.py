@@ -103,6 +103,13 @@ class HttpsLandlord:
         """Raise LandlordError: this interface has no refunds."""
         raise no_refunds(self.place)
 
+    def rekey(self, keys: Keys, new: Keys) -> None:
+        """Refuse: over HTTPS nothing shows whose a key is."""
+        raise LandlordError(
+            f"landlord {self.place} can't change a rental's key over HTTPS: if it serves gRPC, trust it there under "
+            "the same name (ngp rent trust NAME HOST KEY --face grpc)"
+        )
+
     def _post(self, verb: str, form: Mapping[str, str], most_s: float | None = None) -> dict[str, Any]:
         body = urlencode(form)
         with tls.connected(self.place, ANSWER_S if most_s is None else most_s) as connection:

@@ -83,6 +83,20 @@ def bring_down(path: Path) -> None:
         _wg_quick("down", path)
 
 
+def change_key(interface: str, private_key: str) -> None:
+    """Give a tunnel that is up another private key; one that is down needs nothing. Raises KernelError."""
+    if not is_up(interface):
+        return
+    again = f"the tunnel still has its former key: sudo ngp rent down {interface}; sudo ngp rent up {interface}"
+    words = ["wg", "set", interface, "private-key", "/dev/stdin"]
+    try:
+        done = subprocess.run(words, input=private_key, capture_output=True, text=True, timeout=WG_QUICK_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"wg set {interface} failed ({type(error).__name__}): {again}") from error
+    if done.returncode:
+        raise KernelError(f"wg set {interface} failed ({' '.join(done.stderr.split())[-_MOST_TOLD:]}): {again}")
+
+
 def _wg_quick(deed: str, path: Path) -> None:
     refuse_unless_possible(deed, path, ["wg-quick"])
     try:

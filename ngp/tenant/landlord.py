@@ -85,6 +85,9 @@ class Landlord(Protocol):
         Args: bolt11: for at most `Status.fetchable_msat`; asking twice for the same one pays it once.
         """
 
+    def rekey(self, keys: Keys, new: Keys) -> None:
+        """Give a rental another key, kept already: if this fails, a status with it says whether the rental has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class NeighbourPlace:

@@ -1,7 +1,8 @@
 """Policy: which of a machine's packets use a rented tunnel, as rules and routes. Pure.
 
 Packets from the rented networks look their route up in a table of the tunnel's own; all other packets go where they
-went before. That much is in the file for wg-quick too.
+went before. Packets to the rented networks first look for a route in the main table that isn't a default route, since
+parts of the networks may be routed on to machines behind this one, or let on. That much is in the file for wg-quick.
 
 With TENANT_ALL_TRAFFIC every packet uses that table, except for three kinds:
 
@@ -27,7 +28,7 @@ from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
 
-RULE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = 10326, 10327, 10328
+BESIDE_PRIORITY, SOURCE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = PRIORITIES = 10326, 10327, 10328, 10329
 PROTOCOL = 110
 """Of our rules: above those that rt_protos names, below those of routing daemons."""
 MAIN = 254
@@ -86,7 +87,13 @@ def sources_of(configuration: TunnelConfiguration, networks: Sequence[Prefix]) -
 
 def rules_of_sources(sources: Sequence[Prefix], table: int) -> list[Rule]:
     """Return the rules that lead packets from the rented networks into the tunnel."""
-    return [Rule(one.version, RULE_PRIORITY, table, source=str(one)) for one in sources]
+    led = [Rule(one.version, SOURCE_PRIORITY, table, source=str(one)) for one in sources]
+    return [*map(rule_behind, led), *led]
+
+
+def rule_behind(led: Rule) -> Rule:
+    """Return the rule for packets to the networks of another rule, which may be behind this machine."""
+    return Rule(led.version, BESIDE_PRIORITY, MAIN, destination=led.source, not_default=True)
 
 
 def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
@@ -97,7 +104,7 @@ def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
     return [
         *(
             Rule(
-                one.prefix.version, RULE_PRIORITY, MAIN, destination=str(one.prefix),
+                one.prefix.version, BESIDE_PRIORITY, MAIN, destination=str(one.prefix),
                 ip_protocol=_IP_PROTOCOLS[one.protocol], port=one.port,
             )
             for one in beside

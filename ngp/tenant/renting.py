@@ -158,7 +158,7 @@ def keep_configuration(
                 f"the landlord says that {network} is rented, but {taken} is this host's already: no file was "
                 "written, as the host's own packets would go to the landlord; ask the landlord"
             )
-    more = policy.lines(configuration, networks, tunnel.public_key) if keeps_route else ()
+    more = policy.lines(configuration, networks, tunnel.root_key) if keeps_route else ()
     text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None, more)
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)

@@ -33,7 +33,6 @@ from ngp.tenant.policy import Rule
 _COMMAND_S = 20.0
 _MOST_TOLD = 300
 _IPV6 = Path("/proc/sys/net/ipv6")
-_PRIORITIES = (policy.RULE_PRIORITY, policy.LINK_PRIORITY, policy.ALL_PRIORITY)
 
 
 def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way]) -> Tunnel | None:
@@ -45,7 +44,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
     Returns: the tunnel that everything uses; None: all packets but those of the rented networks go as before.
     Raises: NgpError. If the interface can't be brought up, the barrier stays.
     """
-    path, table = home.conf_path(tunnel), policy.table_of(tunnel.public_key)
+    path, table = home.conf_path(tunnel), policy.table_of(tunnel.root_key)
     interface.refuse_unless_possible("up", path, ["wg-quick", "ip", *(["nft"] if all_traffic else [])])
     with _alone(home):
         carrier = _carrier(_standing()) or (table if all_traffic else None)
@@ -61,12 +60,12 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
             raise KernelError(f"{error}{stays if carrier == table else ''}") from error
         for version in sorted({one.version for one in sources}):
             _ip(version, f"route replace default dev {tunnel.interface} table {table}")
-    return next((one for one in home.tunnels() if policy.table_of(one.public_key) == carrier), None)
+    return next((one for one in home.tunnels() if policy.table_of(one.root_key) == carrier), None)
 
 
 def bring_down(home: Home, tunnel: Tunnel, beside: Sequence[Way]) -> None:
     """Bring a tunnel down, and undo all that was set for it, whatever of it stands. Raises NgpError."""
-    table = policy.table_of(tunnel.public_key)
+    table = policy.table_of(tunnel.root_key)
     if os.geteuid() != 0 and not interface.is_up(tunnel.interface) and not _has_rules(table):
         return
     interface.refuse_without_root("down", home.conf_path(tunnel))
@@ -97,6 +96,8 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
             _ip(version, f"route replace {policy.REFUSING} table {carrier}")
         wanted += policy.rules_of_all(carrier, ways)
     standing, versions = _standing(), _versions()
+    others = [rule for rule in standing if rule.source and rule.table != table]
+    wanted += map(policy.rule_behind, others)
     for rule in dict.fromkeys(wanted):
         if rule not in standing and rule.version in versions:
             _ip(rule.version, f"rule add {rule.words}")
@@ -152,7 +153,7 @@ def _standing() -> list[Rule]:
     for version in _versions():
         rows = json.loads(_run(["ip", "-N", "-j", f"-{version}", "rule"]))
         ours = [row for row in rows if row.get("protocol") == str(policy.PROTOCOL)]
-        found += [_rule(version, row) for row in ours if row["priority"] in _PRIORITIES]
+        found += [_rule(version, row) for row in ours if row["priority"] in policy.PRIORITIES]
     return found
 
 

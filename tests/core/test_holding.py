@@ -35,11 +35,11 @@ def is_settled(landlord: Landlord, bolt11: str) -> bool:
     return landlord.world.money.invoices[bytes.fromhex(bolt11)].state is PaymentState.SETTLED
 
 
-def gone_back(landlord: Landlord, bolt11: str) -> bool:
-    """Say whether the payer has its money again, and nothing is left of its rental."""
+def gone_back(landlord: Landlord, bolt11: str, is_all: bool = True) -> bool:
+    """Say whether the payer has its money again. Args: is_all: then nothing is left of its rental either."""
     node, payment_hash = landlord.node, bytes.fromhex(bolt11)
-    assert not node.paid and not landlord.peers
-    return payment_hash in node.cancelled and not node.held and not landlord.world.letting.rentals
+    assert not node.paid and not landlord.peers and not (is_all and landlord.world.letting.rentals)
+    return payment_hash in node.cancelled and not node.held
 
 
 def test_the_tunnel_comes_first_then_the_payment_is_taken_then_it_counts(landlord: Landlord) -> None:
@@ -130,6 +130,62 @@ def test_a_node_that_is_away_takes_the_payment_later_or_gives_it_back(landlord: 
     landlord.at(1000)
     assert set(landlord.peers) == {key(1)}, "nobody pays for the other one any more"
     landlord.check()
+
+
+def test_a_withdrawn_invoice_lets_nobody_into_the_tunnel(landlord: Landlord) -> None:
+    landlord.node.away = True  # so the invoice stays withdrawn, and its payment may still arrive
+    invoice = asked(landlord)
+    payment_hash = bytes.fromhex(invoice)
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    assert landlord.gatekeeper.step(ev.InvoiceHeld(payment_hash, 80), landlord.clock()) == []
+
+
+def test_a_tenant_that_asks_anew_while_it_is_let_in_is_taken_out_again(landlord: Landlord) -> None:
+    invoice = asked(landlord)
+    landlord.node.away = True
+    landlord.gatekeeper.step(ev.InvoiceHeld(bytes.fromhex(invoice), 80), landlord.clock())
+    asked(landlord)
+    effects = landlord.gatekeeper.step(ev.TunnelPeerSet(bytes.fromhex(invoice), ""), landlord.clock())
+    assert effects == [fx.RemoveTunnelPeer(key(1))]
+
+
+def test_the_second_payment_of_a_tenant_that_is_off_is_credit_and_lets_it_in_no_more(landlord: Landlord) -> None:
+    first = bytes.fromhex(asked(landlord))
+    landlord.node.away = True
+    second = asked(landlord)
+    landlord.happen(ev.RentProven(Paid(first, landlord.node.preimages[first])))
+    landlord.happen(ev.SwitchRental(landlord.rental(1).id, on=False))
+    landlord.node.away = False
+    effects = landlord.gatekeeper.step(ev.InvoiceHeld(bytes.fromhex(second), 80), landlord.clock())
+    assert effects == [fx.SettleInvoice(landlord.node.preimages[bytes.fromhex(second)])]
+
+
+@pytest.mark.parametrize("crash_first", [True, False])
+def test_no_invoice_of_a_released_rental_takes_money_after_a_kill(landlord: Landlord, crash_first: bool) -> None:
+    """The node is away while one invoice replaces another: both are open in the ledger."""
+    first = asked(landlord)
+    landlord.node.away = True
+    second = asked(landlord)
+    deeds = [landlord.crash, lambda: landlord.happen(ev.ReleaseRental(landlord.rental(1).id))]
+    for deed in deeds if crash_first else reversed(deeds):
+        deed()
+    landlord.node.held |= {bytes.fromhex(first), bytes.fromhex(second)}
+    landlord.node.away = False
+    landlord.at(30)
+    assert gone_back(landlord, first) and gone_back(landlord, second)
+
+
+def test_a_released_rental_with_credit_takes_no_further_payment_after_a_kill(landlord: Landlord) -> None:
+    first = asked(landlord)
+    landlord.node.away = True
+    second = asked(landlord)
+    landlord.happen(ev.RentProven(Paid(bytes.fromhex(second), landlord.node.preimages[bytes.fromhex(second)])))
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.crash()
+    landlord.node.held.add(bytes.fromhex(first))
+    landlord.node.away = False
+    landlord.at(30)
+    assert gone_back(landlord, first, is_all=False)
 
 
 @pytest.mark.parametrize("after", range(12))

@@ -221,7 +221,7 @@ def test_status_counts_rentals_by_state(landlord: Landlord) -> None:
     assert {name: shown[name] for name in ("active", "reserved", "off", "pending", "free")} == {
         "active": 1, "reserved": 1, "off": 1, "pending": 1, "free": 4,
     }  # fmt: skip
-    assert shown["tunnel"] == {"tunnel": "of the test"} and shown["faces"] == []
+    assert shown["tunnel"] == {"tunnel": "of the test"} and shown["faces"] == ["mesh"]
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from ngp.daemon.letting import Letting
 from ngp.modules.face.door import Limits
 from ngp.modules.face.grpc import GrpcFace
 from ngp.modules.face.https import HttpsFace
+from ngp.modules.face.mesh import MeshFace
 from ngp.ports import Face
 
 T = TypeVar("T")
@@ -135,7 +136,7 @@ class Shop:
 
     def _open(self, node: PaymentNodeOfLandlord | None) -> None:
         self.face, self.grpc = HttpsFace(self.folder, self._limits), GrpcFace(self.folder, self._limits)
-        faces = (self.face, self.grpc)
+        faces = (self.face, self.grpc, MeshFace(self.folder, self._limits))
         self.landlord = self.do(lambda: LandlordWithFaces(self.folder, self.terms, faces, self._key, node))
         self.run(self.outside.apply(self.terms))
 

@@ -44,11 +44,12 @@ ip6 daddr { fe80::/10, fc00::/7, ff01::/16, ff02::/16 } accept
 def test_the_rules() -> None:
     sources = policy.rules_of_sources([ip_network("198.51.100.1")], 7)
     assert [(one.version, one.words) for one in (*sources, *policy.rules_of_all(7, [LANDLORD, LAN]))] == [
-        (4, "from 198.51.100.1/32 lookup 7 priority 10326 protocol 110"),
+        (4, "from all to 198.51.100.1/32 lookup 254 suppress_prefixlength 0 priority 10326 protocol 110"),
+        (4, "from 198.51.100.1/32 lookup 7 priority 10327 protocol 110"),
         (4, "from all to 203.0.113.1/32 ipproto 17 dport 51820 lookup 254 priority 10326 protocol 110"),
         (6, "from all to 2001:db8:7::/64 lookup 254 priority 10326 protocol 110"),
-        (4, "from all lookup 254 suppress_prefixlength 0 priority 10327 protocol 110"),
-        (6, "from all lookup 254 suppress_prefixlength 0 priority 10327 protocol 110"),
-        (4, "from all lookup 7 priority 10328 protocol 110"),
-        (6, "from all lookup 7 priority 10328 protocol 110"),
+        (4, "from all lookup 254 suppress_prefixlength 0 priority 10328 protocol 110"),
+        (6, "from all lookup 254 suppress_prefixlength 0 priority 10328 protocol 110"),
+        (4, "from all lookup 7 priority 10329 protocol 110"),
+        (6, "from all lookup 7 priority 10329 protocol 110"),
     ]

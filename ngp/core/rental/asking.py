@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, WatchInvoice
 from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld
-from ngp.core.invoices import withdraw
 from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
 from ngp.core.rental import holding, landlord, metering
@@ -155,11 +154,8 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     request = world.letting.asking.pop(event.identity, None)
     if rental is None:
         return
-    payable = world.letting.payable.setdefault(rental.id, set())
-    for before in filter(None, map(world.money.invoices.get, payable)):
-        if before.state is PaymentState.OPEN:
-            withdraw(world, before, "replaced")
-    payable.add(event.payment_hash)
+    landlord.withdraw_invoices(world, rental, "replaced")
+    world.letting.payable.setdefault(rental.id, set()).add(event.payment_hash)
     landlord.save(world, rental, durable=True)
     if event.preimage:
         world.do(WatchInvoice(event.payment_hash))

@@ -21,7 +21,6 @@ from ngp.core.records import PaymentRecord, PaymentState
 from ngp.core.rental import metering
 from ngp.core.rental.landlord import tunnel_peer
 from ngp.core.rental.letting import are_within
-from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.world import World
@@ -44,12 +43,13 @@ def new_preimage(world: World, rental: Rental, settings: LettingSettings) -> byt
 def held(world: World, event: InvoiceHeld) -> None:
     """Serve a tenant whose payment waits, or give the payment back. What is withdrawn goes back already."""
     record = world.money.invoices.get(event.payment_hash)
-    rental = world.letting.rentals.get(record.identity) if record is not None else None
-    if record is None or rental is None or record.state is not PaymentState.OPEN:
+    if record is None or record.state is not PaymentState.OPEN:
         return
-    why_not = _why_not(world, rental, event.blocks_left)
-    if why_not:
-        _give_back(world, rental, record, why_not)
+    rental = world.letting.rentals.get(record.identity)
+    if rental is None or rental.state is RentalState.RELEASED:
+        _give_back(world, record, "the rental is over")
+    elif why_not := _why_not(world, rental, event.blocks_left):
+        _give_back(world, record, why_not)
     elif rental.state is RentalState.PENDING:
         metering.grant(world, rental)  # if it is metered, nothing passes before the payment is taken
         world.do(SetTunnelPeer(tunnel_peer(world, rental), event.payment_hash))
@@ -59,8 +59,6 @@ def held(world: World, event: InvoiceHeld) -> None:
 
 def _why_not(world: World, rental: Rental, blocks_left: int) -> str:
     settings = world.settings.letting
-    if rental.state is RentalState.RELEASED:
-        return f"the rental is over ({rental.reason})"
     if settings is None or not are_within(settings.pools, rental.networks):
         return "net.conf lets its networks no longer"
     if blocks_left < LEAST_BLOCKS_LEFT:
@@ -77,12 +75,12 @@ def peer_set(world: World, event: TunnelPeerSet) -> None:
     if record.state is PaymentState.OPEN and not event.why_not:
         world.do(SettleInvoice(record.preimage))
     elif record.state is PaymentState.OPEN:
-        _give_back(world, rental, record, event.why_not)
+        _give_back(world, record, event.why_not)
     elif rental.state is RentalState.PENDING:  # the invoice was withdrawn in this moment
         world.do(RemoveTunnelPeer(rental.wireguard_key))
 
 
-def _give_back(world: World, rental: Rental, record: PaymentRecord, why_not: str) -> None:
+def _give_back(world: World, record: PaymentRecord, why_not: str) -> None:
     withdraw(world, record, NOT_SERVED)
-    who = f"rental {rental.id.hex()[:8]} ({networks_text(rental.networks)})"
+    who = f"rental {record.identity.hex()[:8]}"
     world.log(f"{who}: {show_money(record.amount_msat)} are given back: {why_not}", logging.WARNING)

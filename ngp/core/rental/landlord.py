@@ -292,7 +292,6 @@ def release(world: World, event: ReleaseRental) -> None:
 
 def end(world: World, rental: Rental, reason: str) -> None:
     """End a rental. What no credit covers is waived. If it is metered, its books are closed by `contract_halted`."""
-    account = world.client(rental.id)
     began = rental.state is not RentalState.PENDING
     if began:
         rental.owed_msat = rental.rent_owed_msat(world.letting.clock.at_s(world.now))
@@ -301,9 +300,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
         charge_owed(world, rental)
         rental.owed_msat = 0
     world.do(RemoveTunnelPeer(rental.wireguard_key))  # one that waits for its first payment may be there already
-    invoice = world.money.invoices.get(account.invoice.payment_hash)
-    if invoice is not None and invoice.state is PaymentState.OPEN:
-        withdraw(world, invoice, "released")
+    withdraw_invoices(world, rental, "released")
     rental.move(RentalState.RELEASED, reason)
     world.timers.clear(Due.RENTAL, rental.id)
     world.letting.give_back(rental.networks)
@@ -316,6 +313,13 @@ def end(world: World, rental: Rental, reason: str) -> None:
         save(world, rental)
     else:
         forget(world, rental)
+
+
+def withdraw_invoices(world: World, rental: Rental, why: str) -> None:
+    """Withdraw the open invoices of a rental: after a kill there may be two, of which one replaced the other."""
+    for invoice in filter(None, map(world.money.invoices.get, world.letting.payable.get(rental.id, ()))):
+        if invoice.state is PaymentState.OPEN:
+            withdraw(world, invoice, why)
 
 
 def forget(world: World, rental: Rental) -> None:

@@ -199,6 +199,8 @@ def letting_status(world: World, tunnel: Mapping[str, str]) -> LettingStatus | N
         return None
     states = [one.state for one in world.letting.rentals.values()]
     faces = [f"{name} {address} port {port}" for name, where in _listening(settings) for address, port in where]
+    if settings.mesh and world.settings.mesh_interfaces:
+        faces.append("mesh")
     return LettingStatus(
         active=states.count(RentalState.ACTIVE),
         reserved=states.count(RentalState.RESERVED),

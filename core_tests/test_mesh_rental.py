@@ -1,0 +1,219 @@
+"""A neighbour rents over the mesh link, by `ngp rent`, and uses its addresses while the gates of both are on.
+
+third --- 203.0.113.0/24 --- [landlord] --- 192.0.2.0/24 (mesh) --- [tenant]
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from core_tests import traffic
+from core_tests.daemon import Daemon, ngp_command
+from core_tests.host import Host
+from core_tests.lab import End, Lab
+from core_tests.shell import await_until
+from ngp.errors import ExitCode
+from ngp.tenant.books import BooksFile
+
+V4, V6 = "198.51.100.1", "2001:db8:100::1"
+THIRD = "203.0.113.3"
+LANDLORD = {
+    "MESH_INTERFACES": ["mesh0"],
+    "PAYMENT_INTERFACE": "sandbox",
+    "LANDLORD": True,
+    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
+    "LANDLORD_OUTSIDE": "wan0",
+    "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are those of the whole machine
+}
+TENANT = {"MESH_INTERFACES": ["mesh0"], "PAYMENT_INTERFACE": "sandbox", "BUDGET_HOUR": "200000 sat"}
+
+
+@dataclass
+class Mesh:
+    """A landlord and a tenant that are neighbours, with their daemons, and somebody else on the internet."""
+
+    tenant: Host
+    third: Host
+    lets: Daemon
+    rents: Daemon
+
+    def rent(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `ngp rent` on the tenant's machine."""
+        return self.tenant.run(*self.command(*words), timeout_s=120)
+
+    def command(self, *words: str) -> list[str]:
+        place = ["--config", str(self.rents.config), "--state-dir", str(self.rents.state_dir)]
+        return [*ngp_command(), "rent", *words, *place]
+
+    def done(self, *words: str) -> str:
+        result = self.rent(*words)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def status(self) -> dict[str, Any]:
+        (row,) = json.loads(self.done("status", "--json"))
+        return dict(row)
+
+    def let(self) -> dict[str, Any]:
+        """Return the landlord's row of the rental, whose money adds up."""
+        (row,) = self.lets.json("rentals")
+        parts = ("activation_fee", "charged", "refunded", "credit")
+        assert row["paid_msat"] == sum(row[f"{part}_msat"] for part in parts)
+        return dict(row)
+
+    def key(self) -> str:
+        return str(self.lets.json("status")["identity"])
+
+    def trust(self) -> None:
+        await_until(lambda: self.rents.json("neighbours"), what="the neighbours know each other")
+        self.done("trust", "let", self.key()[:12])
+
+    def reached(self, address: str) -> bool:
+        """Say whether the third host reaches the tenant at an address of the landlord's."""
+        return traffic.ping(self.third, address, wait_s=1).received == 1
+
+    def await_reached(self) -> None:
+        for address in (V4, V6):
+            await_until(lambda address=address: self.reached(address), what=f"{address} answers")  # type: ignore[misc]
+
+    def traffic_contracts(self) -> list[dict[str, Any]]:
+        rows = [*self.lets.json("contracts", "--all"), *self.rents.json("contracts", "--all")]
+        return [row for row in rows if row["interface"]]  # a period of a rental has none
+
+
+@pytest.fixture
+def mesh(lab: Lab) -> Mesh:
+    landlord, tenant, third = lab.host("landlord", forward=True), lab.host("tenant"), lab.host("third")
+    near = "192.0.2.1/24", "2001:db8:1::1/64"
+    lab.link(End(landlord, "mesh0", *near), End(tenant, "mesh0", "192.0.2.2/24", "2001:db8:1::2/64"))
+    outer = "203.0.113.1/24", "2001:db8:2::1/64"
+    lab.link(End(landlord, "wan0", *outer), End(third, "wan0", f"{THIRD}/24", "2001:db8:2::3/64"))
+    tenant.route("default", via="192.0.2.1")
+    landlord.route("default", via=THIRD)  # so that wan0 is upstream
+    third.route("198.51.100.0/29", via="203.0.113.1")
+    third.route("2001:db8:100::/61", via="2001:db8:2::1")
+    third.route("192.0.2.0/24", via="203.0.113.1")
+    lab.await_carriers()
+    return Mesh(tenant, third, landlord.daemon(LANDLORD), tenant.daemon(TENANT))
+
+
+def test_a_neighbour_rents_and_its_tunnel_is_no_traffic_of_the_mesh(mesh: Mesh) -> None:
+    """What goes through the tunnel is paid by the rent alone; what goes beside it is bought as always, once."""
+    mesh.trust()
+    (offer,) = json.loads(mesh.done("offers", "--json"))
+    assert (offer["name"], offer["networks"], offer["free"]) == ("default", ["IPv4 /32", "IPv6 /64"], 7)
+    mesh.done("new", "let", "--name", "shop", "--yes", "--up")
+    row = mesh.status()
+    assert row["networks"] == [f"{V4}/32", "2001:db8:100::/64"]
+    assert (row["state"], row["face"], row["offer"], row["peer"]) == ("active", "mesh", "default", "let")
+    mesh.await_reached()
+    for source in (V4, V6):
+        destination = THIRD if source == V4 else "2001:db8:2::3"
+        mesh.tenant.sh("ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", "-I", source, destination)
+    assert mesh.traffic_contracts() == [], "neither gate saw anything that is for sale"
+
+    assert traffic.ping(mesh.tenant, THIRD, count=3, wait_s=3).received
+    sold, bought = (
+        [one for one in mesh.traffic_contracts() if one["role"] == role and one["destination"] == f"{THIRD}/32"]
+        for role in ("server", "client")
+    )
+    assert len(sold) == len(bought) == 1
+    before = mesh.let()["charged_msat"] + mesh.let()["credit_msat"]
+    mesh.tenant.sh("ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", "-I", V4, THIRD)
+    assert mesh.let()["charged_msat"] + mesh.let()["credit_msat"] == before, "the rental pays by time alone"
+    used = [one["used_to_bytes"] + one["used_from_bytes"] for one in mesh.traffic_contracts()]
+    assert max(used) <= 2 * 3 * 84, "the contract carried the pings beside the tunnel and no others"
+
+    once = mesh.rent("autopay", "--once")  # proven by an echo through the tunnel
+    assert once.returncode == 0, once.stderr
+    row, let = mesh.status(), mesh.let()
+    assert row["proven"] is True and row["payments"] == let["payments"] == 3
+    assert (row["paid_msat"], row["activation_fee_msat"]) == (let["paid_msat"], let["activation_fee_msat"])
+    mesh.done("down", "shop")
+    assert not mesh.reached(V4)
+    mesh.done("conf", "shop")
+    mesh.done("up", "shop")
+    mesh.await_reached()
+
+
+def test_either_side_may_be_killed_at_any_time(mesh: Mesh) -> None:
+    mesh.trust()
+    mesh.done("new", "let", "--yes", "--up")
+    mesh.await_reached()
+    mesh.lets.kill9()
+    assert mesh.reached(V4), "the tunnel goes on without the daemon"
+    mesh.lets.start()
+    await_until(lambda: mesh.rent("status").returncode == 0, what="the landlord is asked again")
+    assert (mesh.status()["payments"], mesh.let()["payments"]) == (1, 1)
+    mesh.rents.kill9()
+    alone = mesh.rent("status")
+    assert alone.returncode == ExitCode.OTHER and "can't be asked: ngp isn't running" in alone.stderr
+    assert mesh.reached(V4)
+    mesh.rents.start()
+    await_until(lambda: mesh.rent("status").returncode == 0, what="our own daemon asks again")
+    mesh.done("add", V4, "--amount", "500", "--yes")
+    assert (mesh.status()["payments"], mesh.let()["payments"]) == (2, 2)
+
+
+def test_who_lets_nothing_to_us_says_so_and_nothing_is_left_behind(mesh: Mesh) -> None:
+    mesh.trust()
+    mesh.lets.reload(LANDLORD | {"LANDLORD_MESH": False})
+    for words in (("offers",), ("new", "let", "--yes"), ("trust", "again", mesh.key())):
+        refused = mesh.rent(*words)
+        assert refused.returncode == ExitCode.OTHER and "lets nothing to this router over the mesh" in refused.stderr
+    mesh.lets.reload(LANDLORD)
+    (us,) = [one["neighbour"] for one in mesh.lets.json("neighbours")]
+    mesh.lets.cli("block", us)
+    assert "lets nothing to this router" in mesh.rent("new", "let", "--yes").stderr
+    mesh.lets.cli("unblock", us)
+    assert mesh.rent("trust", "nobody", "ab" * 32).returncode == ExitCode.OTHER
+    assert mesh.rent("trust", "nobody", "xyz").returncode == ExitCode.USAGE
+    assert json.loads(mesh.done("status", "--json")) == [] == mesh.lets.json("rentals", "--all")
+    assert [one["name"] for one in json.loads(mesh.done("landlords", "--json"))] == ["let"]
+    mesh.lets.kill9()
+    silent = mesh.rent("offers")
+    assert silent.returncode == ExitCode.OTHER and "doesn't answer within 45 s" in silent.stderr
+
+
+@pytest.mark.first
+def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
+    mesh: Mesh, request: pytest.FixtureRequest
+) -> None:
+    """Each round lets the target rise by one payment; at some moment of it a daemon or AutoPay is killed."""
+    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 6
+    chance = random.Random(11)
+    mesh.trust()
+    mesh.done("new", "let", "--yes", "--up")
+    mesh.await_reached()
+    target_sat = 1000
+    for number in range(rounds):
+        target_sat += 1000
+        limits = {"TENANT_TARGET_CREDIT": f"{target_sat} sat", "TENANT_TARGET_TIME": "3 months"}
+        mesh.rents.configure(TENANT | limits | {"BUDGET_DAY": "300000 sat", "TENANT_PAYMENT_MIN": "500 sat"})
+        keeps = mesh.tenant.popen(*mesh.command("autopay"), stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.5, 2.5))
+        victim = (mesh.lets, mesh.rents, keeps)[number % 3]
+        if isinstance(victim, Daemon):
+            victim.kill9()
+            time.sleep(chance.uniform(0, 0.5))
+            victim.start()
+            keeps.send_signal(signal.SIGTERM)
+        else:
+            victim.kill()
+        keeps.wait()
+        await_until(lambda: mesh.rent("autopay", "--once").returncode == 0, timeout_s=90, what="what is due is paid")
+        row, let = mesh.status(), mesh.let()
+        books = BooksFile(mesh.rents.state_dir / "tenant" / "TunnelState.yaml").read()
+        spent = sum(one.amount_msat for one in books.sent if one.state == "paid")
+        assert books.pending is None and spent == row["paid_msat"] == let["paid_msat"], f"round {number}"
+        assert books.account.payments == row["payments"] == let["payments"]
+        assert -1000 < target_sat * 1000 - row["credit_msat"] < 501_000, f"round {number}"
