@@ -72,9 +72,26 @@ def refuse_without_root(deed: str, path: Path) -> None:
 
 
 def bring_up(path: Path) -> None:
-    """Bring the interface of a file up; one that is up stays as it is. Raises ConfigError, KernelError."""
-    if not is_up(path.stem):
-        _wg_quick("up", path)
+    """Bring the interface of a file up; one that is whole stays as it is. Raises ConfigError, KernelError.
+
+    An interface without addresses is what a wg-quick that was killed leaves; it is made anew.
+    """
+    if is_up(path.stem):
+        if _is_whole(path):
+            return
+        subprocess.run(("ip", "link", "delete", "dev", path.stem), capture_output=True, timeout=WG_QUICK_S, check=False)
+    _wg_quick("up", path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether an interface is up with all its addresses, which wg-quick gives it after keys and peers."""
+    try:
+        words = ("ip", "-j", "address", "show", "dev", path.stem)
+        (found,) = json.loads(subprocess.run(words, capture_output=True, timeout=WG_QUICK_S, check=True).stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return False
+    has = {ip_address(one["local"]) for one in found["addr_info"]}
+    return "UP" in found["flags"] and has.issuperset(one.ip for one in addresses_in(path))
 
 
 def bring_down(path: Path) -> None:
