@@ -52,9 +52,12 @@ class Market:
         return traffic.ping(self.third, address, wait_s=2).received == 1
 
 
-def open_market(lab: Lab) -> Market:
-    """Start a landlord, a tenant behind a NAT router, and a third host on the internet."""
+def open_market(lab: Lab, **changes: object) -> Market:
+    """Start a landlord, a tenant behind a NAT router, and a third host on the internet.
+
+    Args: changes: keys of the landlord's net.conf.
+    """
     net = tenant_behind_nat(lab)
     (net.tenant.folder / "net.conf").write_text(TENANT)
     (net.tenant.folder / "net.conf").chmod(0o644)
-    return Market(net.landlord.daemon(NET_CONF), net.landlord, net.tenant, net.third)
+    return Market(net.landlord.daemon({**NET_CONF, **changes}), net.landlord, net.tenant, net.third)

@@ -110,3 +110,14 @@ def test_a_later_payment_of_an_invoice_from_before_counts(landlord: Landlord) ->
     assert landlord.pay(asked.bolt11)
     assert landlord.credit(2) == before + 5_000_000
     landlord.check()
+
+
+def test_money_of_an_earlier_rental_is_fetched_with_the_new_key(landlord: Landlord) -> None:
+    landlord.happen(ev.ReleaseRental(landlord.rent(1, 5000).id))
+    landlord.rent(1)
+    rekey(landlord, 1, 2)
+    landlord.crash()
+    old, new = landlord.fetch(1, 5000), landlord.fetch(2, 5000)
+    assert old is not None and "no money left" in old.why_not
+    assert new is not None and not new.why_not
+    landlord.check()

@@ -1,6 +1,7 @@
-"""Rekey: a rental gets another WireGuard key, in one record, as its tenant asks who has both keys.
+"""Rekey: a tenant who has both keys gives its rental another WireGuard key.
 
-The former key means nothing afterwards: neither the tunnel nor any face knows it any more.
+The former key means nothing afterwards: neither the tunnel nor any face knows it any more. Earlier rentals of the
+tenant, which may have money left to be fetched, get the new key too.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ def asked(world: World, event: RekeyAsked) -> None:
         world.do(AnswerTenant(event.request, why_not=why_not))
         return
     rental = letting.by_key.pop(event.wireguard_key)
-    rental.wireguard_key = event.new_key
     letting.by_key[event.new_key] = rental
-    landlord.save(world, rental, durable=True)
+    for one in letting.rentals.values():
+        if one.wireguard_key == event.wireguard_key:
+            one.wireguard_key = event.new_key
+            landlord.save(world, one, durable=True)
     world.do(RemoveTunnelPeer(event.wireguard_key))  # before its networks get another peer
     world.do(SetTunnelPeer(landlord.tunnel_peer(world, rental)))
     world.do(AnswerTenant(event.request, rental=rental.id))
