@@ -264,7 +264,7 @@ def test_switching_off_and_on_changes_the_tunnel_and_says_what_came_of_it(landlo
 def test_a_released_rental_is_over_and_its_credit_is_told(landlord: Landlord) -> None:
     rental = landlord.rent(1, 24_000)
     said = ask(landlord, "rentals release", rental=rental.id.hex())
-    assert said.endswith("is released: its networks may be let again; the tenant still has 24000 sat with us")
+    assert said.endswith("networks may be let again; the tenant still has 24000 sat with us (ngp rent refund)")
     assert key(1) not in landlord.peers
     with pytest.raises(UsageError, match="is released already"):
         ask(landlord, "rentals release", rental=rental.id.hex())

@@ -204,7 +204,7 @@ class Acting:
             raise UsageError(f"{_named(rental)} is released already")
         self._node.obey(ReleaseRental(rental.id))
         left_msat = self._world.client(rental.id).balance_msat if rental.payments else 0
-        kept = f"; the tenant still has {show_money(left_msat)} with us" if left_msat else ""
+        kept = f"; the tenant still has {show_money(left_msat)} with us (ngp rent refund)" if left_msat else ""
         return f"{_named(rental)} is released: its networks may be let again{kept}"
 
     # --- Lightning ----------------------------------------------------------------------------------------------------
