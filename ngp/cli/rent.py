@@ -177,8 +177,10 @@ def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: Sa
     Args: offered: the terms of a new rental.
     """
     from ngp.tenant import renting
+    from ngp.tenant.books import BooksFile
 
-    is_first = True if offered is not None else None
+    was_paid = BooksFile(home.state_path(tunnel)).read().account.started
+    is_first = False if was_paid else True if offered is not None else None
     quote = renting.ask(_landlord(call, home, tunnel), tunnel, amount_sat, offered, is_first)
     if not call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=False)

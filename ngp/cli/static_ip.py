@@ -25,7 +25,7 @@ from ngp.cli.whole import Whole
 from ngp.core.pricing import show_money
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import rent_of_month_msat
-from ngp.errors import UsageError
+from ngp.errors import NgpError, UsageError
 from ngp.tenant import renting
 from ngp.tenant.home import FOLDER, Home, Tunnel
 from ngp.tenant.https import HttpsLandlord, LandlordPlace
@@ -61,8 +61,13 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
     landlord = _landlord(call, home, tunnel)
     if wants_new is not None:
         renting.refuse_wrong_start(landlord, tunnel, wants_new)
-    tunnel = tunnel or _new_tunnel(call, home, landlord)
-    quote = renting.ask(landlord, tunnel, amount_sat, None, wants_new)
+    is_made, tunnel = tunnel is None, tunnel or _new_tunnel(call, home, landlord)
+    try:
+        quote = renting.ask(landlord, tunnel, amount_sat, None, wants_new)
+    except BaseException:
+        if is_made:
+            home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
+        raise
     _show_invoice(call, tunnel, quote)
     status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
     call.say("", "the invoice is paid")
@@ -102,8 +107,13 @@ def _autopay(call: _Call) -> int:
     tunnel = home.tunnel(call.tunnel)
     landlord = _landlord(call, home, tunnel)
     with tenant_service.only_autopay(home.folder):
-        tunnel = tunnel or _new_tunnel(call, home, landlord)
-        return tenant_service.keep_by_hand_of(home, tunnel, landlord)
+        is_made, tunnel = tunnel is None, tunnel or _new_tunnel(call, home, landlord)
+        try:
+            return tenant_service.keep_by_hand_of(home, tunnel, landlord)
+        except NgpError:
+            if is_made and not home.state_path(tunnel).exists():
+                home.forget_tunnel(tunnel)  # nothing was paid for its key
+            raise
 
 
 _VERBS: dict[str, Callable[[_Call], int]] = {

@@ -84,7 +84,9 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
     Returns: the status when the landlord has counted it. Raises: NgpError.
     """
     with _alone(kept):
-        await kept.payer.finish()
+        books = await kept.payer.finish()
+        if books.account.started:
+            _refuse_disagreement(kept, books, quote.asked.status)
         books = await kept.payer.pay(quote)
         status = await _confirmed(kept, books, quote)
         await asyncio.to_thread(_configure, kept, _compared(kept, books, status), status)

@@ -266,7 +266,9 @@ class Home:
         books = self.state_path(tunnel)
         with self._changing():
             kept = [one for one in self._values.get(_TUNNELS) or [] if one.get(_PRIVATE) != tunnel.private_key]
-            self._values[_TUNNELS] = kept
+            self._values |= {_TUNNELS: kept}
+            if not kept:
+                del self._values[_TUNNELS]
         self.conf_path(tunnel).unlink(missing_ok=True)
         if books.exists():
             books.replace(self._own_state_path(tunnel))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ngp import invoice
 from ngp.core.pricing import SAT_MSAT, show_money, show_price
-from ngp.core.tenant.account import faults_of_invoice
+from ngp.core.tenant.account import Account, disagreements, faults_of_invoice
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
 from ngp.core.tenant.terms import SaleTerms
@@ -78,6 +78,7 @@ def ask(
         raise LandlordError(f"the landlord's invoice can't be read ({error}): nothing was paid") from error
     decoded = parsed.decoded(now_s)
     faults = faults_of_invoice(asked, decoded, amount_sat * SAT_MSAT, offered, is_first)
+    faults += disagreements(Account(), asked.status, time.time())  # of its clock
     if faults:
         raise LandlordError(f"landlord {landlord.place}: {'; '.join(faults)}; nothing was paid")
     return Quote(asked, decoded, asked.status.now_s, parsed.timestamp_s + parsed.expiry_s)
