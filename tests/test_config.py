@@ -24,7 +24,7 @@ KB_PRICE = 1024 * 1024  # 1 msat per kB, in msat per GiB
 
 def modules(group: str) -> Collection[str]:
     payment = ("sandbox", "electrum", "lnd")
-    link, face = ("udp", "ethernet", "grpc"), ("https",)
+    link, face = ("udp", "ethernet", "grpc"), ("https", "grpc")
     known = {"ngp.link": link, "ngp.network": ("ip",), "ngp.payment": payment, "ngp.face": face}
     return known[group]
 

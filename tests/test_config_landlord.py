@@ -225,6 +225,13 @@ def test_over_https_the_first_offer_has_no_price() -> None:
     assert landlord("LANDLORD_PRICE: 5").offers[0].price_msat_per_gib == 5 << 20
 
 
+def test_two_faces_have_two_places() -> None:
+    https = "LANDLORD_HTTPS: [192.0.2.1:443, '[::]:443']"
+    (problem,) = problems(https, "LANDLORD_GRPC: '[::]:443'")
+    assert "LANDLORD_GRPC: '[::]:443' has [::]:443, where LANDLORD_HTTPS listens: write another port" in problem
+    assert landlord(https, "LANDLORD_GRPC: 192.0.2.1:50051").grpc == (("192.0.2.1", 50051),)
+
+
 def test_over_https_the_tunnel_is_found_by_ipv4_or_a_name() -> None:
     https = "LANDLORD_HTTPS: 192.0.2.1:443"
     (problem,) = problems(https, "LANDLORD_ENDPOINT: ['2001:db8::1', '[2001:db8::1]:51']")

@@ -16,6 +16,7 @@ from ngp.config.key import Key
 from ngp.config.landlord_values import WrittenOffer
 from ngp.config.modules import FACE
 from ngp.config.written import Check, Written
+from ngp.core.host_port import join_host_port
 from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
 from ngp.core.rental.pools import FreeNetworks
@@ -225,6 +226,14 @@ def _has_face(key: Key[Any], name: str) -> Check:
     return check
 
 
+def _one_port(written: Written) -> Iterator[Finding]:
+    """Refuse one place for two faces: the kernel would give each of them some of the connections."""
+    for host, port in written[own.GRPC]:
+        if (host, port) in written[own.HTTPS]:
+            message = f"has {join_host_port(host, port)}, where LANDLORD_HTTPS listens: write another port"
+            yield written.finding(own.GRPC, message)
+
+
 def _metered(written: Written) -> Iterator[Finding]:
     """Refuse a price where the published client rents: it isn't told of one, and its books would never agree."""
     offer = _offers(written)[0]
@@ -248,6 +257,7 @@ _CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((own.PORT,), _ports),
     ((own.HTTPS,), _has_face(own.HTTPS, "https")),
     ((own.GRPC,), _has_face(own.GRPC, "grpc")),
+    ((own.GRPC, own.HTTPS), _one_port),
 )
 
 

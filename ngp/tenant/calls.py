@@ -50,12 +50,14 @@ class CallingLandlord:
     Args:
         identity: returns the landlord's, which its answers must name.
         carry: brings a call there, and its answer back.
+        payee: the Lightning node whose invoices are accepted, hexadecimal; "": any.
     """
 
-    def __init__(self, place: Place, identity: Callable[[], bytes], carry: Carry) -> None:
+    def __init__(self, place: Place, identity: Callable[[], bytes], carry: Carry, payee: str = "") -> None:
         self.place = place
         self._identity = identity
         self._carry = carry
+        self._payee = payee
         self._session: _OpenSession | None = None
 
     def offers(self) -> tuple[OnSale, ...]:
@@ -71,7 +73,7 @@ class CallingLandlord:
         asked = self._proven(
             ADD_CREDIT, keys, lambda ctx: pb.AddCreditRequest(ctx=ctx, offer=offer, amount_msat=amount_sat * SAT_MSAT)
         )
-        return self._read(lambda: _asked(asked.asked))
+        return self._read(lambda: replace(_asked(asked.asked), payee=self._payee))
 
     def status(self, keys: Keys, wait_for: str = "", preimage: bytes = b"") -> Status:
         """Return a rental's status. Args: wait_for: an invoice. preimage: proves that one was paid."""

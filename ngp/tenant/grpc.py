@@ -72,7 +72,8 @@ def read_grpc_place(written: str, pin: str) -> GrpcPlace:
 def grpc_landlord(place: GrpcPlace) -> CallingLandlord:
     """Return a landlord behind gRPC. Every method raises LandlordError or ConfigError; none stays connected."""
     carrier = _Carrier(place)
-    return CallingLandlord(place, carrier.identity, carrier.carry)
+    payee = place.pin if len(place.pin) == _NODE_DIGITS else ""
+    return CallingLandlord(place, carrier.identity, carrier.carry, payee)
 
 
 class _Carrier:

@@ -25,6 +25,8 @@ import ngp.calls.landlord_pb2 as pb
 from ngp import identity, node_key
 from ngp.calls.signature import SIGNATURE, signed_bytes
 from ngp.core.rental.calls import Call
+from ngp.core.tenant.account import faults_of_invoice
+from ngp.core.values import DecodedInvoice
 from ngp.errors import ConfigError, LandlordError
 from ngp.modules.face.certificate import _make
 from ngp.tenant import grpc as tenant_grpc
@@ -124,6 +126,21 @@ def test_the_lightning_node_vouches_for_the_identity(shop: Shop, tmp_path: Path)
     shop.landlord.letting._payee_signature = lambda: other
     with pytest.raises(FingerprintError, match="no signature of the Lightning node"):
         grpc_landlord(place).offers()
+
+
+def test_an_invoice_of_another_node_than_the_trusted_one_is_refused(shop: Shop, tmp_path: Path) -> None:
+    """Somebody who stole the landlord's identity, but not its node, can't have its tenants' money."""
+    node = node_key.load_or_make(tmp_path / "node.key").public_key.format().hex()
+    right = node_key.sign(
+        node_key.load_or_make(tmp_path / "node.key"), identity.payee_statement(bytes.fromhex(pin_of(shop)), "sandbox")
+    )
+    shop.landlord.letting._payee_signature = lambda: right
+    asked = grpc_landlord(GrpcPlace(*shop.terms.grpc[0], node)).ask(Tenant(), 1000)
+    assert asked.payee == node
+    invoice = DecodedInvoice(bytes(32), 49_000_000, 600, "02" + "ab" * 32, "sandbox", "")
+    (fault,) = faults_of_invoice(asked, invoice, 1_000_000, None, True)
+    assert node in fault and invoice.payee in fault
+    assert not faults_of_invoice(asked, replace(invoice, payee=node), 1_000_000, None, True)
 
 
 @pytest.mark.parametrize("pin", ["", "ab" * 31, "ab" * 33, "04" + "ab" * 32, "xy" * 32])

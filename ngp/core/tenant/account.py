@@ -98,6 +98,11 @@ def _faults(
             yield "the landlord has a rental for this key already, but nothing was paid for it from here"
         else:
             yield "the landlord has no rental for this key any more: a payment would rent anew, with an activation fee"
+    if asked.payee and invoice.payee != asked.payee:
+        yield (
+            f"the invoice is of the Lightning node {invoice.payee}, but {asked.payee} is trusted: somebody may have "
+            "stolen the landlord's identity; ask the landlord"
+        )
     if asked.added_msat != wanted_msat:
         yield f"it would add {show_money(asked.added_msat)} of credit, but {show_money(wanted_msat)} were asked for"
     due_msat = asked.added_msat + asked.terms.activation_fee_msat

@@ -69,13 +69,17 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A landlord's invoice, and the terms that hold from its payment on."""
+    """A landlord's invoice, and the terms that hold from its payment on.
+
+    Attributes: payee: public key of the node whose invoice it must be, hexadecimal; "": any node's.
+    """
 
     bolt11: str
     is_first: bool
     added_msat: int
     terms: SaleTerms
     status: Status
+    payee: str = ""
 
 
 def read_terms(answer: Answer) -> SaleTerms:
