@@ -1,109 +1,27 @@
-"""A neighbour rents over the mesh link, by `ngp rent`, and uses its addresses while the gates of both are on.
-
-third --- 203.0.113.0/24 --- [landlord] --- 192.0.2.0/24 (mesh) --- [tenant]
-"""
+"""A neighbour rents over the mesh link, by `ngp rent`, and uses its addresses while the gates of both are on."""
 
 from __future__ import annotations
 
 import json
 import random
-import secrets
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from core_tests import traffic
-from core_tests.daemon import Daemon, ngp_command
-from core_tests.host import Host
-from core_tests.lab import End, Lab
+from core_tests.daemon import Daemon
+from core_tests.lab import Lab
+from core_tests.mesh_market import LANDLORD, TENANT, THIRD, V4, V6, Mesh, open_mesh
 from core_tests.shell import await_until
 from ngp.errors import ExitCode
 from ngp.tenant.books import BooksFile
 
-V4, V6 = "198.51.100.1", "2001:db8:100::1"
-THIRD = "203.0.113.3"
-LANDLORD = {
-    "MESH_INTERFACES": ["mesh0"],
-    "PAYMENT_INTERFACE": "sandbox",
-    "LANDLORD": True,
-    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
-    "LANDLORD_OUTSIDE": "wan0",
-    "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are those of the whole machine
-}
-TENANT = {"MESH_INTERFACES": ["mesh0"], "PAYMENT_INTERFACE": "sandbox", "BUDGET_HOUR": "200000 sat"}
-
-
-@dataclass
-class Mesh:
-    """A landlord and a tenant that are neighbours, with their daemons, and somebody else on the internet."""
-
-    tenant: Host
-    third: Host
-    lets: Daemon
-    rents: Daemon
-
-    def rent(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `ngp rent` on the tenant's machine."""
-        return self.tenant.run(*self.command(*words), timeout_s=120)
-
-    def command(self, *words: str) -> list[str]:
-        place = ["--config", str(self.rents.config), "--state-dir", str(self.rents.state_dir)]
-        return [*ngp_command(), "rent", *words, *place]
-
-    def done(self, *words: str) -> str:
-        result = self.rent(*words)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def status(self) -> dict[str, Any]:
-        (row,) = json.loads(self.done("status", "--json"))
-        return dict(row)
-
-    def let(self) -> dict[str, Any]:
-        """Return the landlord's row of the rental, whose money adds up."""
-        (row,) = self.lets.json("rentals")
-        parts = ("activation_fee", "charged", "refunded", "credit")
-        assert row["paid_msat"] == sum(row[f"{part}_msat"] for part in parts)
-        return dict(row)
-
-    def key(self) -> str:
-        return str(self.lets.json("status")["identity"])
-
-    def trust(self) -> None:
-        await_until(lambda: self.rents.json("neighbours"), what="the neighbours know each other")
-        self.done("trust", "let", self.key()[:12])
-
-    def reached(self, address: str) -> bool:
-        """Say whether the third host reaches the tenant at an address of the landlord's."""
-        return traffic.ping(self.third, address, wait_s=1).received == 1
-
-    def await_reached(self) -> None:
-        for address in (V4, V6):
-            await_until(lambda address=address: self.reached(address), what=f"{address} answers")  # type: ignore[misc]
-
-    def traffic_contracts(self) -> list[dict[str, Any]]:
-        rows = [*self.lets.json("contracts", "--all"), *self.rents.json("contracts", "--all")]
-        return [row for row in rows if row["interface"]]  # a period of a rental has none
-
 
 @pytest.fixture
 def mesh(lab: Lab) -> Mesh:
-    landlord, tenant, third = lab.host("landlord", forward=True), lab.host("tenant"), lab.host("third")
-    near = "192.0.2.1/24", "2001:db8:1::1/64"
-    lab.link(End(landlord, "mesh0", *near), End(tenant, "mesh0", "192.0.2.2/24", "2001:db8:1::2/64"))
-    outer = "203.0.113.1/24", "2001:db8:2::1/64"
-    lab.link(End(landlord, "wan0", *outer), End(third, "wan0", f"{THIRD}/24", "2001:db8:2::3/64"))
-    tenant.route("default", via="192.0.2.1")
-    landlord.route("default", via=THIRD)  # so that wan0 is upstream
-    third.route("198.51.100.0/29", via="203.0.113.1")
-    third.route("2001:db8:100::/61", via="2001:db8:2::1")
-    third.route("192.0.2.0/24", via="203.0.113.1")
-    lab.await_carriers()
-    return Mesh(tenant, third, landlord.daemon(LANDLORD), tenant.daemon(TENANT))
+    return open_mesh(lab)
 
 
 def test_a_neighbour_rents_and_its_tunnel_is_no_traffic_of_the_mesh(mesh: Mesh) -> None:

@@ -1,0 +1,131 @@
+"""A rental that is paid by kilobyte, end to end: counted, cut at the byte while no daemon runs, and on again."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from core_tests import traffic
+from core_tests.lab import Lab
+from core_tests.mesh_market import V4, V6, Mesh, open_mesh
+from core_tests.shell import await_until
+
+PRICE = Fraction(1000, 1024)  # msat a byte: a sat for a kilobyte
+PAYLOAD_BYTES = 1000
+BY_TRAFFIC = {
+    "LANDLORD_RENT": 0,
+    "LANDLORD_PRICE": "1 sat",
+    "LANDLORD_INITIAL_CREDIT_MIN": "100 sat",
+    "LANDLORD_PAYMENT_MIN": "100 sat",
+}
+SINK = {V4: 7004, V6: 7006}
+
+
+@pytest.fixture
+def mesh(lab: Lab) -> Mesh:
+    """A landlord whose offer has no rent, and a neighbour that has rented for 100 sat, with the tunnel up."""
+    opened = open_mesh(lab, **BY_TRAFFIC)
+    counter = opened.third.counter("wan0")
+    opened.trust()
+    opened.done("new", "let", "--amount", "100", "--yes", "--up")
+    opened.await_reached()
+
+    def counted() -> tuple[int, int]:
+        sent, got = (
+            [counter.total("out", destination=address).bytes for address in (V4, V6)],
+            [counter.total("in", source=address).bytes for address in (V4, V6)],
+        )
+        return sum(sent), sum(got)
+
+    def charged() -> tuple[int, int]:
+        row = opened.let()
+        return row["used_to_bytes"], row["used_from_bytes"]
+
+    await_until(lambda: charged() == counted() != (0, 0), what="the first pings are charged as the third host saw them")
+    return opened
+
+
+class Sinks:
+    """Counts independently what arrives at the tenant, at its address of each family."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._third = mesh.third
+        self._sinks = {address: traffic.udp_sink(mesh.tenant, address, port) for address, port in SINK.items()}
+
+    def send(self, address: str, count: int) -> None:
+        traffic.udp_send(self._third, address, SINK[address], count=count, payload_bytes=PAYLOAD_BYTES)
+
+    def bytes(self) -> int:
+        """Return the bytes of all packets that arrived, with their headers."""
+        versions = {V4: 4, V6: 6}
+        return sum(
+            traffic.l3_bytes(versions[address], PAYLOAD_BYTES, sink.received()[0])
+            for address, sink in self._sinks.items()
+        )
+
+
+def test_bytes_are_charged_as_counted_and_cut_without_a_daemon_and_a_payment_turns_it_on_again(mesh: Mesh) -> None:
+    sinks = Sinks(mesh)
+    before = mesh.let()["used_to_bytes"]
+    for address in (V4, V6):
+        sinks.send(address, 10)
+    await_until(lambda: sinks.bytes() == 20 * (PAYLOAD_BYTES + 8) + 10 * 20 + 10 * 40, what="all arrive")
+    await_until(lambda: mesh.let()["used_to_bytes"] - before == sinks.bytes(), what="all are counted")
+    row, ours = mesh.let(), mesh.status()
+    used = row["used_to_bytes"] + row["used_from_bytes"]
+    assert (row["price_msat_per_gib"], row["rent_msat_per_month"]) == (1000 << 20, 0)
+    assert row["charged_msat"] == int(used * PRICE)
+    assert {key: ours[key] for key in ("used_to_bytes", "price_msat_per_gib", "charged_msat", "credit_msat")} == {
+        key: row[key] for key in ("used_to_bytes", "price_msat_per_gib", "charged_msat", "credit_msat")
+    }
+    assert row["paid_until"] is None
+
+    mesh.lets.kill9()
+    for _ in range(3):
+        for address in (V4, V6):
+            sinks.send(address, 30)
+    most = int(row["credit_msat"] / (traffic.l3_bytes(4, PAYLOAD_BYTES) * PRICE)) + 20
+    await_until(lambda: not mesh.reached(V4), what="the kernel has cut the tenant off by itself")
+    arrived = sinks.bytes()
+    assert arrived // traffic.l3_bytes(4, PAYLOAD_BYTES) <= most
+    mesh.lets.start()
+    row = mesh.let()
+    used = row["used_to_bytes"] + row["used_from_bytes"]
+    assert row["used_to_bytes"] - before >= arrived, "pings to the tenant besides"
+    assert row["charged_msat"] == int(used * PRICE)
+    assert row["state"] == "reserved" and 0 <= row["credit_msat"] < 1500 * PRICE
+
+    mesh.done("add", V4, "--amount", "100", "--yes")
+    await_until(lambda: mesh.reached(V4), what="the tenant is reached again")
+    row = mesh.let()
+    assert (row["state"], row["networks"]) == ("active", [f"{V4}/32", "2001:db8:100::/64"])
+    lines = [one for one in mesh.lets.json("ledger") if one["kind"] == "charge"]
+    assert -sum(one["amount_msat"] for one in lines) == int(used * PRICE)
+    (books,) = [one for one in mesh.lets.json("check", "--config", str(mesh.lets.config)) if one["name"] == "books"]
+    assert books["ok"], books
+    assert mesh.traffic_contracts() == [], "the tunnel is no traffic of the mesh"
+
+
+def test_what_was_carried_after_a_kill_is_charged_by_a_stop(mesh: Mesh) -> None:
+    sinks = Sinks(mesh)
+    before = mesh.let()["used_to_bytes"]
+    mesh.lets.kill9()
+    sinks.send(V6, 10)
+    await_until(lambda: sinks.bytes() == traffic.l3_bytes(6, PAYLOAD_BYTES, 10), what="all arrive")
+    assert mesh.lets.cli("stop").returncode == 0
+    (row,) = mesh.lets.json("rentals")
+    assert row["used_to_bytes"] - before == sinks.bytes()
+    mesh.lets.start()
+    row = mesh.let()
+    assert row["used_to_bytes"] - before == sinks.bytes()
+    assert row["charged_msat"] == int((row["used_to_bytes"] + row["used_from_bytes"]) * PRICE)
+
+
+def test_autopay_pays_no_offer_with_a_price_and_names_it(mesh: Mesh) -> None:
+    once = mesh.rent("autopay", "--once")
+    assert once.returncode and "asks 1000 msat/kB for traffic, which is never paid automatically" in once.stderr
+    assert "ngp rent add" in once.stderr and mesh.let()["payments"] == 1
+    (offer,) = json.loads(mesh.done("offers", "--json"))
+    assert offer["price_msat_per_gib"] == 1000 << 20 and "for traffic" in offer["refused_by"][0]
