@@ -6,20 +6,20 @@ tenant --- 192.0.2.0/24 --- landlord --- 203.0.113.0/24 --- third
 from __future__ import annotations
 
 import secrets
-from base64 import b64decode
 from collections.abc import Sequence
-from contextlib import closing
 
 from core_tests.bench.wireguard import Key, kind, make
 from core_tests.daemon import Daemon
 from core_tests.lab import End, Lab
-from core_tests.renting import pay
+from core_tests.namespaces import inside
+from core_tests.renting import proof_of
 from core_tests.shell import await_until
-from core_tests.staticwire import Session, Tenant, wg_text
 from core_tests.traffic import ping
+from ngp.tenant.grpc import USUAL_PORT, GrpcPlace, grpc_landlord
 
 PORT = 51820
 POOLS = ["198.51.100.0/24", "2001:db8:100::/48"]
+CREDIT_SAT = 50_000  # lasts while all is measured
 RENTED = "198.51.100.0", "2001:db8:100::1"
 
 
@@ -47,42 +47,45 @@ class Side:
         """Give the tenant its networks with `wg` and `ip`."""
         key, theirs = Key.new(), Key.new()
         networks = f"{RENTED[0]}/32", "2001:db8:100::/64"
-        name = make(self.lab, self.landlord, key, "listen-port", str(PORT), "peer", wg_text(theirs.public),
+        name = make(self.lab, self.landlord, key, "listen-port", str(PORT), "peer", theirs.public_key,
                     "allowed-ips", ",".join(networks))  # fmt: skip
         for network in networks:
             self.landlord.ip("route", "add", network, "dev", name)
-        self._join(theirs, key.public)
+        self._join(theirs, key.public_key)
 
     def start_landlord(self, **keys: object) -> Daemon:
         """Start our daemon. Args: keys: more of net.conf."""
         conf = {
             "LANDLORD": True, "LANDLORD_POOLS": POOLS, "LANDLORD_OUTSIDE": "wan0", "LANDLORD_TUNNEL": kind(),
-            "LANDLORD_HTTPS": "192.0.2.1:443", "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",
+            "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}", "LANDLORD_GRPC": f"192.0.2.1:{USUAL_PORT}",
         }  # fmt: skip
         return self.landlord.daemon(conf | keys)
 
     def let_by_ngp(self, **keys: object) -> None:
-        """Rent from our daemon. Args: keys: more of net.conf."""
-        self.start_landlord(**keys)
-        key = Key.new()
-        with closing(Session("192.0.2.1", 443, connect=self.tenant.connect)) as session:
-            tenant = Tenant(session, key.public)
-            pay(tenant, tenant.add_credit(1000)["Invoice"], self.tenant.folder)
-            found = tenant.configuration()
-        assert [one.partition("/")[0] for one in found["addresses"]] == list(RENTED)
-        self._join(key, b64decode(found["peers"][0]["public_key"]))
+        """Rent from our daemon, over gRPC. Args: keys: more of net.conf."""
+        daemon, key = self.start_landlord(**keys), Key.new()
+        landlord = grpc_landlord(GrpcPlace("192.0.2.1", USUAL_PORT, daemon.json("status")["identity"]))
+        with inside(self.tenant.namespace):
+            proof = proof_of(landlord.ask(key, CREDIT_SAT).bolt11, self.tenant.folder)
+            landlord.status(key, preimage=proof)
+            found = landlord.configuration(key)
+        assert [str(one.ip) for one in found.addresses] == list(RENTED)
+        self._join(key, found.ends[0].public_key)
 
-    def _join(self, key: Key, landlord: bytes) -> None:
+    def _join(self, key: Key, landlord: str) -> None:
         """Set the tenant's end up, and wait until it is reached."""
         name = make(self.lab, self.tenant, key)
         self.tenant.sh("sh", "-ec", self.join_text(name, landlord, RENTED))
         for address in RENTED:
             await_until(lambda one=address: self.is_reached(one), what=f"{address} answers")  # type: ignore[misc]
 
-    def join_text(self, name: str, landlord: bytes, addresses: Sequence[str]) -> str:
-        """Return the shell's commands that complete a tenant's interface: peer, addresses and ways to the third."""
+    def join_text(self, name: str, landlord: str, addresses: Sequence[str]) -> str:
+        """Return the shell's commands that complete a tenant's interface: peer, addresses and ways to the third.
+
+        Args: landlord: its public key.
+        """
         everything = "persistent-keepalive 25 allowed-ips 0.0.0.0/0,::/0"
-        lines = [f"wg set {name} peer {wg_text(landlord)} endpoint 192.0.2.1:{PORT} {everything}"]
+        lines = [f"wg set {name} peer {landlord} endpoint 192.0.2.1:{PORT} {everything}"]
         for address in addresses:
             version, length, at_once = (6, 128, " nodad") if ":" in address else (4, 32, "")
             lines.append(f"ip address add {address}/{length} dev {name}{at_once}")

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from core_tests import traffic
 from core_tests.bench import report
-from core_tests.bench.letting import POOLS, RENTED, Side
+from core_tests.bench.letting import CREDIT_SAT, POOLS, RENTED, Side
 from core_tests.bench.market import cpu_s, rss_bytes
 from core_tests.bench.wireguard import Key, make
 from core_tests.daemon import Daemon
@@ -38,7 +38,6 @@ MANY_POOLS = "10.64.0.0/12", "2001:db8:1000::/36"
 AT_ONCE = 8
 MIB = 1 << 20
 GOAL_PACKET_S = 0.2
-CREDIT_SAT = 50_000  # lasts while all is measured
 AGAIN_S = 60.0
 FLOW_PORT, FLOW_BYTES_S = 7000, 200_000
 STEPS = "the proof", "the configuration", "the tenant's `wg` and `ip`", "handshake, packet and answer"
@@ -85,7 +84,7 @@ class Renters:
             return host.socket_inside(lambda: socket.create_connection(place, timeout_s, (source, 0)))
 
         key = Key.new()
-        return Renter(key, Tenant(Session("192.0.2.1", 443, connect=connect), key.public))
+        return Renter(key, Tenant(Session("192.0.2.1", 443, connect=connect), b64decode(key.public_key)))
 
     def pay(self, renters: Sequence[Renter]) -> None:
         """Pay the invoices of all, in the sandbox."""
@@ -106,7 +105,7 @@ def run(quick: bool) -> None:
     opened, packets, again, many = (40, 8, 2, 1_000) if quick else (160, 30, 5, 10_000)
     with Lab() as lab:
         side = Side(lab)
-        daemon = side.start_landlord(LANDLORD_INVOICES_MAX=1000)
+        daemon = side.start_landlord(LANDLORD_HTTPS="192.0.2.1:443", LANDLORD_INVOICES_MAX=1000)
         renters = Renters(side)
         report.head("Rentals of one landlord, over HTTPS")
         _opened(renters, daemon.pids()[0], opened)
@@ -154,7 +153,7 @@ def _first_packets(side: Side, renters: Renters, count: int) -> str:
         found = renter.tenant.configuration()
         times.append(time.perf_counter())
         addresses = [one.partition("/")[0] for one in found["addresses"]]
-        side.tenant.sh("sh", "-ec", side.join_text(name, b64decode(found["peers"][0]["public_key"]), addresses))
+        side.tenant.sh("sh", "-ec", side.join_text(name, found["peers"][0]["public_key"], addresses))
         times.append(time.perf_counter())
         if ping(side.tenant, side.third.address("wan0", 4)).received != 1:
             raise LabError(f"the first packet of {addresses[0]} wasn't answered")

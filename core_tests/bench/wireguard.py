@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import secrets
 import subprocess
-from base64 import b64encode
 from dataclasses import dataclass
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from ngp.modules.tunnel.kernel import KernelDevice
 from ngp.modules.tunnel.userspace import SOCKETS
+from ngp.tenant.keys import new_private_key, public_key
 
 MTU = 1420
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A WireGuard key. `private`: as `wg` writes it."""
+    """The keys of one end, as `wg` writes them."""
 
-    private: str
-    public: bytes
+    private_key: str
+    public_key: str
 
     @classmethod
     def new(cls) -> Key:
         """Make a key."""
-        made = X25519PrivateKey.generate()
-        return cls(b64encode(made.private_bytes_raw()).decode(), made.public_key().public_bytes_raw())
+        private_key = new_private_key()
+        return cls(private_key, public_key(private_key))
 
 
 def kind() -> str:
@@ -50,7 +48,7 @@ def make(lab: Lab, host: Host, key: Key, *words: str) -> str:
     lab.on_exit(lambda: host.ip("link", "del", name))  # so that wireguard-go removes its socket
     file = host.folder / f"{name}.key"
     file.touch(0o600)
-    file.write_text(key.private)
+    file.write_text(key.private_key)
     host.sh("wg", "set", name, "private-key", str(file), *words)
     host.ip("link", "set", name, "mtu", str(MTU), "up")
     return name
