@@ -165,6 +165,7 @@ class Landlord:
         self.idle: set[bytes] = set()
         """Tenants that the tunnel knows and that have no networks now."""
         self.kernel = Kernel()
+        self.face = "https"
         self.answers: dict[int, fx.AnswerTenant] = {}
         self.crash_after = -1
         self.log: list[str] = []
@@ -381,7 +382,7 @@ class Landlord:
         """Ask for credit. Returns the answer, or None if a crash came before it."""
         self._requests += 1
         request = self._requests
-        self.happen(ev.CreditAsked(request, key(tenant), sat * SAT, "https", name))
+        self.happen(ev.CreditAsked(request, key(tenant), sat * SAT, self.face, name))
         return self.answers.get(request)
 
     def pay(self, bolt11: str) -> bool:

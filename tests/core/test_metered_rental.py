@@ -26,6 +26,7 @@ CREDIT = 1000 * SAT
 def landlord(tmp_path: Path) -> Iterator[Landlord]:
     """Rent and price, as shipped but for the price."""
     with closing(Landlord(tmp_path, letting(offer(price_msat_per_gib=PRICE)))) as made:
+        made.face = "mesh"
         yield made
 
 
@@ -34,6 +35,7 @@ def by_bytes(tmp_path: Path) -> Iterator[Landlord]:
     """No rent: traffic alone costs something. There is one address of each family."""
     terms = letting(offer(price_msat_per_gib=PRICE, rent_msat=0), pools=("203.0.113.0/32", "2001:db8::/64"))
     with closing(Landlord(tmp_path, terms)) as made:
+        made.face = "mesh"
         yield made
 
 
@@ -124,6 +126,7 @@ def test_a_new_price_holds_from_the_payment_of_its_invoice_on(by_bytes: Landlord
 @pytest.mark.parametrize(("before", "then"), [(0, PRICE), (PRICE, 0)])
 def test_an_offer_becomes_metered_or_free_with_a_payment(tmp_path: Path, before: int, then: int) -> None:
     with closing(Landlord(tmp_path, letting(offer(price_msat_per_gib=before)))) as landlord:
+        landlord.face = "mesh"
         landlord.rent(1, 1000)
         assert landlord.carry(1, 10 * KILOBYTE)
         landlord.read()
@@ -316,6 +319,20 @@ def test_a_rental_that_the_kernel_has_no_room_for_is_refused(landlord: Landlord)
     landlord.world.settings = replace(landlord.world.settings, contracts_max=4)
     landlord.rent(2, 1000)
     landlord.check()
+
+
+def test_over_https_nobody_gets_a_price(tmp_path: Path) -> None:
+    """The first offer has none there, but a rental's own offer may get one later."""
+    with closing(Landlord(tmp_path)) as landlord:
+        landlord.rent(1, 1000)
+        landlord.terms = letting(offer(name="other"), offer(price_msat_per_gib=PRICE))
+        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
+        for tenant, name in ((1, ""), (2, "default")):
+            answer = landlord.ask(tenant, 1000, name)
+            assert answer is not None and "has a price for traffic now, which isn't sold over HTTPS" in answer.why_not
+        landlord.face = "grpc"
+        pay_more(landlord, 1000)
+        assert landlord.status(1).price_msat_per_gib == PRICE
 
 
 def test_an_unpaid_metered_rental_leaves_nothing(landlord: Landlord) -> None:

@@ -617,6 +617,7 @@ def test_money_is_conserved_and_no_address_is_let_twice(
         TemporaryDirectory(prefix="ngp-let-") as name,
         closing(Landlord(Path(name), letting(offer(price_msat_per_gib=price), pools=pools), node=node)) as landlord,
     ):
+        landlord.face = "mesh"
         invoices: list[str] = []
         for name, *words in actions:
             _act(landlord, invoices, str(name), words)

@@ -40,9 +40,8 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         return why_not
     if letting.pending >= settings.invoices_max:
         return "too many invoices wait for their payment: ask again in some minutes"
-    if offer.price_msat_per_gib and not metering.has_room(world):
-        world.log_seldom(("no room", b"rental"), "a rental is refused: the kernel's table is full; raise CONTRACTS_MAX")
-        return "all places for metered rentals are taken: ask again later"
+    if why_not := _why_not_metered(world, event, offer):
+        return why_not
     networks = letting.allocate(offer)
     if networks is None and letting.others:
         letting.others = ()  # they may have given something back: the ledger knows
@@ -102,6 +101,21 @@ def _refuse_new(world: World, rental: Rental, why_not: str) -> None:
     landlord.end(world, rental, "no invoice")
 
 
+def _why_not_metered(world: World, event: CreditAsked, offer: Offer, has_room: bool = False) -> str:
+    """Return why a price for traffic can't be agreed; "" if it can, or if there is none.
+
+    The client of the HTTPS face isn't told of a price.
+    """
+    if not offer.price_msat_per_gib:
+        return ""
+    if event.face == "https":
+        return f"the offer {offer.name!r} has a price for traffic now, which isn't sold over HTTPS: rent another way"
+    if not has_room and not metering.has_room(world):
+        world.log_seldom(("no room", b"rental"), "a rental is refused: the kernel's table is full; raise CONTRACTS_MAX")
+        return "all places for metered rentals are taken: ask again later"
+    return ""
+
+
 def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, rental: Rental) -> str:
     offer = settings.offer(rental.offer)
     if offer is None:
@@ -110,7 +124,7 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
         why_not = offer.refuse_first(event.amount_msat)
     else:
         why_not = offer.refuse_later(event.amount_msat, credit_msat(world, rental, world.now))
-    if why_not:
+    if why_not := why_not or _why_not_metered(world, event, offer, metering.is_entered(world, rental)):
         return why_not
     if world.client(rental.id).invoice.asked:
         return "an invoice for this rental is being made: ask again in a moment"
