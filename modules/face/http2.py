@@ -89,28 +89,31 @@ class Http2Connection:
         """Set whenever the client takes more of a reply."""
 
     async def serve(self) -> None:
-        """Answer calls until the client closes the connection, is slow or idle for too long, or breaks a rule.
-
-        Raises: OSError.
-        """
+        """Answer calls until the client closes the connection, is slow or idle for too long, or breaks a rule."""
         task = asyncio.current_task()
         assert task is not None
         self._h2.initiate_connection()
-        async with asyncio.timeout_at(self._idle_until) as self._timer, asyncio.TaskGroup() as group:
-            try:
+        try:
+            async with asyncio.timeout_at(self._idle_until) as self._timer, asyncio.TaskGroup() as group:
+                await self._converse(group, task)
+        except* OSError:  # of the network, of TLS, or a time-out: the other end may come again
+            self._stream.abort()
+
+    async def _converse(self, group: asyncio.TaskGroup, task: asyncio.Task[Any]) -> None:
+        try:
+            await self._send()
+            while data := await self._stream.read():
+                self._besides -= len(data)
+                if self._besides < 0:
+                    raise _Broken
+                self._receive(data, group, task)
                 await self._send()
-                while data := await self._stream.read():
-                    self._besides -= len(data)
-                    if self._besides < 0:
-                        raise _Broken
-                    self._receive(data, group, task)
-                    await self._send()
-            except (h2.exceptions.ProtocolError, _Broken):
-                self._h2.close_connection()
-                await self._send()
-            finally:
-                for one in self._answers.values():
-                    one.cancel()
+        except (h2.exceptions.ProtocolError, _Broken):
+            self._h2.close_connection()
+            await self._send()
+        finally:
+            for one in self._answers.values():
+                one.cancel()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
