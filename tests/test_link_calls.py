@@ -38,10 +38,13 @@ class End:
 class _World:
     def __init__(self, neighbour: bytes) -> None:
         self.peers = self
-        self.neighbour, self.up, self.blocked, self.counters = neighbour, True, set[bytes](), dict[str, int]()
+        self.neighbour, self.up, self.boot = neighbour, True, 1
+        self.blocked, self.counters = set[bytes](), dict[str, int]()
 
     def any_link(self, identity: bytes) -> Neighbour | None:
-        return Neighbour(identity, LINK, 1, 0.0, 0) if self.up and identity == self.neighbour else None
+        if not self.up or identity != self.neighbour:
+            return None
+        return Neighbour(identity, LINK, 1, boot=self.boot)
 
     def count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
@@ -143,6 +146,24 @@ def test_a_landlord_that_is_away_is_said_at_once() -> None:
         with pytest.raises(LandlordError, match=f"{LANDLORD.hex()[:16]} is away"):
             await tenant.calls.ask(LANDLORD, b"?")
         assert not tenant.sent
+
+    run(test)
+
+
+@pytest.mark.parametrize(("what", "value", "said"), [("up", False, "went away"), ("boot", 2, "was restarted")])
+def test_a_landlord_that_goes_before_it_answered_is_not_waited_for(
+    what: str, value: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_calls, "LOOK_S", 0.01)
+
+    async def test() -> None:
+        tenant = End(LANDLORD, nobody)
+        asking = asyncio.create_task(tenant.calls.ask(LANDLORD, b"?"))
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+        setattr(tenant.world, what, value)
+        with pytest.raises(LandlordError, match=f"{said} before it answered"):
+            await asking
 
     run(test)
 

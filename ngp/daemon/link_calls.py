@@ -28,6 +28,9 @@ PARTS_S = 15.0
 ANSWER_S = 45.0
 """Longer than a landlord may hold an answer (20 s), with the time that lost messages take."""
 
+LOOK_S = 1.0
+"""How often it is looked meanwhile whether the landlord is still there."""
+
 LinkKey = tuple[str, bytes]
 
 _log = logging.getLogger("ngp")
@@ -82,7 +85,8 @@ class LinkCalls:
         answer = self._waiting[landlord, number] = _Whole()
         try:
             self._send(Call, landlord, neighbour.link, number, content)
-            return await asyncio.wait_for(answer.content, ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                return await self._answer(landlord, neighbour.boot, answer.content)
         except TimeoutError:
             raise LandlordError(
                 f"{named(landlord)} doesn't answer within {ANSWER_S:g} s: try again; if it never does, its ngp is of "
@@ -90,6 +94,16 @@ class LinkCalls:
             ) from None
         finally:
             del self._waiting[landlord, number]
+
+    async def _answer(self, landlord: bytes, boot: int, answer: asyncio.Future[bytes]) -> bytes:
+        """Wait for an answer, as long as the process that was asked may give one. Raises: LandlordError."""
+        while not answer.done():
+            await asyncio.wait({answer}, timeout=LOOK_S)
+            present = self._world.peers.any_link(landlord)
+            if not answer.done() and (present is None or present.boot != boot):
+                how = "went away" if present is None else "was restarted"
+                raise LandlordError(f"{named(landlord)} {how} before it answered: try again in a moment")
+        return answer.result()
 
     # --- the landlord's end -------------------------------------------------------------------------------------------
 
