@@ -92,7 +92,8 @@ def _kept(home: Home, tunnel: Tunnel, landlord: Landlord, payment: Payment) -> K
         present = _routers_settings()
         return home.limits() if present is None else stricter(home.limits(), present.tenant.limits)
 
-    return Kept(home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, home.probe), limits, WARN_S)
+    proof = lambda: proof_of(home, tunnel, home.probe)  # noqa: E731
+    return Kept(home, tunnel, landlord, books, payer, proof, limits, lambda: WARN_S)
 
 
 def _routers_settings() -> Settings | None:
@@ -169,7 +170,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
             landlord = landlord_at(place, home.landlord(tunnel))
             return Kept(
                 home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
-                lambda: _tenant(place).limits, _tenant(place).warn_time_s, keeps_route=True,
+                lambda: _tenant(place).limits, lambda: _tenant(place).warn_time_s, keeps_route=True,
             )  # fmt: skip
 
         yield kept

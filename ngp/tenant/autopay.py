@@ -11,6 +11,7 @@ proof, as far as our own books say that it is owed, and the proof is asked for a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Kept:
 
     Attributes:
         limits: returns the limits, read again when their file changes.
-        warn_s: how long before the credit ends there are warnings.
+        warn_s: returns how long before the credit ends there are warnings, read again like the limits.
         warned_at_s: when there were, by the monotonic clock.
     """
 
@@ -62,7 +63,7 @@ class Kept:
     payer: Payer
     proof: Callable[[], Proof]
     limits: Callable[[], Limits]
-    warn_s: int
+    warn_s: Callable[[], int]
     keeps_route: bool = False
     warned_at_s: list[float] = field(default_factory=list)
 
@@ -203,9 +204,17 @@ def _warn_of_end(kept: Kept, credit_msat: int, books: Books) -> None:
     rate = books.account.rate_sat_s * SAT_MSAT
     left_s = credit_msat / rate if rate else 0
     now_s = time.monotonic()
-    if left_s < kept.warn_s and (not kept.warned_at_s or now_s - kept.warned_at_s[-1] >= WARN_AGAIN_S):
+    if left_s < kept.warn_s() and (not kept.warned_at_s or now_s - kept.warned_at_s[-1] >= WARN_AGAIN_S):
         kept.warned_at_s[:] = [now_s]
         _log.warning("the credit of %s ends in %.1f h", kept.tunnel.shown_name, max(0.0, left_s / 3600))
+
+
+def _warn_by_our_books(kept: Kept) -> None:
+    """Warn of the end of the credit although the landlord can't be asked, or isn't believed."""
+    with contextlib.suppress(NgpError):  # another one has just been told
+        books = kept.books.read()
+        if books.account.started:
+            _warn_of_end(kept, books.account.credit_msat(time.time()), books)
 
 
 async def keep(kept: Kept, once: bool, changed: Callable[[], bool], alone: bool = True) -> None:
@@ -227,6 +236,7 @@ async def keep(kept: Kept, once: bool, changed: Callable[[], bool], alone: bool 
             if str(error) != said:
                 said = str(error)
                 _log.error("%s: %s", kept.tunnel.shown_name, said)
+            _warn_by_our_books(kept)
             pause_s = LOOK_AGAIN_S
         if once and pause_s:
             return

@@ -74,7 +74,8 @@ class Keeper:
         payment = SandboxPayment(self.folder / "node", self.options)
         payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, lambda: [self.books.read()])
         limits = lambda: self.limits or self.home.limits()  # noqa: E731
-        kept = Kept(self.home, self.tunnel, self.https, self.books, payer, lambda: self.proof, limits, self.warn_s)
+        proof, warn_s = lambda: self.proof, lambda: self.warn_s
+        kept = Kept(self.home, self.tunnel, self.https, self.books, payer, proof, limits, warn_s)
         try:
             await autopay.keep(kept, once, lambda: False)
         finally:
@@ -220,6 +221,18 @@ def test_the_end_of_the_credit_is_announced_once_an_hour(keeper: Keeper, caplog:
         asyncio.run(looks())
     assert sum("ends in" in line for line in caplog.messages) == 1
     assert sum("no answer" in line for line in caplog.messages) == 1
+
+
+def test_the_end_of_the_credit_is_announced_although_the_landlord_is_away(
+    keeper: Keeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper.run()
+    keeper.warn_s = 10 * 86_400
+    keeper.landlord.silent.add("getstatus")
+    with mock.patch("ngp.tenant.https.ANSWER_S", 0.2), pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(keeper.keep(once=False), 3))
+    assert sum("ends in" in line for line in caplog.messages) == 1
+    assert sum("doesn't answer" in line for line in caplog.messages) == 1
 
 
 def test_back_rent_is_paid_without_a_proof_as_the_tunnel_is_off_and_no_more(keeper: Keeper) -> None:
