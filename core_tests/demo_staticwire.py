@@ -1,9 +1,12 @@
 """`tools/demo --staticwire`: a machine behind NAT rents addresses of its own, and anyone on the internet reaches it.
 
-Landlord, NAT router, tenant and a third party are network namespaces. The tenant rents over HTTPS, pays, and brings its
-tunnel up; the third party opens TCP connections to the rented addresses. The rent is so high that the first credit
-lasts some seconds: the tunnel is off at the end of it, and on again, with the same addresses, when the tenant pays.
-Then the books of landlord and tenant are compared with each other and with this program's own reckoning.
+Landlord, NAT router, tenant and a third party are network namespaces. The tenant rents, pays, and brings its tunnel up;
+the third party opens TCP connections to the rented addresses. The rental costs rent by the second and a price for each
+byte, both so high that a stream uses the first credit up: then nothing passes, until the tenant pays again and has the
+same addresses. At the end the books of landlord and tenant are compared with each other and with an independent count.
+
+Bytes are counted by packet sockets: towards the tenant where they enter the landlord's tunnel, from it where they reach
+the third party.
 """
 
 from __future__ import annotations
@@ -12,16 +15,18 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from core_tests import traffic
 from core_tests.daemon import ngp_command
 from core_tests.demo_books import Line
+from core_tests.demo_flows import Flow
 from core_tests.demo_view import View, ngp_line, sat
 from core_tests.host import Host
 from core_tests.lab import Lab
-from core_tests.renting import NET_CONF, fingerprint_of
+from core_tests.renting import NET_CONF
 from core_tests.shell import LabError, await_until
 from core_tests.topologies import tenant_behind_nat
 from core_tests.traffic import TrafficError
@@ -29,18 +34,22 @@ from ngp.core.rental.terms import MONTH_S
 from ngp.tenant.books import BooksFile
 
 PARTIES = "landlord", "tenant"
-SERVICE_PORT, SERVICE_BYTES = 8080, 100_000
-OFF_S, ON_AGAIN_S = 3.0, 60.0
+SERVICE_PORT, ECHO_PORT, SERVICE_BYTES = 8080, 8081, 100_000
+STREAM_BYTES_S = 200_000  # slow enough for wireguard-go on a busy machine, which would drop packets that were charged
+OFF_S, ON_AGAIN_S, USED_UP_S, SETTLED_S = 3.0, 60.0, 90.0, 30.0
 SAT = 1000
 Row = dict[str, Any]
-RENT_SAT_S, FEE_SAT, FIRST_SAT, LATER_SAT = 50, 48_000, 1_000, 4_000
+RENT_SAT_S, BYTE_MSAT, FEE_SAT, FIRST_SAT, LATER_SAT = 1, 1, 48_000, 1_000, 4_000
 LANDLORD = {
     **NET_CONF,
+    "LANDLORD_HTTPS": "none",
+    "LANDLORD_GRPC": "203.0.113.1:50051",
     "LANDLORD_RENT": f"{RENT_SAT_S * MONTH_S} sat",
+    "LANDLORD_PRICE": f"{BYTE_MSAT * 1024} msat",
     "LANDLORD_ACTIVATION_FEE": f"{FEE_SAT} sat",
     "LANDLORD_INITIAL_CREDIT_MIN": f"{FIRST_SAT} sat",
 }
-TENANT = f"MESH_INTERFACES: mesh0\nBUDGET_HOUR: 100000 sat\nTENANT_RENT_MAX: {RENT_SAT_S * MONTH_S} sat\n"
+TENANT = "MESH_INTERFACES: mesh0\nBUDGET_HOUR: 100000 sat\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,22 @@ class Reading:
 
     before: float
     after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reckoned:
+    """What we know without either party's books.
+
+    Attributes:
+        invoices: the sums of the invoices that were paid, msat.
+        to, back: bytes that passed towards the tenant and from it.
+        service: the least and the most that rent can have run, by a stopwatch.
+    """
+
+    invoices: tuple[int, ...]
+    to: int
+    back: int
+    service: Reading
 
 
 class StaticWire:
@@ -88,15 +113,15 @@ class StaticWire:
         self.landlord.start()
         (offer,) = self.landlord.json("rentals", "offers", in_process=False)
         sizes = " and an ".join(offer["networks"])
-        self.view.tell(f"its offer: an {sizes}; {RENT_SAT_S} sat a second, so that this demonstration is short")
-        self.view.tell(f"activation fee {FEE_SAT:,} sat, once; least first credit {FIRST_SAT:,} sat, which last "
-                       f"{FIRST_SAT // RENT_SAT_S} s")  # fmt: skip
+        self.view.tell(f"its offer: an {sizes}; activation fee {FEE_SAT:,} sat, least first credit {FIRST_SAT:,} sat")
+        self.view.tell(f"rent {RENT_SAT_S} sat a second, and {BYTE_MSAT} msat a byte: dear, so that this is short")
 
     def rent(self) -> None:
         """Let the tenant rent, pay, and bring its tunnel up."""
         self.view.title("3/6 The tenant rents")
-        self._rent("trust", "home", self.net.landlord.address("wan0", 4), fingerprint_of(self.landlord))
-        self.view.tell("the landlord's certificate is known by its fingerprint: no authority, no account")
+        where, key = self.net.landlord.address("wan0", 4), self.landlord.json("status", in_process=False)["identity"]
+        self._rent("trust", "home", where, key, "--face", "grpc")
+        self.view.tell("the landlord is known by its key: no authority, no account")
         began = time.monotonic()
         self._pays("new", "home", "--name", "shop")
         self.paid = Reading(began, time.monotonic())
@@ -104,8 +129,11 @@ class StaticWire:
         self.addresses = self.networks[0].partition("/")[0], f"{self.networks[1].partition('/')[0]}1"
         self.view.tell(f"paid {sat(self.invoices_msat[0])} sat (not real): fee and first credit", "green")
         self.view.tell(f"{' and '.join(self.networks)} are the tenant's", "green")
+        tunnel = str(NET_CONF["LANDLORD_INTERFACE"])
+        self.counters = self.net.landlord.counter(tunnel, "out"), self.net.third.counter("wan0", "in")
         self._rent("up", "shop")
         for address in self.addresses:
+            traffic.tcp_echo(self.net.tenant, address, ECHO_PORT)
             traffic.tcp_sink(self.net.tenant, address, SERVICE_PORT)
         self.view.tell(f"a service of the tenant listens on both addresses, TCP port {SERVICE_PORT}")
 
@@ -120,13 +148,14 @@ class StaticWire:
             self.view.tell(f"{address}: connected; all of {done.received_bytes:,} bytes arrived unchanged", "green")
 
     def credit_ends(self) -> None:
-        """Wait until the credit is used up, and show that nothing passes any more."""
-        self.view.title("5/6 The credit ends")
-        await_until(lambda: self.landlord_row()["state"] == "reserved", what="the end of the credit")
-        service_s = time.monotonic() - self.paid.after
+        """Let a stream use the credit up, and show that nothing passes any more."""
+        self.view.title("5/6 A stream uses the credit up")
+        stream = Flow(self.net.third, "tcp", self.addresses[0], ECHO_PORT, STREAM_BYTES_S, OFF_S)
+        await_until(lambda: self.landlord_row()["state"] == "reserved", USED_UP_S, "the end of the credit")
         self.view.tell(
-            f"after {service_s:.1f} s the credit is used up, and the landlord's tunnel is off for this tenant"
+            "the kernel refused the first packet that isn't covered, and the landlord switched the tenant off"
         )
+        stream.end()
         for address in self.addresses:
             try:
                 traffic.tcp_send(self.net.third, address, SERVICE_PORT, size_bytes=1, timeout_s=OFF_S)
@@ -149,22 +178,33 @@ class StaticWire:
 
     def totals(self) -> list[Line]:
         """Switch the rental off, so that the books stand still, and compare them."""
+        with suppress(LabError):  # what still differs is told by the comparison
+            await_until(lambda: self.count() == _used(self.landlord_row()), SETTLED_S, "the last reading of the meter")
         began = time.monotonic()
         done = self.landlord.cli("rentals", "off", self.addresses[0], "--yes")
         if done.returncode:
             raise LabError(f"ngp rentals off: {done.stderr}")
         ended = Reading(began, time.monotonic())
         self.view.tell("the landlord switches the rental off, so that the books stand still: `ngp rentals off`")
-        journal = self.landlord.json("ledger", in_process=False)
         service = Reading(ended.before - self.paid.after, ended.after - self.paid.before)
         self.view.tell(f"by a stopwatch, rent ran for {service.before:.1f} to {service.after:.1f} s")
+        reckoned = Reckoned(tuple(self.invoices_msat), *self.count(), service)
         journal = self.landlord.json("ledger", in_process=False)
-        return compare(
-            self.landlord_row(), self.status(), journal, self.tenants_payments(), self.invoices_msat, service
+        return compare(self.landlord_row(), self.status(), journal, self.tenants_payments(), reckoned)
+
+    def count(self) -> tuple[int, int]:
+        """Return the bytes that passed towards the tenant and from it."""
+        ours = {self.net.third.address("wan0", version) for version in (4, 6)}
+        into, out = (counter.read().items() for counter in self.counters)
+        return (
+            sum(tally.bytes for flow, tally in into if flow.source in ours and flow.destination in self.addresses),
+            sum(tally.bytes for flow, tally in out if flow.source in self.addresses),
         )
 
     def stop(self) -> None:
         """Take the tenant's tunnel down, and stop the landlord: afterwards the network is as before."""
+        for counter in self.counters:
+            counter.stop()
         self._rent("down", "shop")
         self.landlord.stop()
         self.view.tell("`ngp rent down` and `ngp stop`: nothing of ngp is left on either machine")
@@ -211,43 +251,43 @@ class StaticWire:
         return self.net.tenant.sh(*ngp_command(), "rent", *words, *place)
 
 
-def compare(
-    let: Row, rented: Row, journal: Iterable[Row], payments: Sequence[int], invoices: Sequence[int], service: Reading
-) -> list[Line]:
+def _used(row: Row) -> tuple[int, int]:
+    return row["used_to_bytes"], row["used_from_bytes"]
+
+
+def compare(let: Row, rented: Row, journal: Iterable[Row], payments: Sequence[int], reckoned: Reckoned) -> list[Line]:
     """Compare the books of both parties with our own reckoning; what isn't in a party's books is None.
 
     Args:
         let, rented: the rental as the landlord and as the tenant list it, at one time.
         journal: the landlord's ledger.
         payments: what the tenant has paid by its own books, msat.
-        invoices: the sums of the invoices that were paid, msat.
-        service: the least and the most that the service can have lasted, by a stopwatch.
     """
-    booked = dict.fromkeys(("payment", "activation", "rent"), 0)
+    booked = dict.fromkeys(("payment", "activation", "rent", "charge"), 0)
     for row in journal:
         if row["kind"] in booked:
             booked[row["kind"]] += row["amount_msat"]
-    paid, fee, rent = sum(invoices), FEE_SAT * SAT, rent_due_msat(let["charged_msat"], service)
+    paid, fee, traffic_msat = sum(reckoned.invoices), FEE_SAT * SAT, (reckoned.to + reckoned.back) * BYTE_MSAT
+    rent = rent_due_msat(let["charged_msat"] - traffic_msat, reckoned.service)
+    due = f"{rent // RENT_SAT_S // SAT} s x {RENT_SAT_S} sat + bytes x {BYTE_MSAT} msat"
     return [
+        Line("bytes towards the tenant", reckoned.to, let["used_to_bytes"], rented["used_to_bytes"]),
+        Line("bytes from the tenant", reckoned.back, let["used_from_bytes"], rented["used_from_bytes"]),
         Line("msat paid = the invoices", paid, let["paid_msat"], rented["paid_msat"]),
-        Line("msat paid, by each one's ledger", paid, booked["payment"], sum(payments)),
+        Line("  by each one's ledger", paid, booked["payment"], sum(payments)),
         Line("msat activation fee", fee, let["activation_fee_msat"], rented["activation_fee_msat"]),
-        Line("  by the ledger", fee, -booked["activation"], None),
+        Line(f"msat for {due}", rent + traffic_msat, let["charged_msat"], rented["charged_msat"]),
         Line(
-            f"msat rent = {RENT_SAT_S} sat x {rent // RENT_SAT_S // SAT} s",
-            rent,
-            let["charged_msat"],
-            rented["charged_msat"],
+            "  by the ledger, with the fee", fee + rent + traffic_msat, -sum(booked.values()) + booked["payment"], None
         ),
-        Line("  by the ledger", rent, -booked["rent"], None),
-        Line("msat left = paid - fee - rent", paid - fee - rent, let["credit_msat"], rented["credit_msat"]),
+        Line("msat left", paid - fee - rent - traffic_msat, let["credit_msat"], rented["credit_msat"]),
     ]
 
 
 def rent_due_msat(charged_msat: int, service: Reading) -> int:
     """Return what the service costs by a stopwatch: whole seconds, so the stopwatch leaves some sums to choose from.
 
-    Args: charged_msat: what the landlord says; the sum next to it is returned.
+    Args: charged_msat: what the landlord asks for; the sum next to it is returned.
     """
     least_s, most_s = math.ceil(service.before - 1), math.floor(service.after + 1)
     return min(max(round(charged_msat / SAT / RENT_SAT_S), least_s), most_s) * RENT_SAT_S * SAT

@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 
 import pytest
 
 from core_tests.demo import DIFFERS, DONE, USAGE, verdict
-from core_tests.demo_staticwire import FEE_SAT, PARTIES, RENT_SAT_S, SAT, Reading, Row, compare, rent_due_msat
+from core_tests.demo_staticwire import (
+    BYTE_MSAT,
+    FEE_SAT,
+    PARTIES,
+    RENT_SAT_S,
+    SAT,
+    Reading,
+    Reckoned,
+    Row,
+    compare,
+    rent_due_msat,
+)
 from core_tests.shell import ROOT, run
 
-INVOICES = [49_000 * SAT, 4_000 * SAT]
-RENT = 38 * RENT_SAT_S * SAT
+INVOICES = (49_000 * SAT, 4_000 * SAT)
+TO, BACK, RENT = 781_367, 370_050, 38 * RENT_SAT_S * SAT
+DUE = RENT + (TO + BACK) * BYTE_MSAT
 ROW: Row = {
+    "used_to_bytes": TO,
+    "used_from_bytes": BACK,
     "paid_msat": sum(INVOICES),
     "activation_fee_msat": FEE_SAT * SAT,
-    "charged_msat": RENT,
-    "credit_msat": sum(INVOICES) - FEE_SAT * SAT - RENT,
+    "charged_msat": DUE,
+    "credit_msat": sum(INVOICES) - FEE_SAT * SAT - DUE,
 }
 JOURNAL: list[Row] = [
     *({"kind": "payment", "amount_msat": one} for one in INVOICES),
     {"kind": "activation", "amount_msat": -FEE_SAT * SAT},
     *({"kind": "rent", "amount_msat": -RENT // 2} for _ in range(2)),
+    {"kind": "charge", "amount_msat": -(TO + BACK) * BYTE_MSAT},
     {"kind": "contract", "amount_msat": 0},
 ]
 SERVICE = Reading(37.4, 38.6)
 
 
-def judge(let: Row = ROW, rented: Row = ROW, journal: list[Row] = JOURNAL, payments: list[int] = INVOICES) -> int:
-    return verdict(compare(let, rented, journal, payments, INVOICES, SERVICE), sides=PARTIES)
+def judge(
+    let: Row = ROW,
+    rented: Row = ROW,
+    journal: list[Row] = JOURNAL,
+    payments: Sequence[int] = INVOICES,
+    to: int = TO,
+    back: int = BACK,
+) -> int:
+    reckoned = Reckoned(INVOICES, to, back, SERVICE)
+    return verdict(compare(let, rented, journal, payments, reckoned), sides=PARTIES)
 
 
 def test_books_that_agree_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +78,11 @@ def test_one_msat_off_in_a_ledger_fails(number: int) -> None:
     assert judge(payments=[INVOICES[0], INVOICES[1] - 1]) == DIFFERS
 
 
+@pytest.mark.parametrize(("to", "back"), [(TO + 1, BACK), (TO, BACK - 1)])
+def test_one_byte_off_in_the_count_fails(to: int, back: int) -> None:
+    assert judge(to=to, back=back) == DIFFERS
+
+
 @pytest.mark.parametrize(("charged_s", "due_s"), [(36, 37), (37, 37), (38, 38), (39, 39), (40, 39)])
 def test_rent_is_that_of_the_seconds_that_a_stopwatch_allows(charged_s: int, due_s: int) -> None:
     assert rent_due_msat(charged_s * RENT_SAT_S * SAT, SERVICE) == due_s * RENT_SAT_S * SAT
@@ -74,8 +103,8 @@ def test_the_demonstration_ends_equal() -> None:
     chapters = [story.index(f"{number}/6 ") for number in range(1, 7)]
     assert chapters == sorted(chapters)
     for told in ("ngp rent trust", "ngp rent new", "198.51.100.1: connected", "2001:db8:100::1: connected",
-                 "the credit is used up", "can't connect any more", "ngp rent add", "the same addresses",
-                 "msat paid, by each one's ledger", "Equal to the byte and the msat"):  # fmt: skip
+                 "isn't covered", "can't connect any more", "ngp rent add", "the same addresses",
+                 "bytes towards the tenant", "bytes from the tenant", "Equal to the byte and the msat"):  # fmt: skip
         assert told in story, f"{told!r} is missing in:\n{story}"
     assert story.count(": connected; all of") == 4 and "not real" in story
 
