@@ -140,6 +140,7 @@ class PaymentRecord:
 class RentalRecord:
     """One rental. Key: rental. `networks` are separated by spaces; `_s` without `_at` are seconds of service.
 
+    `second_to_bytes` and `second_from_bytes` are the part of the used bytes that belongs to the second network.
     `traffic_units` are msat / 2^30, as in the kernel, and never more than a signed word of 8 bytes holds.
     """
 
@@ -167,6 +168,8 @@ class RentalRecord:
     asked_price_msat_per_gib: int = 0
     used_to_bytes: int = 0
     used_from_bytes: int = 0
+    second_to_bytes: int = 0
+    second_from_bytes: int = 0
     traffic_units: int = 0
     period_began_to_bytes: int = 0
     period_began_from_bytes: int = 0

@@ -246,7 +246,7 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
                     world.grant(contract)
     for identity in found:
         rental = world.letting.rentals.get(identity)
-        if rental is None or not rental.meter.shown:
+        if rental is None or not rental.meter.is_in_kernel:
             world.do(ForgetAccount(identity))
 
 

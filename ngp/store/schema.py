@@ -117,7 +117,7 @@ _SIXTH = tuple(
     f"ALTER TABLE rentals ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"
     for name in (
         *("price_msat_per_gib", "asked_price_msat_per_gib", "used_to_bytes", "used_from_bytes", "traffic_units"),
-        *("period_began_to_bytes", "period_began_from_bytes"),
+        *("second_to_bytes", "second_from_bytes", "period_began_to_bytes", "period_began_from_bytes"),
     )
 )
 

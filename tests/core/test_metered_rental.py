@@ -247,6 +247,26 @@ def test_after_a_reboot_counting_goes_on_from_the_ledger(by_bytes: Landlord) -> 
     by_bytes.check()
 
 
+def test_what_the_tables_of_another_version_counted_is_charged_once(by_bytes: Landlord) -> None:
+    """Its readings come after the start (`ngp.daemon.last_books`); the new tables are empty."""
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE) and by_bytes.carry(1, 3 * KILOBYTE, version=6)
+    by_bytes.read()
+    by_bytes.happen(ev.Stopping())
+    assert by_bytes.carry(1, 20 * KILOBYTE) and by_bytes.carry(1, 2 * KILOBYTE, version=6, towards=False)
+    readings = by_bytes.kernel.read(contract for contract, _ in rental.contracts)
+    by_bytes.crash(reboot=True)
+    by_bytes.happen(ev.UsageRead(readings))
+    assert by_bytes.status(1).charged_msat == traffic(35)
+    by_bytes.happen(ev.Stopping())
+    by_bytes.crash(reboot=True)
+    by_bytes.happen(ev.UsageRead(readings))
+    assert by_bytes.status(1).charged_msat == traffic(35), "also if it is killed and told again"
+    assert by_bytes.carry(1, KILOBYTE, version=6)
+    by_bytes.read()
+    assert by_bytes.status(1).charged_msat == traffic(36)
+
+
 def test_totals_are_written_each_minute(by_bytes: Landlord) -> None:
     rental = by_bytes.rent(1, 1000)
     assert by_bytes.carry(1, 10 * KILOBYTE)

@@ -393,7 +393,7 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
         _reserve_if_used_up(world, rental)
         if rental.state is RentalState.RELEASED and rental.period.contract:  # nobody has closed its books
             metering.halt(world, rental)
-        elif rental.meter.shown:
+        elif rental.meter.is_in_kernel:
             metering.grant(world, rental)
         if rental.state in IN_TUNNEL:
             world.do(SetTunnelPeer(tunnel_peer(world, rental)))

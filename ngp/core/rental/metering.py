@@ -6,8 +6,7 @@ limit is lowered by the rent. So whatever passes is covered, also by a kernel wi
 the byte. When less is left than a full packet costs, the service ends.
 
 The counters are cumulative and are kept for the rental's whole life, whatever its periods. What is new in a reading is
-priced and owed; it is charged together with the rent (`ngp.core.rental.periods`). The ledger has one pair of counters
-for both networks: the first network's contract begins with it, should the kernel know nothing, the other's with zero.
+priced and owed; it is charged together with the rent (`ngp.core.rental.periods`).
 
 A new price holds from the payment of its invoice on, for what the meter reports from then on.
 """
@@ -36,15 +35,9 @@ RENT_AHEAD_S = 60
 UNLIMITED_BYTES, ENDLESS_S = 1 << 62, 1e9
 
 
-def contracts_of(rental: Rental) -> tuple[tuple[bytes, Prefix], ...]:
-    """Return the rental's contracts in the kernel, with their networks. A rental has one network of each family."""
-    halves = (rental.id[:16], rental.id[16:])
-    return tuple(zip(halves, rental.networks, strict=False))
-
-
 def enter(world: World, rental: Rental) -> None:
     """Keep room in the kernel for a rental whose traffic is metered, or will be if its invoice is paid."""
-    for contract, _ in contracts_of(rental):
+    for contract, _ in rental.contracts:
         world.letting.metered[contract] = rental
 
 
@@ -55,7 +48,7 @@ def is_entered(world: World, rental: Rental) -> bool:
 
 def leave(world: World, rental: Rental) -> None:
     """Give that room back."""
-    for contract, _ in contracts_of(rental):
+    for contract, _ in rental.contracts:
         world.letting.metered.pop(contract, None)
 
 
@@ -68,23 +61,16 @@ def has_room(world: World) -> bool:
 
 
 def count(world: World, rental: Rental, reading: Reading) -> None:
-    """Price what a contract's cumulative counters show more than before. Args: reading: of one of its contracts."""
-    shown = rental.meter.shown
-    before_to, before_from = shown.get(reading.contract, (0, 0))
-    now_to, now_from = max(before_to, reading.used_to_bytes), max(before_from, reading.used_from_bytes)
-    shown[reading.contract] = now_to, now_from
-    if _add(rental, now_to - before_to, now_from - before_from):
-        world.unflushed.add(reading.contract)
-
-
-def _add(rental: Rental, to_bytes: int, from_bytes: int) -> bool:
-    """Count bytes, at the present price. Returns whether there are any."""
-    cost_units = (to_bytes + from_bytes) * rental.price_msat_per_gib
-    rental.used_to_bytes += to_bytes
-    rental.used_from_bytes += from_bytes
+    """Price what a contract's cumulative counters show more than before, at the present price."""
+    before = rental.counts.get(reading.contract, (0, 0))
+    now = max(before[0], reading.used_to_bytes), max(before[1], reading.used_from_bytes)
+    if now == before:
+        return
+    cost_units = (sum(now) - sum(before)) * rental.price_msat_per_gib
+    rental.counts[reading.contract] = now
     rental.traffic_units += cost_units
     rental.meter.spent_units += cost_units
-    return to_bytes + from_bytes > 0
+    world.unflushed.add(reading.contract)
 
 
 # --- what may pass ----------------------------------------------------------------------------------------------------
@@ -106,7 +92,7 @@ def pays_a_packet(world: World, rental: Rental) -> bool:
 def limit(world: World, rental: Rental) -> None:
     """Bring the account's limit in the kernel up to date. While the service is off it is nothing."""
     meter = rental.meter
-    if not meter.shown:
+    if not meter.is_in_kernel:
         return
     units = meter.spent_units + left_units(world, rental) if rental.state is RentalState.ACTIVE else 0
     if meter.told_units != units:
@@ -116,19 +102,17 @@ def limit(world: World, rental: Rental) -> None:
 
 def grant(world: World, rental: Rental) -> None:
     """Bring a rental's account and contracts in the kernel up to date, or make them. Not if it was never metered."""
-    if not rental.price_msat_per_gib and not rental.meter.shown:
+    if not rental.price_msat_per_gib and not rental.meter.is_in_kernel:
         return
     enter(world, rental)
-    meter = rental.meter
-    for contract, _ in contracts_of(rental) if not meter.shown else ():
-        meter.shown[contract] = (0, 0) if meter.shown else (rental.used_to_bytes, rental.used_from_bytes)
+    rental.meter.is_in_kernel = True
     limit(world, rental)
-    for contract, network in contracts_of(rental):
+    for contract, network in rental.contracts:
         world.do(GrantContract(_grant(rental, contract, network)))
 
 
 def _grant(rental: Rental, contract: bytes, network: Prefix) -> Grant:
-    to_bytes, from_bytes = rental.meter.shown[contract]
+    to_bytes, from_bytes = rental.counts.get(contract, (0, 0))
     is_over = rental.state is RentalState.RELEASED
     return Grant(
         contract=contract,
@@ -147,8 +131,8 @@ def _grant(rental: Rental, contract: bytes, network: Prefix) -> Grant:
 
 def count_again(world: World, rental: Rental) -> None:
     """Have the account's sum and the contracts' counters read, as the kernel's limit may differ from the books."""
-    if rental.meter.shown:
-        world.do(CountAccount(rental.id, tuple(contract for contract, _ in contracts_of(rental))))
+    if rental.meter.is_in_kernel:
+        world.do(CountAccount(rental.id, tuple(contract for contract, _ in rental.contracts)))
 
 
 def counted(world: World, rental: Rental, spent_units: int, readings: tuple[Reading, ...]) -> None:
@@ -169,33 +153,24 @@ def restore(
 
     Args: contracts: those found in the kernel, by id. account: the one found there.
     """
-    mine = [contract for contract, _ in contracts_of(rental)]
-    found = {one: contracts[one].reading for one in mine if one in contracts}
+    found = [contracts[contract].reading for contract, _ in rental.contracts if contract in contracts]
     is_over = rental.state is RentalState.RELEASED and not rental.period.contract
     if is_over or not (found or rental.price_msat_per_gib or rental.used_bytes):
         return
     enter(world, rental)
     if rental.state is RentalState.PENDING and not found:
         return
-    meter = rental.meter
-    to_bytes = sum(one.used_to_bytes for one in found.values())
-    from_bytes = sum(one.used_from_bytes for one in found.values())
-    if found and _add(rental, max(0, to_bytes - rental.used_to_bytes), max(0, from_bytes - rental.used_from_bytes)):
-        world.unflushed.update(found)
-    rest = rental.used_to_bytes - to_bytes, rental.used_from_bytes - from_bytes
-    for contract in mine:
-        if contract in found:
-            meter.shown[contract] = found[contract].used_to_bytes, found[contract].used_from_bytes
-        else:
-            meter.shown[contract], rest = rest, (0, 0)
-    meter.spent_units = account.reading.spent_units if account is not None else 0
+    for reading in found:
+        count(world, rental, reading)
+    rental.meter.is_in_kernel = True
+    rental.meter.spent_units = account.reading.spent_units if account is not None else 0
 
 
 def halt(world: World, rental: Rental) -> bool:
     """Stop a rental's contracts in the kernel for good. Returns whether there are any: then `halted` will follow."""
-    for contract, network in contracts_of(rental) if rental.meter.shown else ():
+    for contract, network in rental.contracts if rental.meter.is_in_kernel else ():
         world.do(HaltContract(_grant(rental, contract, network)))
-    return bool(rental.meter.shown)
+    return rental.meter.is_in_kernel
 
 
 def halted(world: World, rental: Rental, contract: bytes, reading: Reading | None) -> bool:
@@ -204,11 +179,12 @@ def halted(world: World, rental: Rental, contract: bytes, reading: Reading | Non
     if reading is not None:
         count(world, rental, reading)
     meter.halted.add(contract)
-    if meter.halted < meter.shown.keys():
+    contracts = [each for each, _ in rental.contracts]
+    if not meter.halted.issuperset(contracts):
         return False  # if we die now, the next start reads both again
-    for each in meter.shown:
+    for each in contracts:
         world.do(RevokeContract(each))
     world.do(ForgetAccount(rental.id))
-    meter.shown.clear()
+    meter.is_in_kernel = False
     leave(world, rental)
     return True

@@ -72,13 +72,13 @@ class Meter:
     """What the kernel has of a rental, in memory only.
 
     Attributes:
-        shown: bytes to and from the tenant in the last reading of each contract; empty: the kernel has none.
+        is_in_kernel: the kernel has the rental's contracts.
         spent_units: what the account had spent in the kernel when it had carried just the bytes that are counted.
         told_units: the account's limit as last set in the kernel; None: not known.
         halted: contracts that were stopped for good and read for the last time.
     """
 
-    shown: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    is_in_kernel: bool = False
     spent_units: int = 0
     told_units: int | None = None
     halted: set[bytes] = field(default_factory=set)
@@ -101,7 +101,7 @@ class Rental:
         reserved_since_s: when the credit ended, seconds of service; only while `reserved`.
         asked_msat, asked_rent_msat, asked_price_msat_per_gib: the sum of the invoice made last, without the activation
             fee, and the rent and the price that hold from its payment on.
-        used_to_bytes, used_from_bytes: metered so far, to the tenant and from it.
+        counts: bytes metered so far, to the tenant and from it, by the contract of each network in the kernel.
         traffic_units: what metered traffic costs that isn't charged yet, in the kernel's units of money.
         meter: what the kernel has.
         period: the present one.
@@ -125,8 +125,7 @@ class Rental:
     asked_msat: int = 0
     asked_rent_msat: int = 0
     asked_price_msat_per_gib: int = 0
-    used_to_bytes: int = 0
-    used_from_bytes: int = 0
+    counts: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     traffic_units: int = 0
     meter: Meter = field(default_factory=Meter)
     period: Period = field(default_factory=lambda: Period())
@@ -144,6 +143,21 @@ class Rental:
     def holds_networks(self) -> bool:
         """True while nobody else may get the networks."""
         return self.state is not RentalState.RELEASED or self.reason == PAID_LATE
+
+    @property
+    def contracts(self) -> tuple[tuple[bytes, Prefix], ...]:
+        """Ids and networks of the contracts that the kernel has if traffic is metered, one for each of two networks."""
+        return tuple(zip((self.id[:16], self.id[16:]), self.networks, strict=False))
+
+    @property
+    def used_to_bytes(self) -> int:
+        """Bytes metered so far, to the tenant."""
+        return sum(to_bytes for to_bytes, _ in self.counts.values())
+
+    @property
+    def used_from_bytes(self) -> int:
+        """Bytes metered so far, from the tenant."""
+        return sum(from_bytes for _, from_bytes in self.counts.values())
 
     @property
     def used_bytes(self) -> int:
@@ -167,6 +181,7 @@ class Rental:
 
     def record(self) -> RentalRecord:
         """Return the rental's record for the ledger."""
+        second_to_bytes, second_from_bytes = self.counts.get(self.id[16:], (0, 0))
         return RentalRecord(
             rental=self.id,
             wireguard_key=self.wireguard_key,
@@ -192,6 +207,8 @@ class Rental:
             asked_price_msat_per_gib=self.asked_price_msat_per_gib,
             used_to_bytes=self.used_to_bytes,
             used_from_bytes=self.used_from_bytes,
+            second_to_bytes=second_to_bytes,
+            second_from_bytes=second_from_bytes,
             traffic_units=self.traffic_units,
             period_began_to_bytes=self.period.began_to_bytes,
             period_began_from_bytes=self.period.began_from_bytes,
@@ -200,6 +217,8 @@ class Rental:
     @classmethod
     def of(cls, record: RentalRecord) -> Rental:
         """Make a rental from its record."""
+        second = record.second_to_bytes, record.second_from_bytes
+        first = record.used_to_bytes - second[0], record.used_from_bytes - second[1]
         return cls(
             id=record.rental,
             wireguard_key=record.wireguard_key,
@@ -217,8 +236,7 @@ class Rental:
             asked_rent_msat=record.asked_rent_msat,
             price_msat_per_gib=record.price_msat_per_gib,
             asked_price_msat_per_gib=record.asked_price_msat_per_gib,
-            used_to_bytes=record.used_to_bytes,
-            used_from_bytes=record.used_from_bytes,
+            counts={record.rental[:16]: first, record.rental[16:]: second},
             traffic_units=record.traffic_units,
             period=Period(
                 record.period,
