@@ -148,7 +148,7 @@ def _without_tunnel(paying: Paying, asked: str) -> None:
 
 
 def test_a_landlord_killed_while_it_holds_a_payment_takes_it_once(paying: Paying) -> None:
-    daemon, chance = paying.renting.daemon, random.Random(1)
+    daemon = paying.renting.daemon
     before_msat = paying.earning.received_msat()
     with paying.tenant() as tenant:
         asked = tenant.add_credit(1000)["Invoice"]
@@ -160,7 +160,19 @@ def test_a_landlord_killed_while_it_holds_a_payment_takes_it_once(paying: Paying
         assert payment.outcome() == "SUCCEEDED"
         await_until(lambda: paying.renting.row(tenant)["payments"] == 1, 30, "a payment that counts")
         paying.check_counted_once(tenant, before_msat)
-    for _ in range(3):
+    kill_while_paying(paying, rounds=3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_landlord_killed_many_times_while_it_is_paid(paying: Paying, pytestconfig: pytest.Config) -> None:
+    kill_while_paying(paying, int(pytestconfig.getoption("--rounds")))
+
+
+def kill_while_paying(paying: Paying, rounds: int) -> None:
+    """Kill the daemon some time after each first payment has begun, and once more when it is over."""
+    daemon, chance = paying.renting.daemon, random.Random(1)
+    for number in range(rounds):
         before_msat = paying.earning.received_msat()
         with paying.tenant() as tenant:
             asked = tenant.add_credit(1000)["Invoice"]
@@ -168,11 +180,12 @@ def test_a_landlord_killed_while_it_holds_a_payment_takes_it_once(paying: Paying
             time.sleep(chance.uniform(0, 0.6))
             daemon.kill9()
             daemon.start()
-            assert payment.outcome() == "SUCCEEDED"
+            assert payment.outcome() == "SUCCEEDED", number
             await_until(lambda tenant=tenant: paying.renting.row(tenant)["payments"], 30, "a payment that counts")  # type: ignore[misc]
             daemon.kill9()
             daemon.start()
-            paying.check_counted_once(tenant, before_msat)
+            rental = paying.check_counted_once(tenant, before_msat)["id"]
+        daemon.ask("rentals release", rental=rental)
 
 
 def test_a_payment_that_waits_for_networks_which_are_let_no_longer_goes_back(paying: Paying) -> None:

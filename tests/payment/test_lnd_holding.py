@@ -103,6 +103,20 @@ def test_an_invoice_that_is_over_or_unknown_is_waited_for_no_longer(network: Lig
     asyncio.run(scenario())
 
 
+def test_as_many_invoices_are_watched_as_net_conf_ships_with(network: LightningNetwork, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with modules(tmp_path, [network.node(TENANT), network.node(LANDLORD)]) as (tenant, landlord):
+            made = [(await invoice_of(landlord))[1] for _ in range(100)]
+            waiting = {one.payment_hash: asyncio.create_task(landlord.wait_held(one.payment_hash)) for one in made}
+            await pays(tenant, landlord, made[-1])
+            assert [one for one in made if waiting[one.payment_hash].done()] == [made[-1]]
+            for one in made:
+                await landlord.cancel_invoice(one.payment_hash)
+            assert await asyncio.gather(*waiting.values()) == [None] * 99 + [waiting[made[-1].payment_hash].result()]
+
+    asyncio.run(scenario())
+
+
 def test_a_node_killed_while_it_holds_a_payment_holds_it_still(network: LightningNetwork, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with modules(tmp_path, [network.node(TENANT), network.node(LANDLORD)]) as (tenant, landlord):
