@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngp.cli import streams
 from ngp.cli.show import Column, Row, field, lines_of, money, price, print_json, print_table
+from ngp.core.pricing import show_money
 
 if TYPE_CHECKING:
     from ngp.core.tenant.answers import Status
@@ -94,8 +95,12 @@ def row(tunnel: Tunnel, landlord: Landlord, status: Status) -> Row:
 
 
 def rentals(rows: Sequence[Row], as_json: bool) -> None:
-    """Print rentals."""
+    """Print rentals, and what is left of those that are over."""
     _print(rows, _RENTALS, "nothing is rented: ngp rent new LANDLORD", as_json)
+    for one in () if as_json else rows:
+        if one["fetchable_msat"]:
+            name = one["name"] or one["id"]
+            streams.say(f"{name}: {show_money(one['fetchable_msat'])} can be fetched: ngp rent refund {name}")
 
 
 def _print(rows: Sequence[Row], columns: Sequence[Column], empty: str, as_json: bool) -> None:

@@ -182,8 +182,10 @@ def end_rental_of(tenant: Tenant) -> None:
 
 def test_all_that_is_left_is_fetched_by_one_command_and_once(tenant: Tenant) -> None:
     end_rental_of(tenant)
+    assert "shop: 10000 sat can be fetched: ngp rent refund shop" in tenant.rent("status", "shop").stdout
     done = tenant.rent("refund", "shop")
     assert done.returncode == 0 and "10000 sat have arrived" in done.stdout, done.stderr
+    assert "can be fetched" not in tenant.rent("status", "shop").stdout
     done = tenant.rent("refund", "shop")
     assert done.returncode == ExitCode.USAGE and "nothing of shop can be fetched" in done.stderr
     assert tenant.sent_sat == 10_000 and tenant.wallet.made == 1
