@@ -134,7 +134,12 @@ class LndPayment(LndUpkeep):
     def capabilities(self) -> PaymentCapabilities:
         """Return the capabilities: the money is real on mainnet, and LND itself reports settlements."""
         real = self._info is None or self._info.network == "mainnet"
-        return PaymentCapabilities(real, False, LEAST_AMOUNT_MSAT, self._why_no_holding())
+        return PaymentCapabilities(
+            real_money=real,
+            settles_by_proof=False,
+            least_amount_msat=LEAST_AMOUNT_MSAT,
+            why_no_holding=self._why_no_holding(),
+        )
 
     def _why_no_holding(self) -> str:
         """Return which rights we lack to hold payments; "" if we have all. Reads the file, doesn't ask the node."""

@@ -277,8 +277,9 @@ class Executor:
     async def _make_invoice(self, effect: MakeInvoice) -> None:
         try:
             await self._payment.confirm_node()
-            held = (effect.preimage, True) if effect.preimage else ()
-            made = await self._payment.create_invoice(effect.amount_msat, effect.memo, effect.expiry_s, *held)
+            made = await self._payment.create_invoice(
+                effect.amount_msat, effect.memo, effect.expiry_s, effect.preimage or None, hold=bool(effect.preimage)
+            )
         except PaymentError as error:
             self._tell(InvoiceFailed(effect.identity, effect.kind, str(error)))
             return
