@@ -11,8 +11,9 @@ import pytest
 
 from core_tests.lab import BRIDGE, End, Lab
 from core_tests.market import TENANT, V4, V6, Market, open_market
-from core_tests.renting import fingerprint_of
+from core_tests.renting import NET_CONF, fingerprint_of
 from core_tests.shell import await_until
+from core_tests.topologies import POOL_V6
 
 LIMITS = f"{TENANT}BUDGET_DAY: 200000 sat\nTENANT_TARGET_TIME: 3 months\nTENANT_PAYMENT_MAX: 9000 sat\n"
 
@@ -101,3 +102,18 @@ def test_payment_waits_until_somebody_outside_reaches_the_rented_address(lab: La
     assert time.monotonic() - began < 40 and market.daemon.json("rentals")[0]["payments"] == 2
     assert "4321" not in market.tenant.sh("ps", "-o", "args", "-p", ",".join(map(str, market.tenant.pids())))
     assert probed.read_text().count("once") >= 2
+
+
+def test_a_rental_without_ipv4_is_proven_although_the_landlords_end_is_ipv4(lab: Lab) -> None:
+    market = open_market(lab)
+    market.daemon.reload(NET_CONF | {"LANDLORD_OFFERS": [{"name": "six", "ipv6": 64}], "LANDLORD_POOLS": [POOL_V6]})
+    target(market, 2000)
+    market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
+    market.done("new", "let", "--name", "shop", "--yes", "--up")
+    await_until(lambda: market.reached(V6), what="the rented address answers")
+    market.landlord.route("::/0", via="2001:db8:2::3")
+    assert market.rent("autopay", "--once").returncode == 0
+    assert market.status()["payments"] == 2
+    market.daemon.cli("rentals", "off", V6, "--yes")
+    refused = market.status()
+    assert refused["proven"] is False and "the landlord doesn't answer through the tunnel" in refused["why_not"]

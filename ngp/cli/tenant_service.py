@@ -284,7 +284,7 @@ def proof_of(home: Home, tunnel: Tunnel, probe: str) -> Proof:
         return CommandProof(probe)
     path = home.conf_path(tunnel)
     endpoint = next(iter(interface.endpoints_in(path)), "")
-    return EchoProof(tunnel.interface, endpoint, f"sudo wg-quick up {path}")
+    return EchoProof(tunnel.interface, endpoint, interface.addresses_in(path), f"sudo wg-quick up {path}")
 
 
 def until_signalled(run: Callable[[], Coroutine[Any, Any, None]]) -> int:

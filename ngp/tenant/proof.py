@@ -3,13 +3,18 @@
 A fresh handshake proves little: users of other landlords saw tunnels with handshakes and without traffic. So an echo
 request is sent through the tunnel to the landlord, or a command asks somebody outside whether the rented address can be
 reached.
+
+The landlord's end of the tunnel may have an address of another IP version than what is rented. Then an echo request to
+somewhere else is sent, which may take one hop only: the landlord, which has to forward it, says that its time is over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import Protocol
 
 from ngp.core.host_port import split_host_port
@@ -17,6 +22,10 @@ from ngp.tenant import interface
 
 PROBE_S = 20.0
 _PINGS, _PING_WAIT_S = "3", "2"
+_SAID_BYTES = 1 << 16
+# Addresses of a root name server, which everybody routes; nothing arrives there.
+_SOMEWHERE = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
+_ERROR_FROM = re.compile(r"^From (\S+?):? icmp_seq", re.MULTILINE)
 
 
 class Proof(Protocol):
@@ -32,22 +41,39 @@ class EchoProof:
     Args:
         name: the tunnel's interface.
         endpoint: `host:port` of the landlord's end.
+        addresses: of our end; empty: not known.
         bring_up: the command that brings the tunnel up, for the text.
     """
 
-    def __init__(self, name: str, endpoint: str, bring_up: str) -> None:
+    def __init__(
+        self, name: str, endpoint: str, addresses: Sequence[IPv4Interface | IPv6Interface], bring_up: str
+    ) -> None:
         self._interface, self._host = name, split_host_port(endpoint)[0]
+        self._addresses = addresses
         self._bring_up = bring_up
 
     async def why_not(self) -> str:
         """Return why the tunnel isn't proven to work; "" if it is."""
         if not interface.is_up(self._interface):
             return f"the tunnel {self._interface} isn't up on this machine: {self._bring_up}"
-        words = ("ping", "-n", "-q", "-c", _PINGS, "-W", _PING_WAIT_S, "-I", self._interface, self._host)
-        code = await _run(words)
-        if code == 0:
-            return ""
-        return f"{self._host} doesn't answer through the tunnel {self._interface} (ping ended with {code})"
+        words = ("ping", "-n", "-c", _PINGS, "-W", _PING_WAIT_S, "-I", self._interface)
+        versions = {one.version for one in self._addresses}
+        if not versions or _version(self._host) in versions:
+            code, _ = await _run((*words, self._host))
+            works, whom = code == 0, self._host
+        else:
+            code, said = await _run((*words, "-t", "1", _SOMEWHERE[versions.pop()]), keeps_output=True)
+            own = {str(one.ip) for one in self._addresses}
+            works, whom = bool(set(_ERROR_FROM.findall(said)) - own), "the landlord"
+        return "" if works else f"{whom} doesn't answer through the tunnel {self._interface} (ping ended with {code})"
+
+
+def _version(host: str) -> int:
+    """Return the IP version of an address; of a name, 4, as landlords give names for IPv4."""
+    try:
+        return ip_address(host).version
+    except ValueError:
+        return 4
 
 
 class CommandProof:
@@ -58,23 +84,31 @@ class CommandProof:
 
     async def why_not(self) -> str:
         """Return why the tunnel isn't proven to work; "" if it is."""
-        code = await _run(("sh", "-c", self._command))
+        code, _ = await _run(("sh", "-c", self._command))
         return "" if code == 0 else f"the probe {self._command!r} ended with {code}"
 
 
-async def _run(words: Sequence[str]) -> int | str:
-    """Run a command for a bounded time; returns its exit code, or why there is none."""
+async def _run(words: Sequence[str], keeps_output: bool = False) -> tuple[int | str, str]:
+    """Run a command for a bounded time; returns its exit code, or why there is none, and the first part of its output.
+
+    The command and what it started are ended at the end of the time.
+    """
+    output = asyncio.subprocess.PIPE if keeps_output else asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
+            *words, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
     except OSError as error:
-        return f"{words[0]}: {error.strerror}"
+        return f"{words[0]}: {error.strerror}", ""
+    said = b""
     try:
-        return await asyncio.wait_for(process.wait(), PROBE_S)
+        async with asyncio.timeout(PROBE_S):
+            if process.stdout is not None:
+                said = await process.stdout.read(_SAID_BYTES)
+            return await process.wait(), said.decode(errors="replace")
     except TimeoutError:
-        return f"nothing within {PROBE_S:g} s"
+        return f"nothing within {PROBE_S:g} s", ""
     finally:
         if process.returncode is None:
             os.killpg(process.pid, 9)

@@ -104,6 +104,36 @@ def test_it_rents_and_fills_the_credit(
     assert "macaroon" not in log and yaml.safe_load(config.read_text())["LNDhost"].partition("macaroon=")[2] not in log
 
 
+def test_a_node_on_this_machine_is_found_by_itself(
+    network: LightningNetwork, user: User, payee_lets: None, quiet_log: None
+) -> None:
+    node = network.node(PAYER)
+    secrets = user.home / ".lnd" / "data/chain/bitcoin/regtest"
+    secrets.mkdir(parents=True)
+    (secrets / "admin.macaroon").symlink_to(node.admin_macaroon)
+    (user.home / ".lnd" / "tls.cert").symlink_to(node.certificate)
+    port = int(node.rpc_host.rpartition(":")[2])
+    with mock.patch("ngp.modules.payment.lnd_connect.RPC_PORT", port):
+        assert autopay(user) == 128 + signal.SIGTERM
+    assert [one.state for one in BooksFile(user.folder / "TunnelState.yaml").read().sent] == ["paid"] * 3
+    assert "LNDhost" not in yaml.safe_load((user.folder / "Config.yaml").read_text()), "found, so nothing is kept"
+
+
+def test_on_a_terminal_a_uri_is_asked_for_tried_and_kept(
+    network: LightningNetwork, user: User, payee_lets: None, quiet_log: None
+) -> None:
+    uri = uri_of(network.node(PAYER))
+    with (
+        mock.patch("sys.stdin.isatty", lambda: True),
+        mock.patch("getpass.getpass", lambda _prompt: f" {uri}\n"),
+        mock.patch.object(LndPayment, "find_local", staticmethod(lambda: "")),
+    ):
+        assert autopay(user) == 128 + signal.SIGTERM
+    assert [one.state for one in BooksFile(user.folder / "TunnelState.yaml").read().sent] == ["paid"] * 3
+    assert yaml.safe_load((user.folder / "Config.yaml").read_text())["LNDhost"] == uri
+    assert uri.partition("macaroon=")[2] not in (user.folder / "debug.log").read_text()
+
+
 def test_a_node_that_is_locked_out_is_named_and_nothing_is_rented(
     network: LightningNetwork, user: User, payee_lets: None, quiet_log: None
 ) -> None:
