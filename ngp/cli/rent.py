@@ -111,7 +111,7 @@ def _trust(call: _Call) -> int:
         place = (read_grpc_place if call.face == "grpc" else read_place)(where, pin[0])
     terms = tenant_service.landlord_at(call.place, place).terms()  # tried before it is kept
     _home(call).trust(name, place)
-    streams.say(f"{name} at {place} is trusted; it asks {show_money(terms.rent_msat)} a month: ngp rent offers {name}")
+    streams.say(f"{name} at {place} is trusted; it asks {terms.asked}: ngp rent offers {name}")
     return 0
 
 

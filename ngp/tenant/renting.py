@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngp import invoice
-from ngp.core.pricing import SAT_MSAT, show_money, show_price
+from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import Account, disagreements, faults_of_invoice
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
@@ -189,8 +189,6 @@ def describe_invoice(quote: Quote) -> list[tuple[str, str]]:
     if asked.is_first:
         rows.append(("activation fee", f"{show_money(fee_msat)}, once"))
     rows.append(("credit added", show_money(asked.added_msat)))
-    rows.append(("rent", f"{show_money(asked.terms.rent_msat)} a month"))
-    if asked.terms.price_msat_per_gib:
-        rows.append(("traffic", f"{show_price(asked.terms.price_msat_per_gib)}, both directions"))
+    rows.append(("rent", asked.terms.asked))
     rows.append(("expires", iso(quote.expires_at_s)))
     return rows

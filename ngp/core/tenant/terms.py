@@ -36,6 +36,12 @@ class SaleTerms:
         """The rent of a month."""
         return rent_of_month_msat(self.rate_sat_s)
 
+    @property
+    def asked(self) -> str:
+        """Rent and price of traffic, in words."""
+        traffic = f" and {show_price(self.price_msat_per_gib)} for traffic" if self.price_msat_per_gib else ""
+        return f"{show_money(self.rent_msat)} a month{traffic}"
+
 
 @dataclass(frozen=True, slots=True)
 class OnSale:
