@@ -215,6 +215,8 @@ def _terms(offer: Any, with_fee: bool = True) -> SaleTerms:
         name: _within(name, getattr(offer, name), 0, _MOST_MSAT)
         for name in ("activation_fee_msat", "initial_credit_min_msat", "payment_min_msat", "credit_max_msat")
     }
+    if not (offer.price_msat_per_gib or offer.rent_msat):
+        raise AnswerError("the landlord's offer has neither a rent nor a price for traffic: ask the landlord")
     price = _within("price_msat_per_gib", offer.price_msat_per_gib, 0, _MOST_PRICE_MSAT_PER_GIB)
     terms = SaleTerms(rate_sat_s=_rate_sat_s(offer.rent_msat), price_msat_per_gib=price, **money)
     return terms if with_fee else replace(terms, activation_fee_msat=0)

@@ -14,6 +14,7 @@ import ngp.calls.landlord_pb2 as pb
 from ngp.core.rental.calls import Call
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.configuration import TunnelConfiguration
+from ngp.core.tenant.terms import SaleTerms, TenantSettings, refusals
 from ngp.errors import LandlordError
 from ngp.tenant import keys
 from ngp.tenant.calls import CallingLandlord
@@ -163,16 +164,30 @@ def test_a_value_out_of_its_bounds_is_refused_and_named(kind: str, changes: dict
         ask.get(kind, lambda: landlord.configuration(OURS))()
 
 
-def test_a_metered_or_free_offer_is_refused_before_anything_is_asked() -> None:
-    for changes in ({"price_msat_per_gib": 5}, {"rent_msat": 0}):
+def _terms_with(**changes: int) -> SaleTerms:
+    """Return the terms of an offer with changes."""
 
-        def twist(method: str, reply: Any, changes: dict[str, int] = changes) -> None:
-            if method == "GetOffers":
-                for name, value in changes.items():
-                    setattr(reply.offers.offers[0], name, value)
+    def twist(method: str, reply: Any) -> None:
+        if method == "GetOffers":
+            for name, value in changes.items():
+                setattr(reply.offers.offers[0], name, value)
 
-        with pytest.raises(LandlordError, match="price for traffic"):
-            Scripted(twist).landlord().terms()
+    return Scripted(twist).landlord().terms()
+
+
+def test_a_price_for_traffic_is_told_and_never_paid_automatically() -> None:
+    terms = _terms_with(price_msat_per_gib=5 << 20)
+    assert terms.asked.endswith("a month and 5 msat/kB for traffic")
+    (why_not,) = refusals(terms, TenantSettings().limits, is_first=True)
+    assert "asks 5 msat/kB for traffic, which is never paid automatically" in why_not
+    assert refusals(_terms_with(), TenantSettings().limits, is_first=True) == []
+    with pytest.raises(LandlordError, match="has price_msat_per_gib"):
+        _terms_with(price_msat_per_gib=1 << 41)
+
+
+def test_an_offer_for_nothing_is_refused_before_anything_is_asked() -> None:
+    with pytest.raises(LandlordError, match="neither a rent nor a price"):
+        _terms_with(rent_msat=0)
 
 
 def test_a_refusal_is_told_without_control_characters() -> None:
