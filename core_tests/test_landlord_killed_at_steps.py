@@ -95,8 +95,8 @@ class Life:
         if step != self._killed_at:
             yield
             return
-        (pid,) = self._renting.daemon.pids()
-        killer = Timer(self._chance.uniform(0, WORKS_S), os.kill, (pid, signal.SIGKILL))
+        pids = self._renting.daemon.pids()  # with those of commands that it runs
+        killer = Timer(self._chance.uniform(0, WORKS_S), _kill, (pids,))
         killer.start()
         try:
             yield
@@ -107,6 +107,12 @@ class Life:
 
     def _row(self) -> dict[str, Any]:
         return self._renting.row(self._tenant, "--all")
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def networks_in_tunnel(renting: Renting) -> dict[str, set[str]]:
