@@ -33,6 +33,8 @@ def test_a_neighbour_rents_and_its_tunnel_is_no_traffic_of_the_mesh(mesh: Mesh) 
     row = mesh.status()
     assert row["networks"] == [f"{V4}/32", "2001:db8:100::/64"]
     assert (row["state"], row["face"], row["offer"], row["peer"]) == ("active", "mesh", "default", "let")
+    (us,) = [one["neighbour"] for one in mesh.lets.json("neighbours")]
+    assert (mesh.let()["peer"], mesh.let()["face"]) == (us, "mesh")
     mesh.await_reached()
     for source in (V4, V6):
         destination = THIRD if source == V4 else "2001:db8:2::3"

@@ -23,7 +23,7 @@ LINK = ("mesh0", b"\2\0\0\0\0\1")
 class End:
     """One daemon's end: a world with one neighbour, and what it sent."""
 
-    def __init__(self, other: bytes, landlord: Callable[[bytes, Hashable], Awaitable[bytes]]) -> None:
+    def __init__(self, other: bytes, landlord: Callable[[bytes, bytes, Hashable], Awaitable[bytes]]) -> None:
         self.world = _World(other)
         self.sent: list[Message] = []
         self.calls = LinkCalls(self.world, self, landlord)  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ class _World:
         self.counters[name] = self.counters.get(name, 0) + 1
 
 
-async def nobody(_content: bytes, _who: Hashable) -> bytes:
+async def nobody(_content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
     return b""
 
 
@@ -67,8 +67,8 @@ async def a_moment() -> None:
 def test_a_call_gets_its_answer_whatever_its_length_and_in_any_order(length: int) -> None:
     whole = bytes(index % 251 for index in range(length))
 
-    async def landlord(content: bytes, who: Hashable) -> bytes:
-        assert (content, who) == (b"what?", LINK)
+    async def landlord(content: bytes, neighbour: bytes, who: Hashable) -> bytes:
+        assert (content, neighbour, who) == (b"what?", TENANT, LINK)
         return whole
 
     async def test() -> None:
@@ -116,7 +116,7 @@ def test_a_call_may_have_two_parts_and_waits_for_the_second_with_a_place_of_its_
     monkeypatch.setattr(link_calls, "PARTS_S", 0.1)
     heard: list[bytes] = []
 
-    async def landlord(content: bytes, _who: Hashable) -> bytes:
+    async def landlord(content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
         heard.append(content)
         return b"!"
 
@@ -171,7 +171,7 @@ def test_a_landlord_that_goes_before_it_answered_is_not_waited_for(
 def test_a_flood_is_dropped_beyond_its_bound_and_leaves_room_for_others() -> None:
     release = asyncio.Event()
 
-    async def slow(_content: bytes, _who: Hashable) -> bytes:
+    async def slow(_content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
         await release.wait()
         return b"done"
 
@@ -195,7 +195,7 @@ def test_a_flood_is_dropped_beyond_its_bound_and_leaves_room_for_others() -> Non
 
 
 def test_a_blocked_neighbour_is_let_nothing() -> None:
-    async def landlord(_content: bytes, _who: Hashable) -> bytes:
+    async def landlord(_content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
         raise AssertionError
 
     async def test() -> None:
@@ -209,7 +209,7 @@ def test_a_blocked_neighbour_is_let_nothing() -> None:
 
 
 def test_a_fault_while_answering_is_logged_and_frees_the_place(caplog: pytest.LogCaptureFixture) -> None:
-    async def faulty(_content: bytes, _who: Hashable) -> bytes:
+    async def faulty(_content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
         raise ZeroDivisionError
 
     async def test() -> None:
@@ -222,7 +222,7 @@ def test_a_fault_while_answering_is_logged_and_frees_the_place(caplog: pytest.Lo
 
 
 def test_a_daemon_that_stops_ends_what_it_answers() -> None:
-    async def endless(_content: bytes, _who: Hashable) -> bytes:
+    async def endless(_content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
         await asyncio.sleep(3600)
         return b""
 

@@ -51,14 +51,17 @@ class MeshFace:
         """Let nothing to neighbours any more."""
         self._is_open = False
 
-    async def answer(self, content: bytes, who: Hashable) -> bytes:
-        """Answer a call; empty if LANDLORD_MESH is `no`. Args: who: the neighbour's link address on its interface."""
+    async def answer(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
+        """Answer a call; empty if LANDLORD_MESH is `no`.
+
+        Args: neighbour: its identity. who: its link address on its interface.
+        """
         if not self._is_open or self._answering is None:
             return b""
-        reply = await self._reply(self._answering, content, who)
+        reply = await self._reply(self._answering, content, neighbour, who)
         return reply.SerializeToString()
 
-    async def _reply(self, answering: Answering, content: bytes, who: Hashable) -> pb.Reply:
+    async def _reply(self, answering: Answering, content: bytes, neighbour: bytes, who: Hashable) -> pb.Reply:
         try:
             carried = pb.Carried.FromString(content)
         except DecodeError:
@@ -70,4 +73,4 @@ class MeshFace:
             known = ", ".join(sorted(answering.methods))
             return answering.refusal(call, MALFORMED, f"there is no such method; there are {known}")
         with self._requests.holding() as hold_s:
-            return await answering.answer(call, carried.proof, Asking(who, hold_s))
+            return await answering.answer(call, carried.proof, Asking(who, hold_s, neighbour))

@@ -36,10 +36,14 @@ class MalformedError(RentalError):
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Who asks, as far as the transport knows. Attributes: hold_s: how long the reply may wait for a payment."""
+    """Who asks, as far as the transport knows.
+
+    Attributes: hold_s: how long the reply may wait for a payment. peer: identity of a neighbour; b"" for others.
+    """
 
     who: Hashable
     hold_s: float
+    peer: bytes = b""
 
 
 class Answering:
@@ -132,7 +136,7 @@ class Answering:
         key = request.ctx.key
         is_new = self._state(key) in _UNPAID
         with self._first_invoices.asking(asking.who, key) if is_new else nullcontext():
-            asked = await self._letting.ask(key, request.amount_msat, self._face, request.offer)
+            asked = await self._letting.ask(key, request.amount_msat, self._face, request.offer, asking.peer)
         return pb.Reply(
             asked=pb.Asked(
                 bolt11=asked.bolt11,

@@ -167,6 +167,7 @@ class CreditAsked:
         amount_msat: the credit, without the activation fee.
         face: https, grpc or mesh.
         offer: for a new rental; "": the first one.
+        peer: the neighbour that asks over the mesh link; b"" for another face.
     """
 
     request: int
@@ -174,6 +175,7 @@ class CreditAsked:
     amount_msat: int
     face: str
     offer: str = ""
+    peer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

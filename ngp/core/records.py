@@ -173,6 +173,7 @@ class RentalRecord:
     traffic_units: int = 0
     period_began_to_bytes: int = 0
     period_began_from_bytes: int = 0
+    peer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

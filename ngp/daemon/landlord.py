@@ -141,11 +141,11 @@ class Landlord:
         if touched:
             self.letting.changed()
 
-    async def answer(self, content: bytes, who: Hashable) -> bytes:
-        """Answer a neighbour's call; empty if nothing is let over the mesh link. Args: who: tells callers apart."""
+    async def answer(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
+        """Answer a neighbour's call; empty if nothing is let over the mesh link. Args: who: its link address."""
         for face in self._faces:
             if isinstance(face, NeighbourFace):
-                return await face.answer(content, who)
+                return await face.answer(content, neighbour, who)
         return b""
 
     def _set_peer(self, effect: SetTunnelPeer) -> None:

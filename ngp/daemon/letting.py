@@ -93,16 +93,18 @@ class Letting:
         """Accept a call from whoever proves that these WireGuard keys are its own, once. Raises: ProofError."""
         self._proofs.check(call, nonce, proofs, self._clock.now().monotonic_s)
 
-    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
+    async def ask(
+        self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "", peer: bytes = b""
+    ) -> Asked:
         """Return an invoice for a tenant's new or running rental.
 
-        Args: offer: for a new rental.
+        Args: offer: for a new rental. peer: the neighbour that asks over the mesh link.
         Raises: RentalError: refused, with the reason. LedgerError: nothing can be written now.
         """
         self._refuse_own(wireguard_key)
         try:
             answer = await self._answer_to(
-                lambda request: CreditAsked(request, wireguard_key, amount_msat, face, offer)
+                lambda request: CreditAsked(request, wireguard_key, amount_msat, face, offer, peer)
             )
         except TimeoutError:
             raise RentalError("the payment node took too long to make an invoice: ask again in a minute") from None

@@ -41,15 +41,14 @@ class LinkCalls:
 
     Args:
         post: sends our messages.
-        landlord: answers a neighbour's call; an empty answer says that nothing is let to it. `Hashable`: by what
-            callers are told apart.
+        landlord: answers the call of a neighbour on a link; an empty answer says that nothing is let to it.
     """
 
     def __init__(
         self,
         world: World,
         post: Post,
-        landlord: Callable[[bytes, Hashable], Awaitable[bytes]],
+        landlord: Callable[[bytes, bytes, Hashable], Awaitable[bytes]],
     ) -> None:
         self._world = world
         self._post = post
@@ -129,7 +128,7 @@ class LinkCalls:
         finally:
             del self._arriving[identity, link, number]
         blocked = identity in self._world.peers.blocked
-        answer = b"" if blocked else await self._landlord(content, link)
+        answer = b"" if blocked else await self._landlord(content, identity, link)
         self._send(Answer, identity, link, number, answer)
 
     def _ended(self, link: LinkKey, task: asyncio.Task[None]) -> None:

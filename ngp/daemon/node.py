@@ -428,9 +428,9 @@ class Node:
             await asyncio.sleep(pause)
             pause = min(HELLO_INTERVAL_S, pause * 2)
 
-    async def _answer_call(self, content: bytes, who: Hashable) -> bytes:
+    async def _answer_call(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
         """Answer a neighbour's call about renting; empty if nothing is let over the mesh link."""
-        return b"" if self.landlord is None else await self.landlord.answer(content, who)
+        return b"" if self.landlord is None else await self.landlord.answer(content, neighbour, who)
 
     def _ourselves(self) -> Hello:
         node, settings = self.parts.gatekeeper.world.node, self.settings

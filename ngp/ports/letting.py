@@ -74,10 +74,14 @@ class LettingService(Protocol):
         Args: nonce: the one in the request. proofs: keys of 32 bytes, each with its proof.
         """
 
-    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "") -> Asked:
+    async def ask(
+        self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "", peer: bytes = b""
+    ) -> Asked:
         """Return an invoice for a tenant's new or running rental. Raises: LedgerError: nothing can be written now.
 
-        Args: amount_msat: the credit to add; a new rental's invoice includes the activation fee as well.
+        Args:
+            amount_msat: the credit to add; a new rental's invoice includes the activation fee as well.
+            peer: identity of the neighbour that asks over the mesh link.
         """
 
     def status(self, wireguard_key: bytes) -> RentalStatus:
@@ -125,8 +129,10 @@ class Face(Protocol):
 class NeighbourFace(Face, Protocol):
     """A way for neighbours to reach the landlord: the daemon brings their calls, which came over the mesh link."""
 
-    async def answer(self, content: bytes, who: Hashable) -> bytes:
+    async def answer(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
         """Answer a call; empty if nothing is let this way. It raises nothing.
 
-        Args: content: as the neighbour sent it. who: by what neighbours are told apart, for the bounds.
+        Args:
+            content: as the neighbour sent it.
+            neighbour: its identity. who: its link address: keys cost nothing, so bounds hold for that.
         """

@@ -121,4 +121,7 @@ _SIXTH = tuple(
     )
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+# the neighbour that rents over the mesh link
+_SEVENTH = ("ALTER TABLE rentals ADD COLUMN peer BLOB NOT NULL DEFAULT x''",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)

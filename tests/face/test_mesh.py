@@ -22,6 +22,7 @@ import ngp.calls.landlord_pb2 as pb
 from ngp import identity
 from ngp.calls.proof import prove
 from ngp.core.rental.calls import Call, Session
+from ngp.core.rental.rental import Rental
 from ngp.errors import LandlordError
 from ngp.modules.face.door import Limits
 from ngp.tenant import keys
@@ -29,6 +30,7 @@ from ngp.tenant.calls import CallingLandlord
 from ngp.tenant.landlord import NeighbourPlace, RefusedError
 from ngp.tenant.mesh import mesh_landlord
 
+NEIGHBOUR = b"N" * 32
 LINK, OTHER_LINK = ("mesh0", b"\2\0\0\0\0\1"), ("mesh0", b"\2\0\0\0\0\2")
 
 
@@ -62,7 +64,7 @@ class Caller:
         return self.answer(content)
 
     def answer(self, content: bytes) -> bytes:
-        return self.shop.run(self.shop.outside.answer(content, self.link))
+        return self.shop.run(self.shop.outside.answer(content, NEIGHBOUR, self.link))
 
     def failure(self, content: bytes) -> tuple[int, str]:
         reply = pb.Reply.FromString(self.answer(content))
@@ -98,6 +100,7 @@ def test_a_neighbour_rents_and_is_told_what_its_tunnel_needs(shop: Shop) -> None
     assert [one.network for one in found.addresses] == [next(status.networks[0].subnets(new_prefix=32))]
     assert (found.mtu, found.ends[0].endpoint) == (1420, "192.0.2.9:51820")
     (rental,) = shop.landlord.world.letting.rentals.values()
+    assert rental.peer == NEIGHBOUR == Rental.of(rental.record()).peer
     assert (rental.face, found.ends[0].public_key) == ("mesh", base64.b64encode(shop.landlord.public_key).decode())
     again = landlord.ask(tenant.keys, 700)
     assert not again.is_first and again.terms == replace(large.terms, activation_fee_msat=0)
@@ -190,7 +193,7 @@ def test_a_neighbour_that_floods_is_told_to_wait_and_others_are_answered(tmp_pat
         content = pb.Carried(method="GetOffers").SerializeToString()
 
         async def flood() -> list[bytes]:
-            asked = (shop.outside.answer(content, flooder.link) for _ in range(8))
+            asked = (shop.outside.answer(content, NEIGHBOUR, flooder.link) for _ in range(8))
             return await asyncio.gather(*asked)
 
         replies = [pb.Reply.FromString(one) for one in shop.run(flood())]

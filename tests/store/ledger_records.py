@@ -95,6 +95,6 @@ def rental(identity: bytes = ALICE, **changes: Any) -> RentalRecord:
         "networks": "203.0.113.7/32 2001:db8::/64", "state": "active", "reason": "", "rent_msat": 24_000_000,
         "activation_fee_msat": 48_000_000, "rate_since_s": 5, "owed_msat": 0, "reserved_since_s": 0, "asked_msat": 0,
         "asked_rent_msat": 0, "period": contract_id(1), "period_charged_msat": 0, "period_opened_at_s": NOW,
-        "started_at_s": NOW, "started_s": 5, "payments": 1,
+        "started_at_s": NOW, "started_s": 5, "payments": 1, "peer": b"N" * 32,
     }  # fmt: skip
     return RentalRecord(**{**values, **changes})

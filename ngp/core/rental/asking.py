@@ -53,6 +53,7 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         id=world.new_id() + world.new_id(),
         wireguard_key=event.wireguard_key,
         face=event.face,
+        peer=event.peer,
         offer=offer.name,
         networks=networks,
         state=RentalState.PENDING,

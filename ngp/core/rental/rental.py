@@ -92,6 +92,7 @@ class Rental:
         id: 32 random bytes, also the identity of its account.
         wireguard_key: the tenant's public key, 32 bytes.
         face: where the tenant rents: https, grpc or mesh.
+        peer: the neighbour that rents over the mesh link; b"" for another face.
         offer: name of the offer.
         networks: IPv4 first.
         rent_msat: for a month, in the present period. activation_fee_msat: agreed at the start.
@@ -132,6 +133,7 @@ class Rental:
     started_at_s: int
     started_s: int
     payments: int = 0
+    peer: bytes = b""
 
     def move(self, state: RentalState, reason: str = "") -> None:
         """Change state. Raises: IllegalMove: if the table doesn't have the move; the rental stays as it is."""
@@ -203,6 +205,7 @@ class Rental:
             started_at_s=self.started_at_s,
             started_s=self.started_s,
             payments=self.payments,
+            peer=self.peer,
             price_msat_per_gib=self.price_msat_per_gib,
             asked_price_msat_per_gib=self.asked_price_msat_per_gib,
             used_to_bytes=self.used_to_bytes,
@@ -248,4 +251,5 @@ class Rental:
             started_at_s=record.started_at_s,
             started_s=record.started_s,
             payments=record.payments,
+            peer=record.peer,
         )

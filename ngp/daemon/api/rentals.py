@@ -29,7 +29,7 @@ class RentalRow:
 
     Attributes:
         role: `landlord`.
-        peer: the neighbour that rents over the mesh link; None: not known.
+        peer: the neighbour that rents over the mesh link; None: another face.
         activation_fee_msat: what was charged of it, so 0 until the first payment.
         used_to_bytes, used_from_bytes: towards the tenant and from it. If the rental's traffic is metered, all that was
             counted so far; else what the tunnel counts since it has the peer.
@@ -102,7 +102,7 @@ def record_row(record: RentalRecord, account: AccountRecord, real_money: bool) -
         role="landlord",
         state=record.state,
         reason=record.reason,
-        peer=None,
+        peer=identity.text(record.peer) if record.peer else None,
         wireguard_key=b64encode(record.wireguard_key).decode(),
         networks=tuple(record.networks.split()),
         offer=record.offer,
