@@ -209,7 +209,8 @@ def test_a_payment_that_waits_for_networks_which_are_let_no_longer_goes_back(pay
 
 
 def test_what_is_left_of_a_rental_that_the_operator_ended_comes_back_over_lightning(paying: Paying) -> None:
-    """Rented by gRPC with a held payment; released; the credit is fetched to the tenant's node, once."""
+    """Rented by gRPC with a held payment from a landlord that is known by its node's key; released; the credit is
+    fetched to the tenant's node, once."""
     daemon, tenant = paying.renting.daemon, paying.renting.outside
     daemon.stop()
     daemon.configure({**paying.conf, "LANDLORD_GRPC": f"203.0.113.1:{GRPC_PORT}"})
@@ -223,7 +224,9 @@ def test_what_is_left_of_a_rental_that_the_operator_ended_comes_back_over_lightn
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    rent("trust", "landlord", f"203.0.113.1:{GRPC_PORT}", daemon.json("status")["identity"], "--face", "grpc")
+    trust = ("trust", "landlord", f"203.0.113.1:{GRPC_PORT}", paying.earning.key(), "--face", "grpc")
+    words = (*ngp_command(), "rent", *trust, *place)
+    await_until(lambda: tenant.run(*words).returncode == 0, 30, "the landlord's node has signed for its identity")
     rent("new", "landlord", "--name", "shop", "--yes")
     (row,) = daemon.json("rentals")
     assert (row["state"], row["face"], row["payments"]) == ("active", "grpc", 1)

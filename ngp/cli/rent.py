@@ -371,7 +371,12 @@ def _rentals(call: _Call) -> tuple[Home, list[Tunnel]]:
     from ngp.cli import tenant_service
 
     home = _home(call)
-    return home, [tenant_service.rental_of(home, one) for one in call.words[1:]] or home.tunnels()
+    found = [tenant_service.rental_of(home, one) for one in call.words[1:]] or home.tunnels()
+    for one in found:
+        if one.next_private_key and call.words[0] != "rekey":
+            name = one.shown_name
+            streams.note(f"ngp: {name}: a change of its key was interrupted; ngp rent rekey {name} finishes it")
+    return home, found
 
 
 def _landlord(call: _Call, home: Home, tunnel: Tunnel) -> Landlord:

@@ -105,7 +105,7 @@ class HttpsLandlord:
 
     def rekey(self, keys: Keys, new: Keys) -> None:
         """Refuse: over HTTPS nothing shows whose a key is."""
-        raise LandlordError(
+        raise RefusedError(
             f"landlord {self.place} can't change a rental's key over HTTPS: if it serves gRPC, trust it there under "
             "the same name (ngp rent trust NAME HOST KEY --face grpc)"
         )

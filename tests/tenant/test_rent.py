@@ -20,6 +20,7 @@ from ngp.core.tenant.answers import read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode
 from ngp.tenant import interface, policy
+from ngp.tenant.home import Home
 from tests.tenant.stand_in import StandIn
 from tests.tenant.test_autopay import FIRST_SAT, Told, keeper, quiet_log
 
@@ -217,3 +218,15 @@ def test_without_networks_the_tunnels_own_addresses_are_the_sources(landlord: St
     configuration = read_configuration(landlord.get_conf({"WireGuardPubKey": "k"}))
     text = "\n".join(policy.lines(configuration, (), "k"))
     assert "from 192.0.2.7/32" in text and "from 2001:db8:7::/64" in text
+
+
+def test_a_key_is_not_changed_over_https_and_an_interrupted_change_is_told(router: Router) -> None:
+    router.trust()
+    assert router.rent("new", "example", "--name", "shop", "--yes").returncode == 0
+    refused = router.rent("rekey", "shop")
+    assert refused.returncode == ExitCode.OTHER and "--face grpc" in refused.stderr
+    assert "interrupted" not in router.rent("status").stderr
+    home = Home(router.tenant)
+    home.begin_rekey(home.tunnels()[0])
+    told = router.rent("status")
+    assert told.returncode == 0 and "ngp rent rekey shop finishes it" in told.stderr
