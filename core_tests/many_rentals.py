@@ -59,8 +59,8 @@ def _copied(records: list[Record], rental: RentalRecord, networks: str) -> Itera
                 yield replace(record, identity=identity)
             case ContractRecord():
                 destination = networks.partition(" ")[0]
-                yield replace(
-                    record, contract=new(record.contract), identity=identity, link_address=key, destination=destination
+                yield record._replace(
+                    contract=new(record.contract), identity=identity, link_address=key, destination=destination
                 )
             case PaymentRecord():
                 yield replace(record, payment_hash=new(record.payment_hash), identity=identity)

@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ class Worker:
     def read(self, name: int) -> dict[str, Any]:
         """Return the counters of a contract opened by `one`."""
         (found,) = self.datapath.read([(1 << 64 | name).to_bytes(16, "big")])
-        return {key: value for key, value in asdict(found).items() if key != "contract"}
+        return {key: value for key, value in found._asdict().items() if key != "contract"}
 
     def metered(self, buys: bool = False) -> None:
         """Gate and meter traffic."""

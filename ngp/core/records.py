@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from ngp.core.messages import Prefix, Role
 
@@ -83,8 +84,7 @@ class AccountRecord:
     grace_price_msat_per_gib: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ContractRecord:
+class ContractRecord(NamedTuple):
     """One contract. Key: contract. `prices` are (from_offset_bytes, msat per GiB) in rising order of offset.
 
     `kind` is `traffic`, or `subnet` for a period of a rental. Such a contract has no data limit, lifetime or bill, and

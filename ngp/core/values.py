@@ -211,8 +211,7 @@ class LastingTerms(NamedTuple):
     blocked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """The part of a contract that the kernel knows. All values are absolute, so repeating a grant changes nothing.
 
     Attributes:
@@ -246,8 +245,7 @@ class Grant:
     used_from_base_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """Cumulative counters of one contract: towards the destination and from it.
 
     `exhausted`: a packet was refused at the contract's present limit.
@@ -264,8 +262,7 @@ class Reading:
         return self.used_to_bytes + self.used_from_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptedContract:
+class AdoptedContract(NamedTuple):
     """A contract found running in the kernel after the daemon died."""
 
     grant: Grant

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ngp.core.account import Account
 from ngp.core.buying.account import ServerAccount
@@ -367,7 +367,7 @@ class World:
         """
         account, record = self.account_of(contract), contract.record()
         if contract.state is State.RENEWING and contract.id in account.unpaid:
-            record = replace(record, state=State.ACCEPTED.value)
+            record = record._replace(state=State.ACCEPTED.value)
         self.unflushed.discard(contract.id)
         account.unsaved_msat -= contract.unsaved_msat
         contract.unsaved_msat = 0

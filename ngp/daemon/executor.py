@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -199,7 +199,7 @@ class Executor:
                         self._flush(wanted)
                     wanted.limits[effect.limit.account] = effect.limit
                 case GrantContract():
-                    wanted.grants.append(replace(effect.grant, blocked=True) if self._blocks_all else effect.grant)
+                    wanted.grants.append(effect.grant._replace(blocked=True) if self._blocks_all else effect.grant)
                 case HaltContract():
                     wanted.grants.append(effect.grant)
                     halted.append(effect.grant.contract)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -35,7 +34,7 @@ _Row = Sequence[Any]
 
 
 def _columns(record: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(record))
+    return tuple(record.__annotations__)
 
 
 def _upsert(table: str, record: type, key: tuple[str, ...]) -> str:
@@ -85,7 +84,6 @@ _FORGET_LINES = "DELETE FROM journal WHERE payment_hash = x'' AND contract IN (S
 
 _neighbour_row = attrgetter(*_columns(NeighbourRecord))
 _account_row = attrgetter(*_columns(AccountRecord))
-_contract_row = attrgetter(*_columns(ContractRecord))
 _journal_row = attrgetter(*_columns(JournalRecord))
 _rental_row = attrgetter(*_columns(RentalRecord))
 _payment_row = attrgetter(*_columns(PaymentRecord))
@@ -113,7 +111,8 @@ def put_billed(connection: Connection, records: Iterable[BilledRecord]) -> None:
 
 def put_contracts(connection: Connection, batch: Batch) -> None:
     """Write contracts; closed ones whose id a new one takes go into the sums first, since their charges still count."""
-    connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.displaced))
+    if batch.displaced:
+        connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.displaced))
     begun = ((one.contract,) for one in batch.contracts.values() if not one.closed_at_s)
     connection.executemany(_FOLD_DISPLACED, begun)
     connection.executemany(_PUT_CONTRACT, map(_contract_values, batch.contracts.values()))
@@ -187,7 +186,7 @@ def write(connection: Connection, batch: Batch) -> None:
 
 
 def _contract_values(record: ContractRecord) -> list[Any]:
-    values = list(_contract_row(record))
+    values = list(record)
     values[_PRICES] = json.dumps(values[_PRICES], separators=(",", ":"))
     return values
 

@@ -177,9 +177,10 @@ class Kernel:
             for account, entry in self.accounts.items()
         ]
         contracts = [
-            AdoptedContract(replace(slot.grant, expires_in_s=slot.expires_at - now), *self.read([contract]))
+            AdoptedContract(slot.grant._replace(expires_in_s=slot.expires_at - now), *self.read([contract]))
             for contract, slot in self.slots.items()
         ]
+        self.changed(), self.changed_accounts(now)  # all of it is read now
         return Adopted(tuple(accounts), tuple(contracts), now)
 
     def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
@@ -280,7 +281,7 @@ class Ledger:
                 known = self.contracts.get(record.contract)
                 theirs = known is not None and (known.role, known.identity) == (record.role, record.identity)
                 if known and theirs and known.closed_at_s and known.billed_bytes < record.billed_bytes:
-                    self.contracts[record.contract] = replace(known, billed_bytes=record.billed_bytes)
+                    self.contracts[record.contract] = known._replace(billed_bytes=record.billed_bytes)
             case ForgetLink():
                 self.neighbours.pop((record.identity, record.interface, record.link_address), None)
             case ForgetNeighbours():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from playbook import Node, Sim, account, bought, settings, states
 from scripted_neighbour import ScriptedNeighbour
@@ -73,7 +71,7 @@ def test_a_restart_writes_only_what_the_kernel_does_not_have(reading_takes_s: fl
         sim.run(1)
     sim.run(70)  # all totals are in the ledger
     slots = list(sim.gateway.kernel.slots.values())
-    slots[0].grant = replace(slots[0].grant, blocked=True)  # as a halt leaves it before its books are closed
+    slots[0].grant = slots[0].grant._replace(blocked=True)  # as a halt leaves it before its books are closed
     slots[1].used_to += 500
     del sim.gateway.log[:]
     before = dict(sim.gateway.ledger.contracts)

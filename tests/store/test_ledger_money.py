@@ -128,10 +128,11 @@ class Bookkeeping(RuleBasedStateMachine):
         if not self.running:
             return
         before = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
-        after = replace(
-            before, charged_msat=before.charged_msat + amount, used_to_bytes=before.used_to_bytes + 1,
+        after = before._replace(
+            charged_msat=before.charged_msat + amount,
+            used_to_bytes=before.used_to_bytes + 1,
             closed_at_s=self.now if close else 0,
-        )  # fmt: skip
+        )
         key = (after.identity, after.role)
         total = "metered_msat" if key[1] is Role.CLIENT else "charged_msat"  # a client's account is charged by the bill
         self.accounts[key] = replace(self.accounts[key], **{total: getattr(self.accounts[key], total) + amount})
