@@ -28,7 +28,6 @@ from ngp.modules.network.layout import (
     EXPIRES_NS,
     LABEL,
     LABEL_BASE_TO_AT,
-    LABEL_ID_BYTES,
     LABEL_NEIGHBOUR_AT,
     LIMIT,
     LINE_BYTES,
@@ -40,6 +39,7 @@ from ngp.modules.network.layout import (
     USED,
     USED_TO,
     VALID,
+    Label,
 )
 from ngp.modules.network.lines import Lines
 
@@ -95,21 +95,21 @@ class ContractTable:
 
         Args: at_ns: the monotonic instant that `expires_in_s` counts from.
         """
-        found, slots = [], []
+        found, labels = [], []
         for slot in self._lines.used_before():
             self._fresh = slot + 1
             tag = self._words[slot * LINE_WORDS + TAG]
             if not tag & VALID:
                 self._resting.append((0.0, slot))
                 continue
-            grant = self._read_grant(slot, at_ns)
-            self._slots[grant.contract] = slot
+            label = self._label(slot)
+            self._slots[label.contract] = slot
             self._accounts.take(tag >> 32)
-            self._count(slot, 1)
-            slots.append(slot)
-            found.append(AdoptedContract(grant, self._reading(slot)))
+            self._count(slot, label, 1)
+            labels.append((slot, label))
+            found.append(AdoptedContract(self._read_grant(slot, label, at_ns), self._reading(slot, label)))
         self._show_purchases(self._purchases > 0)
-        self._enter(slots)
+        self._enter(labels)
         return found
 
     def grant(self, grants: Sequence[Grant]) -> None:
@@ -129,12 +129,13 @@ class ContractTable:
                 self._write_label(slot, grant)
                 taken.append(slot)
             self._write_line(slot, grant, payer, now_ns)
-        for slot in taken:
-            self._count(slot, 1)
+        labels = self._labelled(taken)
+        for slot, label in labels:
+            self._count(slot, label, 1)
         try:
-            self._enter(taken)
+            self._enter(labels)
         except KernelError:
-            self.revoke([self._id(slot) for slot in taken])
+            self.revoke([label.contract for _, label in labels])
             raise
         new = set(taken)
         with self._early.read_once():
@@ -148,10 +149,13 @@ class ContractTable:
             slot = self._slots.pop(contract, None)
             if slot is None:
                 continue
-            self._leave(slot)
+            label = self._label(slot)
+            place = self._place(label)
+            if place:
+                self._delete_entry(slot, place)
             payer = self._words[slot * LINE_WORDS + TAG] >> 32
             self._words[slot * LINE_WORDS + TAG] = 0
-            self._count(slot, -1)
+            self._count(slot, label, -1)
             self._begun.pop(slot, None)
             self._resting.append((time.monotonic(), slot))
             self._accounts.release(payer)
@@ -165,7 +169,7 @@ class ContractTable:
     def read(self, contracts: Sequence[bytes] | None) -> list[Reading]:
         """Read counters. Args: contracts: which ones; None: those that changed since the last call with None."""
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
-        return [self._reading(slot) for slot in slots]
+        return [self._reading(slot, label) for slot, label in self._labelled(slots)]
 
     def sent_lately(self, numbers: Iterable[int], destination: Prefix) -> Prefix | None:
         """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`).
@@ -184,7 +188,7 @@ class ContractTable:
         if slot >= self.slots_max:
             return None
         now = self._words[slot * LINE_WORDS + TAG]
-        return self._id(slot) if now & VALID and not layout.generation_of(now ^ tag) else None
+        return self._label(slot).contract if now & VALID and not layout.generation_of(now ^ tag) else None
 
     def of_neighbour(self, number: int) -> list[int]:
         """List the slots of the contracts with a neighbour, by its number."""
@@ -193,7 +197,7 @@ class ContractTable:
     def bought_of(self, first: int, addresses: Iterable[bytes]) -> list[int]:
         """List the slots of purchases, from a neighbour, of these addresses. Args: first: its first link's number."""
         slots = (slot for address in addresses for slot in self._bought.get(address, ()))
-        return [slot for slot in slots if self._first_of(self._neighbour(slot)) == first]
+        return [slot for slot in slots if self._first_of(self._label(slot).number) == first]
 
     def move(
         self,
@@ -209,16 +213,17 @@ class ContractTable:
             then: called when the new entries exist and the old ones aren't removed yet.
             number: the neighbour's number from now on; None: the number stays.
         """
-        old = [self._place(slot) for slot in slots]
+        old = [self._place(label) for _, label in self._labelled(slots)]
         before()
         if number is not None:
             for slot in slots:
-                _change(self._of_neighbour, self._neighbour(slot), slot, -1)
+                _change(self._of_neighbour, self._label(slot).number, slot, -1)
                 self._lines.label_halves[(slot * LINE_BYTES + LABEL_NEIGHBOUR_AT) // 4] = number
                 _change(self._of_neighbour, number, slot, 1)
-        self._enter(slots)
+        labels = self._labelled(slots)
+        self._enter(labels)
         then()
-        new = {self._place(slot) for slot in slots}
+        new = {self._place(label) for _, label in labels}
         for slot, place in zip(slots, old, strict=True):
             if place and place not in new:
                 self._delete_entry(slot, place)
@@ -254,10 +259,7 @@ class ContractTable:
     def _write_label(self, slot: int, grant: Grant) -> None:
         line = slot * LINE_WORDS
         used_to, used = self._words[line + USED_TO], self._words[line + USED]
-        generation = layout.next_generation(LABEL.unpack_from(self._labels, slot * LINE_BYTES)[-1])
-        LABEL.pack_into(
-            self._labels,
-            slot * LINE_BYTES,
+        label = Label(
             grant.contract,
             used_to - grant.used_to_base_bytes,
             used - used_to - grant.used_from_base_bytes,
@@ -266,8 +268,9 @@ class ContractTable:
             grant.destination.prefixlen,
             grant.destination.version,
             layout.ROLE[grant.role],
-            generation,
+            layout.next_generation(self._label(slot).generation),
         )
+        LABEL.pack_into(self._labels, slot * LINE_BYTES, *label)
 
     def _write_line(self, slot: int, grant: Grant, payer: int, now_ns: int) -> None:
         """Write a contract's line, in an order that is safe while packets pass.
@@ -277,15 +280,15 @@ class ContractTable:
         byte passes below its price.
         """
         words, line = self._words, slot * LINE_WORDS
-        _, base_to, base_from, *_, generation = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
-        base, price = base_to + base_from, min(max(0, grant.price_msat_per_gib), _PRICE_MAX)
+        label = self._label(slot)
+        base, price = label.base_to + label.base_from, min(max(0, grant.price_msat_per_gib), _PRICE_MAX)
         low_water = 0 if grant.low_water_bytes is None else min(max(0, base + grant.low_water_bytes), _BYTES_MAX)
         words[line + LOW_WATER] = low_water
         words[line + PRICE] = max(price, words[line + PRICE])
         words[line + EXPIRES_NS] = layout.instant_ns(now_ns, grant.expires_in_s)
         words[line + LIMIT] = min(max(0, base + grant.limit_bytes), _BYTES_MAX)
         words[line + PRICE] = price
-        before, now = words[line + TAG], layout.make_tag(generation, payer, grant.blocked)
+        before, now = words[line + TAG], layout.make_tag(label.generation, payer, grant.blocked)
         self._accounts.take(payer)
         words[line + TAG] = now
         if before & VALID:
@@ -293,43 +296,43 @@ class ContractTable:
 
     def _add_early(self, slot: int) -> bool:
         """Count early bytes (sent to the server before the contract) as used, up to the limit; say if there are any."""
-        _, _, _, address, number, bits, version, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
-        line = slot * LINE_WORDS
+        label, line = self._label(slot), slot * LINE_WORDS
         room = max(0, self._words[line + LIMIT] - self._words[line + USED])
-        early_bytes = min(room, self._early.take(self._first_of(number), layout.read_prefix(version, address, bits)))
+        early_bytes = min(room, self._early.take(self._first_of(label.number), label.destination))
         if early_bytes:
             self._lines.label_words[(slot * LINE_BYTES + LABEL_BASE_TO_AT) // 8] -= early_bytes
             for word in (LIMIT, LOW_WATER):
                 self._words[line + word] = max(0, self._words[line + word] - early_bytes)
         return early_bytes > 0
 
-    def _place(self, slot: int) -> tuple[str, bytes] | None:
-        """Return table and key of a slot's destination; None if the link is gone, or it is the seller's own address."""
-        _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
-        role, address = layout.ROLE_OF[role_number], address[: 4 if version == 4 else 16]
-        number = self._first_of(number)
-        if bits != 8 * len(address):
-            return layout.PREFIXES[version], layout.prefix_key(number, role, address, bits)
+    def _label(self, slot: int) -> Label:
+        return Label._make(LABEL.unpack_from(self._labels, slot * LINE_BYTES))
+
+    def _labelled(self, slots: Iterable[int]) -> list[tuple[int, Label]]:
+        return [(slot, self._label(slot)) for slot in slots]
+
+    def _place(self, label: Label) -> tuple[str, bytes] | None:
+        """Return table and key of a destination; None if the link is gone, or it is the seller's own address."""
+        role, address = layout.ROLE_OF[label.role], label.address[: 4 if label.version == 4 else 16]
+        number = self._first_of(label.number)
+        if not label.is_host:
+            return layout.PREFIXES[label.version], layout.prefix_key(number, role, address, label.bits)
         link = self._link_of(number)
         if link is None or (role is Role.CLIENT and self._is_own(number, address)):
             return None
-        return layout.HOSTS[version], layout.host_key(link, role, address)
+        return layout.HOSTS[label.version], layout.host_key(link, role, address)
 
-    def _enter(self, slots: Iterable[int]) -> None:
+    def _enter(self, labels: Iterable[tuple[int, Label]]) -> None:
+        """Enter the destinations of contracts, by slot and label."""
         found: dict[str, tuple[list[bytes], list[bytes]]] = {}
-        for slot in slots:
-            place = self._place(slot)
+        for slot, label in labels:
+            place = self._place(label)
             if place:
                 keys, values = found.setdefault(place[0], ([], []))
                 keys.append(place[1])
-                values.append(ENTRY.pack(slot, layout.generation_of(self._words[slot * LINE_WORDS + TAG])))
+                values.append(ENTRY.pack(slot, label.generation))
         for table, (keys, values) in found.items():
             self._tables[table].set_many(keys, values)
-
-    def _leave(self, slot: int) -> None:
-        place = self._place(slot)
-        if place:
-            self._delete_entry(slot, place)
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
         """Delete a slot's entry, unless the entry found belongs to another slot.
@@ -341,58 +344,48 @@ class ContractTable:
         if standing is not None and ENTRY.unpack(standing)[0] == slot:
             self._tables[table].delete(key)
 
-    def _count(self, slot: int, change: int) -> None:
+    def _count(self, slot: int, label: Label, change: int) -> None:
         """Add a contract to the indexes (change 1) or remove it (-1): by neighbour, and by address if it is a purchase.
 
         Purchases and contracts for prefixes are also counted: the kernel doesn't look for such contracts while there
         are none.
         """
-        _, _, _, address, number, bits, version, role_number, _ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
-        role, is_host = layout.ROLE_OF[role_number], bits == (32 if version == 4 else 128)
-        _change(self._of_neighbour, number, slot, change)
+        role = layout.ROLE_OF[label.role]
+        _change(self._of_neighbour, label.number, slot, change)
         if role is Role.CLIENT:
-            if is_host:
-                _change(self._bought, address[: bits // 8], slot, change)
+            if label.is_host:
+                _change(self._bought, label.address[: label.bits // 8], slot, change)
             self._purchases += change
             if self._purchases == (1 if change > 0 else 0):
                 self._show_purchases(change > 0)
-        if is_host:
+        if label.is_host:
             return
-        kind = (role, version)
+        kind = (role, label.version)
         self._prefixes[kind] += change
         if self._prefixes[kind] == (1 if change > 0 else 0):
             self._show_prefixes(*kind, change > 0)
 
-    def _id(self, slot: int) -> bytes:
-        return self._labels[slot * LINE_BYTES : slot * LINE_BYTES + LABEL_ID_BYTES]
-
-    def _neighbour(self, slot: int) -> int:
-        return self._lines.label_halves[(slot * LINE_BYTES + LABEL_NEIGHBOUR_AT) // 4]
-
-    def _reading(self, slot: int) -> Reading:
-        contract, base_to, base_from, *_ = LABEL.unpack_from(self._labels, slot * LINE_BYTES)
+    def _reading(self, slot: int, label: Label) -> Reading:
         line = slot * LINE_WORDS
         # The kernel adds to `used` first. So if `used_to` is read first, the difference can't be negative.
         used_to = self._words[line + USED_TO]
         used = self._words[line + USED]
         exhausted = self._words[line + MARK] == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
-        return Reading(contract, used_to - base_to, used - used_to - base_from, exhausted)
+        return Reading(label.contract, used_to - label.base_to, used - used_to - label.base_from, exhausted)
 
-    def _read_grant(self, slot: int, at_ns: int) -> Grant:
-        contract, base_to, base_from, address, number, bits, version, role, _ = LABEL.unpack_from(
-            self._labels, slot * LINE_BYTES
-        )
+    def _read_grant(self, slot: int, label: Label, at_ns: int) -> Grant:
         limit, expires_ns, low_water, tag, price = self._words[slot * LINE_WORDS : slot * LINE_WORDS + PRICE + 1]
+        base = label.base_to + label.base_from
         return Grant(
-            contract=contract,
-            neighbour=number,
-            role=layout.ROLE_OF[role],
-            destination=layout.read_prefix(version, address, bits),
-            limit_bytes=limit - base_to - base_from,
+            contract=label.contract,
+            neighbour=label.number,
+            role=layout.ROLE_OF[label.role],
+            destination=label.destination,
+            limit_bytes=limit - base,
             expires_in_s=(expires_ns - at_ns) / 1e9,
             account=self._accounts.account_in(tag >> 32),
             price_msat_per_gib=price,
-            low_water_bytes=low_water - base_to - base_from if low_water else None,
+            low_water_bytes=low_water - base if low_water else None,
             blocked=bool(tag & BLOCKED),
         )
 

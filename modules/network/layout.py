@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
 from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
@@ -76,10 +77,8 @@ WORD_MASK = (1 << 64) - 1
 NEVER_NS, _ENDLESS_S = (1 << 63) - 1, 1e9
 _MARK_FACTOR = 0x9E3779B97F4A7C15
 
-# Id; two bases, for bytes to and bytes from the destination (a counter of the slot minus its base is what the contract
-# has used); destination; neighbour's number; prefix length, IP version, role; generation of the slot.
-LABEL = struct.Struct("=16sqq16sIBBBxI4x")
-LABEL_ID_BYTES, LABEL_BASE_TO_AT, LABEL_NEIGHBOUR_AT = 16, 16, 48
+LABEL = struct.Struct("=16sqq16sIBBBxI4x")  # the fields of a `Label`
+LABEL_BASE_TO_AT, LABEL_NEIGHBOUR_AT = 16, 48
 # Identity; what the slot's counters showed as spent when the account got the slot; the account's limit / 2^32, which
 # shows how often the words have wrapped; generation of the slot.
 IDENTITY = struct.Struct("=32sQqI12x")
@@ -121,6 +120,40 @@ class Counter(IntEnum):
     LANE_BYTES = 9  # bytes that passed in lanes
     LANE_OVER_RATE = 10  # dropped, as their lane had no room
     REFUSED_UNPAID = 11  # the account had neither money nor credit left
+
+
+class Label(NamedTuple):
+    """A contract's label. A counter of the slot minus its base is what the contract has used.
+
+    Attributes:
+        base_to, base_from: of the bytes to and from the destination.
+        address: the destination's first address, packed and filled up to 16 bytes. bits: its prefix length.
+        number: the neighbour's.
+        role: ours, as in ROLE.
+        generation: that of the slot.
+    """
+
+    contract: bytes
+    base_to: int
+    base_from: int
+    address: bytes
+    number: int
+    bits: int
+    version: int
+    role: int
+    generation: int
+
+    @property
+    def destination(self) -> Prefix:
+        """The destination."""
+        if self.version == 4:
+            return IPv4Network((self.address[:4], self.bits))
+        return IPv6Network((self.address, self.bits))
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the destination is one address."""
+        return self.bits == (32 if self.version == 4 else 128)
 
 
 def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False) -> int:
@@ -249,11 +282,6 @@ def held_key(link: bytes, payload: bytes) -> bytes | None:
 def is_host(prefix: Prefix) -> bool:
     """Say whether a prefix is one address."""
     return prefix.prefixlen == prefix.max_prefixlen
-
-
-def read_prefix(version: int, address: bytes, bits: int) -> Prefix:
-    """Return the destination in a label."""
-    return IPv4Network((address[:4], bits)) if version == 4 else IPv6Network((address, bits))
 
 
 def address_bytes(prefix: Prefix) -> bytes:
