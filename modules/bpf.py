@@ -148,6 +148,16 @@ class Table:
                     values[at * self.value_bytes : (at + 1) * self.value_bytes],
                 )
 
+    def keys_of(self, value: bytes) -> Iterator[bytes]:
+        """Yield the keys of a hash table's entries that have this value. Raises KernelError."""
+        for keys, values in self.batches():
+            at = values.find(value)
+            while at >= 0:
+                index, within = divmod(at, self.value_bytes)
+                if not within:
+                    yield keys[index * self.key_bytes : (index + 1) * self.key_bytes]
+                at = values.find(value, at + 1)
+
     def batches(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all present entries of a hash table: for each system call the joined keys and the joined values.
 

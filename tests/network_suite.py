@@ -233,6 +233,7 @@ class NetworkContract:
         bought = buy(bench, used_to_base_bytes=70, used_from_base_bytes=30)
         assert bench.upload(SOLD[0], 300) == 1 == bench.upload_ours(100)
         adopted = bench.restart()
+        assert bench.read() == [] and bench.read_accounts() == [], "all of it was read"
         accounts = {each.limit.account: each for each in adopted.accounts}
         assert {name: each.reading for name, each in accounts.items()} == {
             ALICE: AccountReading(ALICE, 600),

@@ -25,17 +25,22 @@ class Lines:
         self._pages: list[bytes] = []
 
     def used_before(self) -> Iterator[int]:
-        """Yield all slots up to the end of the last page where a label was ever written; unused pages cost little."""
+        """Yield all slots up to the end of the last page where a label was ever written; unused pages cost little.
+
+        The caller reads them all. So the first call of `changed` leaves out what the kernel doesn't write any more.
+        """
         end, empty, last = self.slots_max * LINE_BYTES, bytes(_PAGE_BYTES), 0
         for start in range(0, end, _PAGE_BYTES):
             page = self.labels[start : min(start + _PAGE_BYTES, end)]
             if page != empty[: len(page)]:
                 until = (start + len(page)) // LINE_BYTES
+                for each in range(len(self._pages) * _PAGE_BYTES, until * LINE_BYTES, _PAGE_BYTES):
+                    self._pages.append(self._lines[each : each + _PAGE_BYTES])
                 yield from range(last, until)
                 last = until
 
     def changed(self, slots: int) -> Iterator[int]:
-        """Yield those of the first `slots` slots where the kernel wrote since the last call.
+        """Yield those of the first `slots` slots where the kernel wrote since the last call, or since `used_before`.
 
         Whole pages are compared with their former content, so unchanged lines cost next to nothing.
         """

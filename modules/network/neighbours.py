@@ -243,9 +243,9 @@ class NeighbourTable:
         """At a start: read the neighbours' own addresses from the kernel's tables, as the former daemon left them."""
         found: dict[int, set[bytes]] = {}
         for name in layout.HOSTS.values():
-            for key, value in self._tables[name].items():
+            for key in self._tables[name].keys_of(layout.OWN_ENTRY):
                 number = self._numbers.get(key[:10])
-                if value == layout.OWN_ENTRY and number is not None:
+                if number is not None:
                     found.setdefault(number, set()).add(key[12:])
         self._own = {number: frozenset(addresses) for number, addresses in found.items()}
 

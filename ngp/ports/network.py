@@ -160,10 +160,10 @@ class Network(Protocol):
         """Remove contracts from the kernel. For their last readings first block them, await `settled`, and read."""
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
-        """Read contracts. Args: contracts: None: those that changed since the last call with None."""
+        """Read contracts. Args: contracts: None: those that changed since the last call with None, or `set_up`."""
 
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
-        """Read accounts. Args: accounts: None: those that changed since the last call with None."""
+        """Read accounts. Args: accounts: None: those that changed since the last call with None, or `set_up`."""
 
     def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> Prefix | None:
         """Return the part of a destination to which our traffic goes through a neighbour.
