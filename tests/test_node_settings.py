@@ -204,7 +204,8 @@ def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
     async def scenario() -> None:
         if books_are == "short":
             long.set()
-        books = await main._warn_of_lacks(broken)
+        books = asyncio.create_task(main._warn_of_books(parts.store))
+        await main._warn_of_lacks(broken, books)
         assert books.done() is (books_are == "short")
         assert ("books: " in caplog.text) is books.done()
         long.set()

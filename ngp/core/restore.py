@@ -20,7 +20,7 @@ from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Role
-from ngp.core.peers import Neighbour
+from ngp.core.peers import Link, Neighbour
 from ngp.core.records import (
     AccountRecord,
     ContractRecord,
@@ -43,7 +43,7 @@ from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, LastingTer
 from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
-SAME_END_S = 2.0  # the ledger has whole seconds
+SAME_END_S = 10.0  # the ledger has whole seconds, and a start with very many contracts grants the last ones late
 _LASTING = attrgetter(*LastingTerms._fields)
 
 
@@ -66,7 +66,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     world.peers.blocked = set(snapshot.blocked)
     for record in snapshot.accounts:
         _account(world, record)
-    _neighbours(world, snapshot, {contract: found.grant.neighbour for contract, found in running.items()})
+    _neighbours(world, snapshot, running)
     found_as_is: set[bytes] = set()
     halting: list[Sale | Purchase] = []
     for contract_record in snapshot.contracts:
@@ -91,18 +91,17 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     return world.effects
 
 
-def _neighbours(world: World, snapshot: Snapshot, numbers: dict[bytes, int]) -> None:
+def _neighbours(world: World, snapshot: Snapshot, running: dict[bytes, AdoptedContract]) -> None:
     """Restore the neighbours, with the numbers that the kernel has for them."""
-    number_of = {
-        (record.identity, (record.interface, record.link_address)): numbers[record.contract]
-        for record in snapshot.contracts
-        if record.contract in numbers
-    }
+    number_of: dict[tuple[bytes, Link], int | None] = {}  # of all that have contracts
+    for contract in snapshot.contracts:
+        key = (contract.identity, (contract.interface, contract.link_address))
+        found = running.get(contract.contract)
+        number_of[key] = found.grant.neighbour if found is not None else number_of.get(key)
     forgotten: list[NeighbourRecord] = []
-    needed = {(record.identity, (record.interface, record.link_address)) for record in snapshot.contracts}
     for record in snapshot.neighbours:
         key = (record.identity, (record.interface, record.link_address))
-        if key not in needed and record.last_seen_s < world.now.utc_s - FORGET_NEIGHBOUR_S:
+        if key not in number_of and record.last_seen_s < world.now.utc_s - FORGET_NEIGHBOUR_S:
             forgotten.append(record)
             continue
         neighbour = Neighbour(
@@ -184,12 +183,14 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
 
 def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -> dict[str, Any]:
     """Return the fields that sales and purchases share. A contract that was being renewed or halted is active again."""
-    link = (record.interface, record.link_address)
-    neighbour = world.peers.neighbours.get((record.identity, link))
+    identity, link = record.identity, (record.interface, record.link_address)
+    neighbour = world.peers.neighbours.get((identity, link))
+    if neighbour is not None:  # a hundred thousand contracts share these values
+        identity, link = neighbour.identity, neighbour.link
     state = State(record.state)
     return {
         "id": record.contract,
-        "identity": record.identity,
+        "identity": identity,
         "link": link,
         "link_number": neighbour.number if neighbour is not None else world.peers.next_number(),
         "destination": ip_network(record.destination) if found is None else found.grant.destination,

@@ -222,12 +222,14 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     node = Node(parts, make_post, lambda node: make_landlord(node, options.state_dir))
     control = ControlServer(options.state_dir / CONTROL_SOCKET, handlers.verbs(node), root_only=("backup",))
     options.progress("setting up the kernel's gate and meter")
+    books = asyncio.create_task(_warn_of_books(parts.store))
     try:
         if settings.letting is None:  # a daemon that let, and was killed, may have left its tunnel
             remove_tunnel()
         await control.start()
         await node.start()
     except NgpError:
+        books.cancel()
         await control.close()
         if node.began_blank:
             await node.stop()  # what the ledger's contracts carried since they were granted is charged before they go
@@ -238,7 +240,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     _follow_signals(node)
     if not parts.gatekeeper.world.node.real_money:
         _log.warning("%s: its money is not real; its sellers give service away", settings.payment_module)
-    books = await _warn_of_lacks(node)
+    await _warn_of_lacks(node, books)
     interfaces = node.host.desired.mesh_interfaces
     none = "no interface yet" if settings.mesh_interfaces else "no mesh interface, as net.conf says"
     _log.info("ready: %s on %s", identity.short_text(courier.identity), ", ".join(interfaces) or none)
@@ -289,15 +291,13 @@ def make_faces(state_dir: Path) -> list[Face]:
     return [module_class(FACE, name)(state_dir) for name in sorted(installed_modules(FACE))]
 
 
-async def _warn_of_lacks(node: Node) -> asyncio.Task[None]:
+async def _warn_of_lacks(node: Node, books: asyncio.Task[None]) -> None:
     """Log the findings of `ngp check`: the start goes on, but must not look as if all were well.
 
-    Returns: the task that audits the ledger, which may go on after the start.
+    Args: books: audits the ledger since before the kernel was set up, and may go on after the start.
     """
-    books = asyncio.create_task(_warn_of_books(node.parts.store))
     await node.warn_of_lacks()
     await asyncio.wait({books}, timeout=BOOKS_WAIT_S)
-    return books
 
 
 async def _warn_of_books(place: Store) -> None:
