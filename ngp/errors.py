@@ -62,7 +62,8 @@ class MomentError(KernelError):
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_PASSING = FULL | {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_NOT_YET = {errno.EADDRNOTAVAIL}  # at a boot the network, and with it an address of ours, may come later
+_PASSING = FULL | _NOT_YET | {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def passes(error: BaseException) -> bool:
