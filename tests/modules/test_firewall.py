@@ -173,7 +173,8 @@ def test_a_firewall_that_drops_the_links_messages(hosts: Lab, sells: bool) -> No
 
 def test_a_firewall_that_drops_the_calls_of_neighbours(hosts: Lab) -> None:
     on = {"mesh_interfaces": ("m0",), "link_protocols": ("tcp",)}
-    sh("for each in iptables ip6tables; do $each -A INPUT -p tcp --dport 10000:11000 -j REJECT; done")
+    for command in ("iptables", "ip6tables"):
+        sh(f"{command} -A INPUT -p tcp --dport 10000:11000 -j REJECT")
     (line,) = told(**on).values()
     assert line.name == "link on m0" and "TCP port 10325" in line.found
     sh(line.remedy)
