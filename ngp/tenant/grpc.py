@@ -24,12 +24,11 @@ import ngp.calls.landlord_pb2 as pb
 from ngp import identity, node_key
 from ngp.calls.answering import GET_OFFERS, GET_STATUS
 from ngp.calls.signature import PROOF, SERVICE, SIGNATURE, signed_bytes
-from ngp.core.host_port import join_host_port
 from ngp.core.rental.calls import Call
 from ngp.errors import ConfigError, LandlordError
 from ngp.tenant import tls
 from ngp.tenant.calls import CallingLandlord
-from ngp.tenant.landlord import FingerprintError, printable, read_host_port
+from ngp.tenant.landlord import FingerprintError, printable, read_host_port, show_host_port
 
 USUAL_PORT = 50051
 ANSWER_BYTES_MAX = 1 << 16
@@ -50,7 +49,7 @@ class GrpcPlace:
     pin: str
 
     def __str__(self) -> str:
-        return self.host if self.port == USUAL_PORT else join_host_port(self.host, self.port)
+        return show_host_port(self.host, self.port, USUAL_PORT)
 
     def entry(self) -> dict[str, str]:
         """Return how Config.yaml has it."""
@@ -119,6 +118,9 @@ class _Carrier:
             found: Any = pb.Reply.FromString(reply)
         except ValueError:
             raise LandlordError(f"landlord {self._place} answers what can't be read: ask the landlord") from None
+        if found.WhichOneof("result") != "offers":
+            why = printable(found.failure.text)
+            raise LandlordError(f"landlord {self._place} doesn't tell its offers: {why}; try again later")
         offers, key = found.offers, bytes(found.ctx.key)
         signer = node_key.signer(identity.payee_statement(key, offers.network), offers.node_signature)
         if signer != self._place.pin:

@@ -15,13 +15,20 @@ from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
 from ngp import __version__
-from ngp.core.host_port import join_host_port
 from ngp.core.tenant.answers import AnswerError, Asked, Status, read_asked, read_status, read_terms
 from ngp.core.tenant.configuration import TunnelConfiguration, read_configuration
 from ngp.core.tenant.terms import OnSale, SaleTerms
 from ngp.errors import ConfigError, LandlordError
 from ngp.tenant import tls
-from ngp.tenant.landlord import FingerprintError, Keys, RefusedError, no_refunds, printable, read_host_port
+from ngp.tenant.landlord import (
+    FingerprintError,
+    Keys,
+    RefusedError,
+    no_refunds,
+    printable,
+    read_host_port,
+    show_host_port,
+)
 
 USUAL_PORT = 443
 ANSWER_BYTES_MAX = 1 << 16
@@ -43,7 +50,7 @@ class LandlordPlace:
     pin: str
 
     def __str__(self) -> str:
-        return self.host if self.port == USUAL_PORT else join_host_port(self.host, self.port)
+        return show_host_port(self.host, self.port, USUAL_PORT)
 
     def entry(self) -> dict[str, str]:
         """Return how Config.yaml has it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from ngp import identity
+from ngp.core.host_port import join_host_port
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.terms import OnSale, SaleTerms
@@ -127,6 +128,13 @@ def no_refunds(place: Place) -> LandlordError:
     return LandlordError(
         f"landlord {place} can't give money back over HTTPS, where nobody proves whose rental it is: ask the landlord"
     )
+
+
+def show_host_port(host: str, port: int, usual_port: int) -> str:
+    """Write what `read_host_port` reads."""
+    if port != usual_port:
+        return join_host_port(host, port)
+    return f"[{host}]" if ":" in host else host
 
 
 def printable(value: object) -> str:

@@ -33,6 +33,7 @@ from ngp.tenant import grpc as tenant_grpc
 from ngp.tenant import keys
 from ngp.tenant.calls import CallingLandlord
 from ngp.tenant.grpc import GrpcPlace, grpc_landlord, read_grpc_place
+from ngp.tenant.https import read_place
 from ngp.tenant.landlord import FingerprintError, RefusedError
 
 
@@ -126,6 +127,22 @@ def test_the_lightning_node_vouches_for_the_identity(shop: Shop, tmp_path: Path)
     shop.landlord.letting._payee_signature = lambda: other
     with pytest.raises(FingerprintError, match="no signature of the Lightning node"):
         grpc_landlord(place).offers()
+
+
+def test_a_landlord_that_is_busy_is_no_impostor() -> None:
+    with stand_in() as server:
+        busy = pb.Reply(failure=pb.Failure(kind=pb.Failure.BUSY, text="too many requests"))
+        server.answers = lambda call: server.signed(call, busy)
+        for pin in (server.identity.hex(), "02" + "ab" * 32):
+            with pytest.raises(LandlordError, match="too many requests"):
+                grpc_landlord(GrpcPlace("127.0.0.1", server.port, pin)).offers()
+
+
+@pytest.mark.parametrize("written", ["192.0.2.1", "a.example:7", "[2001:db8::1]", "[2001:db8::1]:7"])
+def test_a_place_is_read_as_it_is_written(written: str) -> None:
+    for read in (read_grpc_place, read_place):
+        place = read(written, "ab" * 32)
+        assert str(place) == written and read(place.entry()["Host"], place.pin) == place
 
 
 def test_an_invoice_of_another_node_than_the_trusted_one_is_refused(shop: Shop, tmp_path: Path) -> None:
