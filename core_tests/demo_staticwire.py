@@ -211,11 +211,8 @@ class StaticWire:
 
     def looks(self) -> list[tuple[Host, str]]:
         """Return commands that show more, with the hosts to which they belong."""
-        mine = [(self.net.landlord, verb, self.landlord.state_dir) for verb in ("rentals", "ledger", "accounts")]
-        return [
-            (host, ngp_line(verb, where))
-            for host, verb, where in (*mine, (self.net.tenant, "rent status", self.folder))
-        ]
+        landlord = [(self.net.landlord, ngp_line(verb, self.landlord.state_dir)) for verb in ("rentals", "ledger")]
+        return [*landlord, (self.net.tenant, ngp_line(f"rent status --config {self.config}", self.folder))]
 
     def answers(self, address: str) -> bool:
         """Say whether the third party reaches an address."""

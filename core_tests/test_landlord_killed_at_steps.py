@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -96,23 +97,26 @@ class Life:
             yield
             return
         pids = self._renting.daemon.pids()  # with those of commands that it runs
-        killer = Timer(self._chance.uniform(0, WORKS_S), _kill, (pids,))
+        processes = [os.pidfd_open(pid) for pid in pids]
+        killer = Timer(self._chance.uniform(0, WORKS_S), _kill, (processes,))
         killer.start()
         try:
             yield
         finally:
             killer.join()
-            self._renting.daemon.kill9()
+            for process in processes:
+                select.select([process], [], [])  # its last thread is over, and so are its locks
+                os.close(process)
             self._renting.daemon.start()
 
     def _row(self) -> dict[str, Any]:
         return self._renting.row(self._tenant, "--all")
 
 
-def _kill(pids: list[int]) -> None:
-    for pid in pids:
+def _kill(processes: list[int]) -> None:
+    for process in processes:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            signal.pidfd_send_signal(process, signal.SIGKILL)
 
 
 def networks_in_tunnel(renting: Renting) -> dict[str, set[str]]:
