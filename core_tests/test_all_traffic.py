@@ -12,10 +12,12 @@ import stat
 
 import pytest
 
-from core_tests.lab import Lab
+from core_tests import traffic
+from core_tests.lab import End, Lab
 from core_tests.market import TENANT, V4, Market, open_market
 from core_tests.renting import fingerprint_of
 from core_tests.shell import await_until
+from ngp.tenant.home import Home
 
 THIRD4, THIRD6 = "203.0.113.3", "2001:db8:2::3"
 LEAKS = """
@@ -125,6 +127,64 @@ def test_everything_uses_the_tunnel_and_nothing_leaves_beside_it(machine: Machin
     market.done("down", "shop")
     assert machine.stands() == machine.before, "exactly what was there before"
     assert machine.reaches(THIRD4) and machine.reaches(THIRD6)
+
+
+def test_what_may_leave_beside_the_tunnel(machine: Machine) -> None:
+    """The mesh link has addresses that aren't private."""
+    machine.nat.add_address("lan0", "192.0.2.1/24")
+    machine.tenant.add_address("eth0", "192.0.2.2/24")
+    machine.market.done("up", "shop")
+
+    def leaves(port: int, hop_limit: int, to: str = "192.0.2.1") -> bool:
+        send = f"s.bind(('', {port})); s.setsockopt(0, 2, {hop_limit}); s.sendto(b'?', ('{to}', {port}))"
+        done = machine.tenant.run("python3", "-c", f"import socket; s = socket.socket(2, 2); {send}")
+        assert done.returncode == 0 or "PermissionError" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    assert leaves(10325, 255), "ngp's messages"
+    assert not leaves(10325, 64) and not leaves(10326, 255) and not machine.reaches("192.0.2.1")
+    conf, more = machine.tenant.folder / "net.conf", f"192.0.2.1 udp 10326, {THIRD4}, 192.168.7.1 udp 53"
+    conf.write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\nTENANT_BESIDE: [{more}]\n")
+    machine.market.done("up", "shop")
+    assert leaves(10326, 64) and leaves(53, 64, "192.168.7.1") and not machine.reaches("192.0.2.1")
+    assert "192.168.7.1" in machine.tenant.ip("route", "get", THIRD4) and machine.reaches(THIRD4)
+    assert not machine.reaches(THIRD6, "-I", "eth0")
+    machine.nat.sh("ping", "-n", "-c", "1", "192.168.7.2")  # asked from the LAN, it answers
+    conf.write_text("TENANT_BESIDE: what\n")
+    machine.market.done("down", "shop")  # also with a net.conf that can't be used
+    assert "ngp_rent" not in machine.stands() and machine.reaches(THIRD4, "-I", "eth0")
+
+
+def test_what_is_forwarded_stays_too(lab: Lab, machine: Machine) -> None:
+    behind = lab.host("behind")
+    lab.link(End(machine.tenant, "lan1", "10.5.5.1/24"), End(behind, "eth0", "10.5.5.2/24"))
+    lab.await_carriers()
+    behind.route("default", via="10.5.5.1")
+    machine.tenant.forward()
+    machine.tenant.masquerade("eth0")
+    assert traffic.ping(behind, THIRD4, wait_s=1).received == 1
+    machine.market.done("up", "shop")
+    base = machine.leaked()
+    machine.tenant.ip("route", "add", f"{THIRD4}/32", "via", "192.168.7.1")
+    assert traffic.ping(behind, THIRD4, wait_s=1).received == 0 and machine.leaked() == base
+    machine.tenant.ip("route", "del", f"{THIRD4}/32")
+    assert traffic.ping(behind, THIRD4, wait_s=1).received == 0, "the landlord drops what isn't of rented addresses"
+    machine.tenant.sh("nft", f'add rule ip lab_masquerade out oifname "{machine.interface}" masquerade')
+    await_until(lambda: traffic.ping(behind, THIRD4, wait_s=1).received == 1, what="the third host, by the tunnel")
+    assert machine.leaked() == base
+
+
+def test_the_tunnel_is_found_again_with_another_key(machine: Machine) -> None:
+    """A rental's interface and table stay those of its first key."""
+    market = machine.market
+    market.done("up", "shop")
+    stood, home = machine.stands(), Home(machine.tenant.folder / "state" / "tenant")
+    (tunnel,) = home.tunnels()
+    home.end_rekey(tunnel, home.begin_rekey(tunnel))
+    market.done("up", "shop")
+    assert machine.stands() == stood
+    market.done("down", "shop")
+    assert machine.stands() == machine.before
 
 
 def test_a_second_tunnel_carries_its_own_packets_and_the_first_one_everything(machine: Machine) -> None:

@@ -232,7 +232,7 @@ def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
 
 def bring_down(place: Place, home: Home, tunnel: Tunnel) -> None:
     """Bring a tunnel down, with all that was set for it. Raises NgpError."""
-    routing.bring_down(home, tunnel, _tenant(place).beside)
+    routing.bring_down(home, tunnel, lambda: _tenant(place).beside)
 
 
 def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: bool) -> int:

@@ -3,7 +3,7 @@
 Rules and routes alone leave ways open that attackers of VPNs use. A DHCP server may add routes that are more specific
 than a default route (TunnelVision, CVE-2024-3661), or call any network the local one (LocalNet, CVE-2023-36672); a
 program may bind its socket to an interface. So whatever leaves by another interface than the tunnel is dropped here,
-forwarded packets too, unless it is
+forwarded packets too, before a neighbour is charged for them, unless it is
 
 - for a landlord (one UDP port and one TCP port of one address each) or a destination in TENANT_BESIDE;
 - for an address that no router of the internet forwards: private, unique local and link-local ones, multicast on the
@@ -16,7 +16,7 @@ The table doesn't depend on the tunnel's interface, so it stands while the tunne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ngp.core.messages import Prefix
 from ngp.core.tenant.way import Way
@@ -26,7 +26,9 @@ _LOCAL4 = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 224.0.0.0/
 _LOCAL6 = "fe80::/10, fc00::/7, ff01::/16, ff02::/16"
 _NDP = "nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
 _FAMILY = {4: "ip", 6: "ip6"}
-_LAST = 290  # behind source NAT: nothing changes a packet afterwards
+# Forwarded packets behind the operator's filter and before ngp's gate, which charges them. Then all packets once more,
+# behind source NAT, as only there the interface of our own ones is final.
+_HOOKS = {"forward": 10, "postrouting": 290}
 
 
 def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequence[Way]) -> str:
@@ -50,18 +52,11 @@ def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequenc
         f"ip daddr {{ {_LOCAL4} }} accept",
         f"ip6 daddr {{ {_LOCAL6} }} accept",
     ]
-    return "\n".join(_in_table([f"type filter hook postrouting priority {_LAST}; policy drop;", *rules]))
-
-
-def _in_table(chain: Sequence[str]) -> Iterator[str]:
-    yield f"table {TABLE}"
-    yield f"delete table {TABLE}"
-    yield f"table {TABLE} {{"
-    yield "chain beside {"
-    yield from chain
-    yield "}"
-    yield "}"
-    yield ""
+    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    lines += ["chain beside {", *rules, "drop", "}"]
+    for hook, priority in _HOOKS.items():
+        lines += [f"chain {hook} {{", f"type filter hook {hook} priority {priority};", "jump beside", "}"]
+    return "\n".join([*lines, "}", ""])
 
 
 def _accepted(way: Way) -> str:

@@ -69,9 +69,9 @@ class Rule:
         return " ".join([*parts, f"priority {self.priority} protocol {PROTOCOL}"])
 
 
-def table_of(public_key: str) -> int:
-    """Return the number of a tunnel's routing table: always the same one."""
-    return _FIRST_TABLE + int.from_bytes(sha256(public_key.encode()).digest()[:4]) % _TABLES
+def table_of(first_key: str) -> int:
+    """Return the number of a tunnel's routing table: always the same one. Args: first_key: its first public key."""
+    return _FIRST_TABLE + int.from_bytes(sha256(first_key.encode()).digest()[:4]) % _TABLES
 
 
 def sources_of(configuration: TunnelConfiguration, networks: Sequence[Prefix]) -> list[Prefix]:
@@ -114,12 +114,12 @@ def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
     ]  # fmt: skip
 
 
-def lines(configuration: TunnelConfiguration, networks: Sequence[Prefix], public_key: str) -> list[str]:
+def lines(configuration: TunnelConfiguration, networks: Sequence[Prefix], first_key: str) -> list[str]:
     """Return lines of the section Interface for wg-quick, which undoes them when it brings the tunnel down.
 
     A rule that is left from a tunnel that ended by itself doesn't stop them.
     """
-    table, sources = table_of(public_key), sources_of(configuration, networks)
+    table, sources = table_of(first_key), sources_of(configuration, networks)
     made = ["Table = off"]
     for version in sorted({one.version for one in sources}):
         made.append(f"PostUp = ip -{version} route replace default dev %i table {table}")

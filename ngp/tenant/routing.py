@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,12 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
     return next((one for one in home.tunnels() if policy.table_of(one.root_key) == carrier), None)
 
 
-def bring_down(home: Home, tunnel: Tunnel, beside: Sequence[Way]) -> None:
-    """Bring a tunnel down, and undo all that was set for it, whatever of it stands. Raises NgpError."""
+def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) -> None:
+    """Bring a tunnel down, and undo all that was set for it, whatever of it stands.
+
+    Args: beside: returns what may leave beside the tunnel that everything goes on using, if there is another such one.
+    Raises: NgpError.
+    """
     table = policy.table_of(tunnel.root_key)
     if os.geteuid() != 0 and not interface.is_up(tunnel.interface) and not _has_rules(table):
         return
@@ -72,7 +76,8 @@ def bring_down(home: Home, tunnel: Tunnel, beside: Sequence[Way]) -> None:
     with _alone(home):
         interface.bring_down(home.conf_path(tunnel))
         carrier = _carrier(_standing())
-        _bring(home, table, None if carrier == table else carrier, [], beside)
+        other = carrier if carrier != table else None
+        _bring(home, table, other, [], beside() if other is not None else ())
         for version in _versions():
             _run(["ip", f"-{version}", "route", "flush", "table", str(table)], needed=False)
 

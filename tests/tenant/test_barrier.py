@@ -18,7 +18,6 @@ table inet ngp_rent
 delete table inet ngp_rent
 table inet ngp_rent {
 chain beside {
-type filter hook postrouting priority 290; policy drop;
 oifname "lo" accept
 oifname "sw_a" accept
 ip daddr 198.51.100.1/32 accept
@@ -34,6 +33,15 @@ icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neigh
 meta l4proto { tcp, udp } th dport { 53, 853 } drop
 ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 224.0.0.0/24, 255.255.255.255 } accept
 ip6 daddr { fe80::/10, fc00::/7, ff01::/16, ff02::/16 } accept
+drop
+}
+chain forward {
+type filter hook forward priority 10;
+jump beside
+}
+chain postrouting {
+type filter hook postrouting priority 290;
+jump beside
 }
 }
 """
