@@ -92,8 +92,10 @@ def test_messages_over_bare_ethernet_need_no_address(lab: Lab) -> None:
 
 
 @pytest.mark.long
-def test_both_links_at_once_find_each_neighbour_once(lab: Lab) -> None:
-    trade = open_trade(lab, {"LINK_INTERFACE": ["udp", "ethernet"]}, {"LINK_INTERFACE": ["ethernet", "udp"]})
+@pytest.mark.parametrize("other", ["ethernet", "grpc"])
+def test_both_links_at_once_find_each_neighbour_once(lab: Lab, other: str) -> None:
+    named = {"NGP_INTERFACE": MESH_V4.format(1).partition("/")[0]} if other == "grpc" else {}
+    trade = open_trade(lab, {"LINK_INTERFACE": ["udp", other]}, {"LINK_INTERFACE": [other, "udp"], **named})
     for version in VERSIONS:
         assert traffic.ping(trade.net.client, trade.net.remote(version), count=3).received == 3
     assert [len(daemon.json("neighbours")) for daemon in (trade.gateway, trade.client)] == [1, 1]
@@ -101,18 +103,20 @@ def test_both_links_at_once_find_each_neighbour_once(lab: Lab) -> None:
 
 
 def test_neighbours_trade_by_grpc_alone_and_one_that_was_killed_is_met_again(lab: Lab) -> None:
-    """UDP is lost between them. The client calls; either of the two is killed while its contract runs."""
+    """UDP is lost between them. A reload says whom the client calls; either is killed while its contract runs."""
     net = three_hosts(lab)
     for host in (net.client, net.gateway):
         for command in ("iptables", "ip6tables"):
             host.run(command, "-A", "INPUT", "-p", "udp", "--dport", "10325", "-j", "DROP")
-    calls = {**CLIENT, "LINK_INTERFACE": "grpc", "NGP_INTERFACE": net.gateway.address("mesh0", 4)}
+    client = {**CLIENT, "LINK_INTERFACE": "grpc"}
     trade = Trade(
         net,
         net.gateway.daemon({**GATEWAY, "LINK_INTERFACE": 3}, start=False),
-        net.client.daemon(calls, start=False),
+        net.client.daemon(client, start=False),
     )
     start_all(trade.gateway, trade.client)
+    reloaded = trade.client.reload({**client, "NGP_INTERFACE": net.gateway.address("mesh0", 4)})
+    assert reloaded.returncode == 0, reloaded.stderr
     trade.await_acquainted()
     trade.prepay()
     (row,) = trade.gateway.json("neighbours")

@@ -78,12 +78,28 @@ class Post:
         self.greeted: list[str] = []
         self.updated = asyncio.Event()
 
-    async def update(self, _interfaces: Sequence[str]) -> None:
+    async def update(self, _interfaces: Sequence[str], addresses: Sequence[str]) -> None:
+        self.addresses = tuple(addresses)
         self.ourselves = replace(self.ourselves, payee_proof="signature")
         self.updated.set()
 
     def broadcast(self, interface: str) -> None:
         self.greeted.append(interface)
+
+
+def test_neighbours_that_a_reload_names_are_greeted_at_once() -> None:
+    network, post = Network(), Post()
+    watch = HostWatch(SETTINGS, network, post)  # type: ignore[arg-type]
+
+    async def scenario() -> None:
+        await watch.apply(SETTINGS)
+        post.greeted.clear()
+        await watch.apply(SETTINGS)
+        assert (post.greeted, post.addresses) == ([], ())
+        await watch.apply(replace(SETTINGS, ngp_addresses=("192.0.2.1",)))
+        assert (post.greeted, post.addresses) == (["mesh0"], ("192.0.2.1",))
+
+    asyncio.run(scenario())
 
 
 def test_an_interface_that_comes_is_gated_and_greeted_and_nothing_of_our_hello_is_lost() -> None:

@@ -89,6 +89,9 @@ class PortLink(ABC, Generic[AnyPort]):
                 if port is not None:
                     self._ports[name] = self._by_index[port.index] = port
 
+    def name_neighbours(self, addresses: Sequence[str]) -> None:
+        """Go on finding neighbours as before: for links that need no addresses."""
+
     def send(self, peer: LinkPeer, datagram: bytes) -> None:
         """Send to one neighbour; losses are counted, never raised. Raises ValueError above max_datagram_bytes."""
         port = self._port_for(peer.interface, datagram)

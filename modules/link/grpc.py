@@ -228,7 +228,8 @@ class _GrpcPort(Port):
         self.connections: dict[_Connection, None] = {}  # the oldest first
         self._link = link
         self._listeners: list[socket.socket] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._calling: dict[str, asyncio.Task[None]] = {}  # by address
         try:
             for version in (4, 6):
                 listener = streams.listen(interface, version, port)
@@ -238,13 +239,21 @@ class _GrpcPort(Port):
             self.close()
             raise
 
-    def serve(self, addresses: Sequence[str]) -> None:
-        """Accept connections, and call the neighbours at these addresses."""
+    def serve(self) -> None:
+        """Accept connections."""
         for listener in self._listeners:
             task = self._link.begin(self._link.accept(self, listener))
             task.add_done_callback(partial(_close, listener))  # not earlier: the loop may still wait for it
-            self._tasks.append(task)
-        self._tasks += [self._link.begin(self._link.call(self, address)) for address in addresses]
+            self._accepting.append(task)
+
+    def call(self, addresses: Sequence[str]) -> None:
+        """Call the neighbours at these addresses, and at no other ones; open connections go on."""
+        ours = [each for each in addresses if _is_ip(each) and _host(each)[1] in ("", self.interface)]
+        for address in self._calling.keys() - ours:
+            self._calling.pop(address).cancel()
+        for address in ours:
+            if address not in self._calling:
+                self._calling[address] = self._link.begin(self._link.call(self, address))
 
     def send(self, peer: LinkPeer, datagram: bytes) -> bool:
         for connection in reversed(self.connections):  # an old one may be dead, and nobody noticed yet
@@ -258,15 +267,15 @@ class _GrpcPort(Port):
 
     def with_address(self, transport: str) -> _Connection | None:
         """Return a connection with a neighbour's address, whoever opened it."""
-        return next((each for each in self.connections if each.peer.transport == transport), None)
+        return next((each for each in list(self.connections) if each.peer.transport == transport), None)
 
     def close(self) -> None:
         for listener in self._listeners:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)  # the port is free at once
-            if not self._tasks:
+            if not self._accepting:
                 listener.close()
-        for task in self._tasks:
+        for task in (*self._accepting, *self._calling.values()):
             task.cancel()
         for connection in list(self.connections):
             connection.call.hang_up()
@@ -304,7 +313,7 @@ class GrpcLink(PortLink[_GrpcPort]):
     # --- the port -----------------------------------------------------------------------------------------------------
 
     def check(self, interfaces: Sequence[str]) -> list[Check]:
-        """Say whom we call, and whether they answer."""
+        """Say whom we call, and whether they answer. May be called in another thread, so it copies what it reads."""
         if not self._neighbours:
             found = "nobody is called by gRPC: neighbours must call us"
             return [Check("link grpc", True, found, "NGP_INTERFACE: ADDRESS (a neighbour's), on one of the two")]
@@ -312,10 +321,11 @@ class GrpcLink(PortLink[_GrpcPort]):
 
     def _check(self, address: str) -> Check:
         name, (host, _) = f"neighbour {address}", _host(address)
-        for port in self._ports.values():
+        for port in list(self._ports.values()):
             if port.with_address(_transport(host, port.interface)) is not None:
                 return Check(name, True, f"a gRPC connection on {port.interface}")
-        failures = [f"{why} on {interface}" for (interface, called), why in self._failures.items() if called == address]
+        tried = list(self._failures.items())
+        failures = [f"{why} on {interface}" for (interface, called), why in tried if called == address]
         if not failures:
             return Check(name, True, f"called by gRPC (TCP port {self._port})")
         remedy = f"there: grpc in LINK_INTERFACE, and TCP port {self._port} open from here, with no router between"
@@ -332,8 +342,15 @@ class GrpcLink(PortLink[_GrpcPort]):
                 f"see which program has it: ss -ltnp 'sport = :{self._port}'"
             ) from error
         if not on_trial:
-            port.serve([each for each in self._neighbours if _is_ip(each) and _host(each)[1] in ("", interface)])
+            port.serve()
+            port.call(self._neighbours)
         return port
+
+    def name_neighbours(self, addresses: Sequence[str]) -> None:
+        self._neighbours = tuple(addresses)
+        self._failures = {place: why for place, why in self._failures.items() if place[1] in addresses}
+        for port in self._ports.values():
+            port.call(addresses)
 
     async def open(self, interfaces: Sequence[str], receive: Receive) -> None:
         await super().open(interfaces, receive)
@@ -352,8 +369,13 @@ class GrpcLink(PortLink[_GrpcPort]):
         """Begin work that `close` awaits."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a fault of ngp ends a part of the gRPC link: %r", error, exc_info=error)
 
     async def close(self) -> None:
         if self._watch is not None:

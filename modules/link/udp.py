@@ -140,7 +140,10 @@ class UdpLink(InletLink):
     def __init__(self, port: int = PORT, neighbours: Sequence[str] = ()) -> None:
         super().__init__()
         self._port = port
-        self._neighbours = tuple(neighbours)
+        self._neighbours = list(neighbours)  # the ports' too
+
+    def name_neighbours(self, addresses: Sequence[str]) -> None:
+        self._neighbours[:] = addresses
 
     def open_port(self, interface: str, on_trial: bool) -> InletPort | None:
         try:

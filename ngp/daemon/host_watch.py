@@ -71,8 +71,11 @@ class HostWatch:
 
     async def apply(self, settings: Settings) -> None:
         """Adapt everything to new settings."""
+        is_asked_elsewhere = settings.ngp_addresses != self._settings.ngp_addresses
         self._settings = settings
         await self._match()
+        if is_asked_elsewhere:
+            self.greet()
 
     def refuse(self, settings: Settings, network: Network) -> None:
         """Refuse settings with which traffic on this host would go round the meter.
@@ -127,7 +130,7 @@ class HostWatch:
             self._tell_changes(desired)
             network.apply(desired)
             self.desired = desired
-            await post.update(desired.mesh_interfaces)
+            await post.update(desired.mesh_interfaces, settings.ngp_addresses)
             ourselves = replace(
                 post.ourselves, sells=settings.sells, buys=settings.buys, addresses=own_addresses(network)
             )

@@ -74,9 +74,10 @@ class Post:
         for link in self.links:
             await link.open(interfaces, partial(self._received, link))
 
-    async def update(self, interfaces: Sequence[str]) -> None:
-        """Follow a changed list of interfaces."""
+    async def update(self, interfaces: Sequence[str], addresses: Sequence[str]) -> None:
+        """Follow a changed list of interfaces, and of neighbours' addresses (NGP_INTERFACE)."""
         for link in self.links:
+            link.name_neighbours(addresses)
             await link.update(interfaces)
 
     async def close(self) -> None:

@@ -28,6 +28,9 @@ class Link(Protocol):
     async def update(self, interfaces: Sequence[str]) -> None:
         """Use another list of interfaces; those that are in both lists are not disturbed."""
 
+    def name_neighbours(self, addresses: Sequence[str]) -> None:
+        """Look for neighbours at other addresses from now on, those of NGP_INTERFACE; a link may not need any."""
+
     def send(self, peer: LinkPeer, datagram: bytes) -> None:
         """Send to one neighbour; never blocks, may lose the datagram. Raises ValueError above max_datagram_bytes."""
 

@@ -116,6 +116,22 @@ def test_both_may_call_each_other_and_a_restarted_neighbour_is_called_again(wire
     run_in_a(wired, scene)
 
 
+def test_neighbours_are_named_while_it_is_open(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with ends(wired, calls("192.0.2.77"), calls()) as (a, b):
+            a.broadcast("mesh0", b"hello")
+            a.link.name_neighbours((IPV4_B,))
+            peer, datagram = await b.next()
+            assert (peer, datagram) == (PEER_A, b"hello")
+            a.link.name_neighbours(())  # the open connection goes on
+            a.link.send(PEER_B, b"still here")
+            assert (await b.next())[1] == b"still here"
+            (line,) = a.link.check(("mesh0",))
+            assert "nobody is called" in line.found
+
+    run_in_a(wired, scene)
+
+
 def test_interfaces_come_and_go(hosts: tuple[str, str]) -> None:
     async def scene() -> None:
         async with ends(hosts, calls(IPV4_B), calls()) as (a, b):

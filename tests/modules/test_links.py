@@ -212,6 +212,20 @@ def test_udp_asks_only_the_named_neighbours(wired: tuple[str, str]) -> None:
     asyncio.run(scene())
 
 
+def test_udp_asks_others_when_they_are_named_while_it_is_open(wired: tuple[str, str]) -> None:
+    async def scene() -> None:
+        async with ends(wired, UdpLink(neighbours=("192.0.2.77",)), UdpLink()) as (a, b):
+            a.broadcast("mesh0", b"to nobody")
+            a.link.name_neighbours((IPV4_B,))
+            a.broadcast("mesh0", b"by its name")
+            assert (await b.next())[1] == b"by its name"
+            a.link.name_neighbours(())
+            a.broadcast("mesh0", b"to all")
+            assert [(await b.next())[1] for _ in range(2)] == [b"to all"] * 2  # in both families
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("link", [UdpLink, EthernetLink])
 def test_interfaces_come_and_go(hosts: tuple[str, str], link: type[UdpLink | EthernetLink]) -> None:
     async def scene() -> None:
