@@ -38,6 +38,8 @@ _MOST_RENT_MSAT = 10**15
 _MOST_PRICE_MSAT_PER_GIB = 1 << 40  # the most that a kernel charges
 _MOST_BYTES = 1 << 62
 _ATTEMPTS = 2
+SESSION_S = 60.0
+"""How long a session's clock is believed: two clocks drift apart, and nonces mustn't run ahead of other processes'."""
 
 T = TypeVar("T")
 Carry = Callable[[Call, bytes], bytes]
@@ -122,7 +124,7 @@ class CallingLandlord:
         private_keys = [X25519PrivateKey.from_private_bytes(base64.b64decode(one.private_key)) for one in (keys, *more)]
         reply = None
         for _ in range(_ATTEMPTS):
-            if self._session is None:
+            if self._session is None or self._session.age_s > SESSION_S:
                 self._offers()
             assert self._session is not None
             ctx = pb.Ctx(nonce=self._session.next_nonce(), key=base64.b64decode(keys.public_key))
@@ -178,10 +180,14 @@ class _OpenSession:
         self._began_s = time.monotonic()
         self._last = 0
 
+    @property
+    def age_s(self) -> float:
+        """How long ago the landlord told its clock."""
+        return time.monotonic() - self._began_s
+
     def next_nonce(self) -> int:
         """Return a number above those before, and not ahead of the landlord's clock."""
-        elapsed_us = int((time.monotonic() - self._began_s) * 1e6)
-        self._last = max(self._last + 1, self._session.clock_us + elapsed_us)
+        self._last = max(self._last + 1, self._session.clock_us + int(self.age_s * 1e6))
         return self._last
 
     def proof(self, private_keys: Sequence[X25519PrivateKey]) -> Callable[[Call], bytes]:

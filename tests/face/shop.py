@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from let import Landlord, PaymentNodeOfLandlord, letting
 
 from core_tests.staticwire import HeldToTheRules, Session, Tenant
 from ngp import invoice
+from ngp.calls.proof import Proofs
 from ngp.core import effects as fx
 from ngp.core.messages import Address
+from ngp.core.rental import calls
 from ngp.core.rental.landlord import served
 from ngp.core.rental.terms import LettingSettings, TunnelSettings
 from ngp.core.values import Check, DecodedInvoice, DesiredTunnel, Now, PeerReading, TunnelPeer
@@ -78,6 +81,19 @@ class TunnelOnPaper:
         self.peers.clear()
 
 
+class LiveProofs(Proofs):
+    """Proofs by the real clock: the shop's goes on only when a test says so, but tenants count on."""
+
+    def __init__(self, private_key: X25519PrivateKey) -> None:
+        super().__init__(private_key, time.monotonic())
+
+    def session(self, now_s: float) -> calls.Session:
+        return super().session(time.monotonic())
+
+    def check(self, call: calls.Call, nonce: int, proofs: Sequence[tuple[bytes, bytes]], now_s: float) -> None:
+        super().check(call, nonce, proofs, time.monotonic())
+
+
 class LandlordWithFaces(Landlord):
     """The simulated landlord, whose effects reach tunnel and faces as the daemon's do."""
 
@@ -95,6 +111,7 @@ class LandlordWithFaces(Landlord):
         self.letting = Letting(
             self.world, Clock(self), self.happen, key, lambda: ENDPOINTS, self._decode, lambda: ""
         )
+        self.letting._proofs = LiveProofs(key)
         self.outside = outside.Landlord(
             TunnelOnPaper(), faces, self.letting, key, lambda: served(self.world), lambda _event: None
         )

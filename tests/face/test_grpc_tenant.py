@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
@@ -29,6 +30,7 @@ from ngp.core.tenant.account import faults_of_invoice
 from ngp.core.values import DecodedInvoice
 from ngp.errors import ConfigError, LandlordError
 from ngp.modules.face.certificate import _make
+from ngp.tenant import calls as tenant_calls
 from ngp.tenant import grpc as tenant_grpc
 from ngp.tenant import keys
 from ngp.tenant.calls import CallingLandlord
@@ -94,6 +96,20 @@ def test_a_landlord_that_was_restarted_is_asked_again(shop: Shop, landlord: Call
     shop.pay(landlord.ask(tenant, 24_000).bolt11)
     shop.restart()
     assert landlord.status(tenant).payments == 1
+
+
+def test_two_processes_of_a_tenant_ask_in_turn_also_when_a_clock_is_fast(
+    shop: Shop, landlord: CallingLandlord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session is asked for anew before its nonces are so far ahead that another process is refused."""
+    tenant, place = Tenant(), GrpcPlace(*shop.terms.grpc[0], pin_of(shop))
+    shop.pay(landlord.ask(tenant, 24_000).bolt11)
+    monkeypatch.setattr(tenant_calls, "SESSION_S", 0.0)
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(tenant_calls, "time", mock.Mock(monotonic=lambda: began + 0.5 + 1.4 * (time.monotonic() - began)))
+        landlord.status(tenant)
+    assert grpc_landlord(place).status(tenant).payments == 1
 
 
 def test_a_landlord_with_a_new_certificate_is_still_known(shop: Shop, landlord: CallingLandlord) -> None:

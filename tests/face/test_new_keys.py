@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from shop import Shop, free_port, terms_of_shop
 
 from ngp import identity
 from ngp.core import events as ev
+from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import KernelError, LandlordError, LedgerError
-from ngp.tenant import calls, files, interface, rekey
+from ngp.tenant import autopay, calls, files, interface, rekey
+from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.calls import CallingLandlord
 from ngp.tenant.grpc import GrpcPlace, grpc_landlord
 from ngp.tenant.home import Home, Tunnel
@@ -231,3 +235,24 @@ def test_both_keys_prove_the_same_request(landlord: CallingLandlord, tunnel: Tun
     landlord._carry = noting
     rekey.change(home, landlord, tunnel)
     assert (calls.REKEY, 64) in sent
+
+
+def test_autopay_goes_on_with_a_key_that_another_process_changed(
+    home: Home, landlord: CallingLandlord, tunnel: Tunnel
+) -> None:
+    """Also if that process was killed before it had noted that the landlord knows the key."""
+
+    class NothingPending:
+        async def finish(self) -> Books:
+            return books.read()
+
+    books, limits = BooksFile(home.state_path(tunnel)), TenantSettings().limits
+    payer: Any = NothingPending()
+    kept = autopay.Kept(home, tunnel, landlord, books, payer, mock.Mock(), lambda: limits, lambda: 0)
+    assert asyncio.run(autopay.look(kept)) > 0
+    rekey.change(Home(home.folder), landlord, tunnel)
+    assert asyncio.run(autopay.look(kept)) > 0
+    changed = present(home)
+    landlord.rekey(changed, Home(home.folder).begin_rekey(changed))
+    assert asyncio.run(autopay.look(kept)) > 0
+    assert present(home).public_key != changed.public_key and not present(home).next_private_key
