@@ -14,7 +14,7 @@ from typing import Any
 from core_tests import traffic
 from core_tests.daemon import Daemon, ngp_command
 from core_tests.host import Host
-from core_tests.lab import End, Lab
+from core_tests.lab import End, Lab, Switch
 from core_tests.shell import await_until
 
 V4, V6 = "198.51.100.1", "2001:db8:100::1"
@@ -32,8 +32,13 @@ TENANT = {"MESH_INTERFACES": ["mesh0"], "PAYMENT_INTERFACE": "sandbox", "BUDGET_
 
 @dataclass
 class Mesh:
-    """A landlord and a tenant that are neighbours, with their daemons, and somebody else on the internet."""
+    """A landlord and a tenant that are neighbours, with their daemons, and somebody else on the internet.
 
+    Attributes: medium: of the mesh, for more neighbours.
+    """
+
+    medium: Switch
+    landlord: Host
     tenant: Host
     third: Host
     lets: Daemon
@@ -86,8 +91,9 @@ class Mesh:
 def open_mesh(lab: Lab, **changes: object) -> Mesh:
     """Start both daemons. Args: changes: keys of the landlord's net.conf."""
     landlord, tenant, third = lab.host("landlord", forward=True), lab.host("tenant"), lab.host("third")
-    near = "192.0.2.1/24", "2001:db8:1::1/64"
-    lab.link(End(landlord, "mesh0", *near), End(tenant, "mesh0", "192.0.2.2/24", "2001:db8:1::2/64"))
+    medium = lab.switch("medium")
+    for number, host in ((1, landlord), (2, tenant)):
+        lab.link(End(host, "mesh0", f"192.0.2.{number}/24", f"2001:db8:1::{number}/64"), medium)
     outer = "203.0.113.1/24", "2001:db8:2::1/64"
     lab.link(End(landlord, "wan0", *outer), End(third, "wan0", f"{THIRD}/24", "2001:db8:2::3/64"))
     tenant.route("default", via="192.0.2.1")
@@ -96,4 +102,4 @@ def open_mesh(lab: Lab, **changes: object) -> Mesh:
     third.route("2001:db8:100::/61", via="2001:db8:2::1")
     third.route("192.0.2.0/24", via="203.0.113.1")
     lab.await_carriers()
-    return Mesh(tenant, third, landlord.daemon({**LANDLORD, **changes}), tenant.daemon(TENANT))
+    return Mesh(medium, landlord, tenant, third, landlord.daemon({**LANDLORD, **changes}), tenant.daemon(TENANT))
