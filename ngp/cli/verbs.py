@@ -189,20 +189,21 @@ VERBS = (
         "[--once] [--yes] [--json]",
         "rent static addresses from landlords: trust, offers, new, add, status, up, rekey, refund, autopay",
         "`trust NAME HOST[:PORT] PIN` keeps a landlord, after it answered with the certificate of that SHA-256 (PIN) "
-        "or, with --face grpc, by that key (its identity, or its Lightning node's key); `landlords` lists them, "
-        "`distrust NAME` forgets one. `offers [LANDLORD]` shows terms, and which TENANT_ limit of net.conf refuses "
-        "them. `new LANDLORD` rents, with the landlord's least credit unless --amount says more; `add RENTAL` adds "
-        "credit, a month's rent unless --amount says otherwise. Both show the sum, ask, and pay by the node of "
-        "PAYMENT_INTERFACE within FEE_LIMIT and the budgets; with --no-pay they show the invoice with its QR code, "
-        "and wait. `status [RENTAL]` shows networks, credit, and whether the tunnel works. `conf RENTAL` gets the "
-        "WireGuard file again, `up` and `down` bring the tunnel up and down: only packets from the rented networks "
-        "use it. `refund RENTAL` fetches what is left of a rental that is over, to our node, or with the --invoice of "
-        "another wallet; --amount takes a part. `rekey RENTAL` changes its WireGuard key, `forget RENTAL` drops it. "
-        "`autopay [RENTAL...]` keeps the credit within the TENANT_ limits, for as long as the tunnel works; it reads "
-        "net.conf again when that changes, and never ends with 0 unless --once was given. RENTAL is the name, the "
-        "interface, the first letters of the key, or an address. `staticIP` does the same with the files of the "
-        "published StaticWire client.",
+        "or, with --face grpc, by that key (its identity, or its Lightning node's key); `trust NAME KEY` keeps a "
+        "neighbour in the mesh, which our daemon asks. `landlords` lists them, `distrust NAME` forgets one. `offers "
+        "[LANDLORD]` shows terms, and which TENANT_ limit of net.conf refuses them. `new LANDLORD` rents, with the "
+        "landlord's least credit unless --amount says more; `add RENTAL` adds credit, a month's rent unless --amount "
+        "says otherwise. Both show the sum, ask, and pay by the node of PAYMENT_INTERFACE within FEE_LIMIT and the "
+        "budgets; with --no-pay they show the invoice with its QR code, and wait. `status [RENTAL]` shows networks, "
+        "credit, and whether the tunnel works. `conf RENTAL` gets the WireGuard file again, `up` and `down` bring the "
+        "tunnel up and down: only packets from the rented networks use it. `refund RENTAL` fetches what is left of a "
+        "rental that is over, to our node, or with the --invoice of another wallet; --amount takes a part. `rekey "
+        "RENTAL` changes its WireGuard key, `forget RENTAL` drops it. `autopay [RENTAL...]` keeps the credit within "
+        "the TENANT_ limits, for as long as the tunnel works; it reads net.conf again when that changes, and never "
+        "ends with 0 unless --once was given. RENTAL is the name, the interface, the first letters of the key, or an "
+        "address. `staticIP` does the same with the files of the published StaticWire client.",
         (("sudo ngp rent trust example 192.0.2.1 873c30...b2d", "the fingerprint comes from the landlord"),
+         ("sudo ngp rent trust next 94a5271e", "a neighbour, by the first letters of its key"),
          ("sudo ngp rent new example --name shop", "rent, paid by our node"),
          ("sudo ngp rent up shop; sudo ngp rent autopay shop", "use it, and keep the credit")),
     ),
