@@ -27,6 +27,8 @@ table inet leaks {
         type filter hook prerouting priority -400;
         iifname "lan0" ip daddr 203.0.113.1 udp dport 51820 accept
         iifname "lan0" ip daddr 203.0.113.1 tcp dport 443 accept
+        iifname "lan0" ip6 daddr 2001:db8:2::1 udp dport 51820 accept
+        iifname "lan0" ip6 daddr 2001:db8:2::1 tcp dport 50051 accept
         iifname "lan0" ip daddr 192.168.7.1 tcp dport != 53 accept
         iifname "lan0" ip daddr 192.168.7.1 meta l4proto icmp accept
         iifname "lan0" icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, 143 } accept
@@ -39,19 +41,20 @@ table inet leaks {
 class Machine:
     """The tenant's machine, which has IPv6 from its provider too, and its provider."""
 
-    def __init__(self, lab: Lab, market: Market) -> None:
+    def __init__(self, lab: Lab, market: Market, *trust: str) -> None:
         self.market, self.tenant, self.nat = market, market.tenant, lab.hosts["nat"]
         self.nat.add_address("lan0", "2001:db8:7::1/64")
         self.nat.add_address("wan0", "2001:db8:2::2/64")
         self.tenant.add_address("eth0", "2001:db8:7::2/64")
         self.tenant.route("::/0", via="2001:db8:7::1")
         self.tenant.sysctl({"net.ipv4.conf.all.rp_filter": "1"})  # the strictest check of answers' sources
-        market.third.route("2001:db8:7::/64", via="2001:db8:2::2")
+        for host in (market.third, market.landlord):
+            host.route("2001:db8:7::/64", via="2001:db8:2::2")
         self.tenant.ip("rule", "add", "from", "192.0.2.77", "lookup", "254", "priority", "10329")  # the operator's own
         self.tenant.sh("nft", "add table inet operators")
         (self.tenant.folder / "net.conf").write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n")
         self.nat.sh("nft", "-f", "-", text_in=LEAKS)
-        market.done("trust", "let", "203.0.113.1", fingerprint_of(market.daemon))
+        market.done("trust", "let", *(trust or ("203.0.113.1", fingerprint_of(market.daemon))))
         market.done("new", "let", "--name", "shop", "--yes")
         self.before = self.stands()
 
@@ -185,6 +188,25 @@ def test_the_tunnel_is_found_again_with_another_key(machine: Machine) -> None:
     assert machine.stands() == stood
     market.done("down", "shop")
     assert machine.stands() == machine.before
+
+
+def test_a_tenant_with_ipv6_alone_reaches_its_landlord_by_it(lab: Lab) -> None:
+    faces = {"LANDLORD_HTTPS": "none", "LANDLORD_GRPC": "[2001:db8:2::1]:50051"}
+    market = open_market(lab, LANDLORD_ENDPOINT="2001:db8:2::1", **faces)
+    market.tenant.ip("route", "del", "default")
+    identity = market.daemon.json("status")["identity"]
+    machine = Machine(lab, market, "[2001:db8:2::1]", identity, "--face", "grpc")
+    market.done("up", "shop")
+    (conf,) = (machine.tenant.folder / "state" / "tenant" / "WireGuardConfigFiles").iterdir()
+    assert "Endpoint = [2001:db8:2::1]:51820" in conf.read_text()
+    await_until(lambda: machine.reaches(THIRD4) and machine.reaches(THIRD6), what="the third host, by the tunnel")
+    await_until(lambda: market.reached(V4), what="the rented IPv4 address answers")
+    base = machine.leaked()
+    market.done("autopay", "--once")
+    machine.tenant.ip("link", "del", machine.interface)
+    assert not machine.reaches(THIRD6) and market.status()["payments"] == 3
+    market.done("down", "shop")
+    assert machine.leaked() == base and machine.stands() == machine.before
 
 
 def test_a_second_tunnel_carries_its_own_packets_and_the_first_one_everything(machine: Machine) -> None:
