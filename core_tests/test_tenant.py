@@ -56,7 +56,7 @@ def test_a_tenant_behind_nat_is_reached_at_its_own_addresses(market: Market) -> 
 
 @pytest.mark.first
 def test_without_credit_the_tunnel_is_off_until_autopay_pays_what_is_owed(market: Market) -> None:
-    """At a rent of 50 sat a second the least credit lasts 20 s. WireGuard may take 40 s until it renews its session."""
+    """At a rent of 50 sat a second the least credit lasts 20 s."""
     market.daemon.reload({**NET_CONF, "LANDLORD_RENT": f"{50 * MONTH_S} sat"})
     limits = f"TENANT_RENT_MAX: {50 * MONTH_S} sat\nTENANT_TARGET_CREDIT: 5000 sat\nTENANT_TARGET_TIME: 3 months\n"
     limits += "TENANT_PAYMENT_MAX: 9000 sat\n"  # so that it takes one payment

@@ -20,6 +20,7 @@ from core_tests.renting import fingerprint_of
 from core_tests.shell import await_until
 from ngp.errors import ExitCode
 from ngp.tenant.books import BooksFile
+from ngp.tenant.policy import PRIORITIES
 
 NAME, MORE_SAT = "shop", 500
 BUDGETS = "".join(f"BUDGET_{one}: 90000000 sat\n" for one in ("HOUR", "DAY", "TOTAL"))
@@ -74,7 +75,8 @@ class Tenant:
         self.killed("down", NAME)
         self.market.done("down", NAME)
         assert self.market.tenant.ip("-br", "link", "show", "type", "tun") == ""
-        assert "10326" not in self.market.tenant.ip("rule") + self.market.tenant.ip("-6", "rule")
+        rules = self.market.tenant.ip("rule") + self.market.tenant.ip("-6", "rule")
+        assert not [one for one in PRIORITIES if f"{one}:" in rules]
         self.killed("forget", NAME, "--yes")
         assert self.market.rent("forget", NAME, "--yes").returncode in (ExitCode.DONE, ExitCode.USAGE)
         (let,) = self.market.daemon.json("rentals")
