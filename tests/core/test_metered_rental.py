@@ -112,9 +112,10 @@ def test_a_new_price_holds_from_the_payment_of_its_invoice_on(by_bytes: Landlord
     assert by_bytes.carry(1, 10 * KILOBYTE)
     by_bytes.read()
     assert by_bytes.status(1).charged_msat == traffic(10), "asked for, not paid"
+    assert by_bytes.carry(1, 5 * KILOBYTE)  # the kernel charges these at the former price: its limit must follow
     assert answer is not None and by_bytes.pay(answer.bolt11)
     assert by_bytes.status(1).price_msat_per_gib == 3 * PRICE
-    assert by_bytes.carry(1, 10 * KILOBYTE)
+    assert by_bytes.carry(1, 5 * KILOBYTE)
     by_bytes.read()
     assert by_bytes.status(1).charged_msat == traffic(40)
     passed = fill(by_bytes, KILOBYTE)
