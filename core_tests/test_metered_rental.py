@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
 from core_tests import traffic
+from core_tests.counter import Counter
 from core_tests.lab import Lab
+from core_tests.market import open_market
 from core_tests.mesh_market import V4, V6, Mesh, open_mesh
 from core_tests.shell import await_until
 
@@ -31,20 +35,23 @@ def mesh(lab: Lab) -> Mesh:
     opened.trust()
     opened.done("new", "let", "--amount", "100", "--yes", "--up")
     opened.await_reached()
+    await_charged_as_counted(counter, opened.let)
+    return opened
+
+
+def await_charged_as_counted(counter: Counter, row: Callable[[], dict[str, Any]]) -> None:
+    """Wait until a rental is charged for what the third host exchanged with it, as that host's own counter says."""
 
     def counted() -> tuple[int, int]:
-        sent, got = (
-            [counter.total("out", destination=address).bytes for address in (V4, V6)],
-            [counter.total("in", source=address).bytes for address in (V4, V6)],
-        )
+        sent = [counter.total("out", destination=address).bytes for address in (V4, V6)]
+        got = [counter.total("in", source=address).bytes for address in (V4, V6)]
         return sum(sent), sum(got)
 
     def charged() -> tuple[int, int]:
-        row = opened.let()
-        return row["used_to_bytes"], row["used_from_bytes"]
+        found = row()
+        return found["used_to_bytes"], found["used_from_bytes"]
 
-    await_until(lambda: charged() == counted() != (0, 0), what="the first pings are charged as the third host saw them")
-    return opened
+    await_until(lambda: charged() == counted() != (0, 0), what="charged as the third host has counted")
 
 
 class Sinks:
@@ -129,3 +136,34 @@ def test_autopay_pays_no_offer_with_a_price_and_names_it(mesh: Mesh) -> None:
     assert "ngp rent add" in once.stderr and mesh.let()["payments"] == 1
     (offer,) = json.loads(mesh.done("offers", "--json"))
     assert offer["price_msat_per_gib"] == 1000 << 20 and "for traffic" in offer["refused_by"][0]
+
+
+def test_a_landlord_without_neighbours_charges_rent_and_traffic_of_a_tenant_behind_nat(lab: Lab) -> None:
+    both = {"name": "both", "price": "1 sat", "rent": "24000 sat", "rate": "1 MB"}
+    market = open_market(
+        lab, LANDLORD_GRPC="203.0.113.1:50051", LANDLORD_HTTPS="none", LANDLORD_OFFERS=[{"name": "time"}, both]
+    )
+    counter = market.third.counter("wan0")
+    market.done("trust", "let", "203.0.113.1", str(market.daemon.json("status")["identity"]), "--face", "grpc")
+    market.done("new", "let", "--offer", "both", "--yes", "--up")
+    for address in (V4, V6):
+        await_until(lambda address=address: market.reached(address), what=f"{address} answers")  # type: ignore[misc]
+
+    def row() -> dict[str, Any]:
+        (found,) = market.daemon.json("rentals")
+        return dict(found)
+
+    await_charged_as_counted(counter, row)
+    found = row()
+    used = found["used_to_bytes"] + found["used_from_bytes"]
+    assert found["price_msat_per_gib"] == 1000 << 20 and found["rent_msat_per_month"] == 24_000_000
+    rent_msat = found["charged_msat"] - int(used * PRICE)
+    assert 0 < rent_msat < 600 * 24_000_000 / 2_629_800, "some seconds or minutes of rent"
+    assert found["paid_msat"] == found["activation_fee_msat"] + found["charged_msat"] + found["credit_msat"]
+    assert "NGP_GATE" not in market.landlord.sh("iptables", "-t", "security", "-S", "FORWARD"), "there is no mesh"
+    for command in ("iptables", "ip6tables"):
+        market.landlord.sh(command, "-t", "security", "-F", "FORWARD")
+        await_until(
+            lambda command=command: "NGP_TO_TENANT" in market.landlord.sh(command, "-t", "security", "-S", "FORWARD"),  # type: ignore[misc]
+            what="the gate is back",
+        )
