@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from ngp.core.allowance import Allowance
 from ngp.core.messages import Message
 from ngp.delivery import LinkKey
@@ -51,7 +49,6 @@ class Correspondent:
     boot: int = 0
     window: ReplayWindow = field(default_factory=ReplayWindow)
     broadcast: int = 0
-    key: Ed25519PublicKey | None = None
     heard_at: float = 0.0
     proven: OrderedDict[LinkKey, ProvenLink] = field(default_factory=OrderedDict)  # longest unused first
     was_proven: bool = False

@@ -40,7 +40,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.signing import SigningKey
 
 from ngp import wire
 from ngp.core.allowance import Allowance, SharedAllowance
@@ -86,7 +87,7 @@ class Courier:
         if not 1 <= boot <= wire.MAX_BOOT:
             raise ValueError(f"boot counter {boot} isn't in 1..{wire.MAX_BOOT}")
         self.identity = private_key.public_key().public_bytes_raw()
-        self._private_key = private_key
+        self._private_key = SigningKey(private_key.private_bytes_raw())
         self._boot = boot
         self._max_bytes = max_datagram_bytes
         self._limits = limits or Limits()
@@ -196,7 +197,7 @@ class Courier:
         strangers = self._stranger_allowance
         if not (proven_link.allowance.take(now) if proven_link is not None else strangers.take(link, now)):
             raise PeerError("rate", "too many signatures to check")
-        message = sealed.open(neighbour.key if neighbour is not None else None)
+        message = sealed.open()
         if neighbour is None:
             neighbour = self._add_stranger(sealed.sender)
         self._remember(neighbour, sealed, now)
@@ -229,8 +230,6 @@ class Courier:
         return True
 
     def _remember(self, neighbour: Correspondent, sealed: wire.Sealed, now: float) -> None:
-        if neighbour.key is None:
-            neighbour.key = Ed25519PublicKey.from_public_bytes(sealed.sender)
         if sealed.boot > neighbour.boot:
             self._restart(neighbour, sealed.boot)
         count = sealed.sequence & wire.MAX_COUNT

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nacl.signing import SigningKey
 from wire_strategies import BY_TYPE, MESSAGES, bolt11, octets
 
 from ngp import wire
@@ -20,9 +21,9 @@ from ngp.core import messages as m
 from ngp.errors import PeerError
 from ngp.modules.link.udp import UdpLink
 
-ALICE = Ed25519PrivateKey.from_private_bytes(b"a" * 32)
-A = ALICE.public_key().public_bytes_raw()
-B = Ed25519PrivateKey.from_private_bytes(b"b" * 32).public_key().public_bytes_raw()
+ALICE = SigningKey(b"a" * 32)
+A = bytes(ALICE.verify_key)
+B = bytes(SigningKey(b"b" * 32).verify_key)
 SEQUENCE = (7 << 32) + 9
 
 _16 = bytes(range(16))
@@ -52,7 +53,7 @@ def seal(message: m.Message, reply_to: int = 0) -> bytes:
 
 def sealed_raw(fields: Any) -> bytes:
     payload: bytes = fields if isinstance(fields, bytes) else msgpack.packb(fields)
-    return payload + ALICE.sign(wire.SIGNED_PREFIX + payload)
+    return payload + ALICE.sign(wire.SIGNED_PREFIX + payload).signature
 
 
 def extended(message: m.Message, extensions: Any) -> bytes:
@@ -274,9 +275,14 @@ def test_hello_alone_may_be_for_everybody() -> None:
     assert reason(wire.seal(ALICE, A, wire.EVERYBODY, SEQUENCE, 0, m.Bye())) == "malformed"
 
 
+def test_another_library_makes_the_same_signature() -> None:
+    payload, signature = (one := seal(m.Bye()))[:-64], one[-64:]
+    assert Ed25519PrivateKey.from_private_bytes(bytes(ALICE)).sign(wire.SIGNED_PREFIX + payload) == signature
+
+
 def test_a_signature_made_for_something_else_is_refused() -> None:
     payload = seal(m.Bye())[: -wire.SIGNATURE_BYTES]
-    assert reason(payload + ALICE.sign(payload)) == "signature"
+    assert reason(payload + ALICE.sign(payload).signature) == "signature"
 
 
 @given(octets(16), bolt11)
