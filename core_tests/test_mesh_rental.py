@@ -114,7 +114,7 @@ def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
     mesh: Mesh, request: pytest.FixtureRequest
 ) -> None:
     """Each round lets the target rise by one payment; at some moment of it a daemon or AutoPay is killed."""
-    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 6
+    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 3
     chance = random.Random(11)
     mesh.trust()
     mesh.done("new", "let", "--yes", "--up")
