@@ -263,7 +263,8 @@ def _up_tunnel(call: _Call, home: Home, tunnel: Tunnel) -> int:
 
     carrier = tenant_service.bring_up(call.place, home, tunnel)
     if not call.as_json:
-        streams.say(f"the tunnel {tunnel.interface} is up", *rent_show.traffic(carrier), rent_show.OPEN)
+        unasked = tenant_service.unasked_name_servers(call.place) if carrier is not None else []
+        streams.say(f"the tunnel {tunnel.interface} is up", *rent_show.traffic(carrier, unasked), rent_show.OPEN)
     return 0
 
 

@@ -49,12 +49,22 @@ _RENTALS = (
 )
 
 
-def traffic(carrier: Tunnel | None) -> list[str]:
-    """Return what to say about a tunnel that all traffic uses; nothing if none does."""
+def traffic(carrier: Tunnel | None, unasked: Sequence[str]) -> list[str]:
+    """Return what to say about a tunnel that all traffic uses; nothing if none does.
+
+    Args: unasked: name servers that can't be asked any more.
+    """
     if carrier is None:
         return []
     name = carrier.shown_name
-    return [f"all traffic of this machine uses {name}; until `ngp rent down {name}` nothing else leaves beside it"]
+    return [
+        f"all traffic of this machine uses {name}; until `ngp rent down {name}` nothing else leaves beside it",
+        *(
+            f"the name server {one} (/etc/resolv.conf) is in the LAN and isn't asked: name one behind the tunnel, "
+            f"or write TENANT_BESIDE: [{one} udp 53]"
+            for one in unasked
+        ),
+    ]
 
 
 def landlords(rows: Sequence[Row], as_json: bool) -> None:

@@ -28,7 +28,7 @@ from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
 from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
-from ngp.tenant import autopay, files, interface, money_back, routing, wallet
+from ngp.tenant import autopay, barrier, files, interface, money_back, routing, wallet
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.grpc import GrpcPlace, grpc_landlord
@@ -46,6 +46,7 @@ _LOG_BYTES, _LOG_FILES = 1 << 20, 3
 _hangups: list[bool] = []
 _PUBLISHED_NAME = b"\0staticIP"
 ROUTERS_CONFIG = Path("/etc/ngp/net.conf")
+RESOLV_CONF = Path("/etc/resolv.conf")
 WARN_S = 86_400
 _KEY_DIGITS = 64
 MESH_ANSWER_S = 60.0
@@ -228,6 +229,15 @@ def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
     """Bring a tunnel up as net.conf says. Returns the tunnel that everything uses, if one does. Raises NgpError."""
     said = _tenant(place)
     return routing.bring_up(home, tunnel, said.all_traffic, said.beside)
+
+
+def unasked_name_servers(place: Place) -> list[str]:
+    """Return this machine's name servers that can't be asked while a tunnel carries everything. Raises ConfigError."""
+    try:
+        text = RESOLV_CONF.read_text(errors="replace")
+    except OSError:
+        return []
+    return barrier.unasked(text, _tenant(place).beside)
 
 
 def bring_down(place: Place, home: Home, tunnel: Tunnel) -> None:

@@ -17,6 +17,7 @@ The table doesn't depend on the tunnel's interface, so it stands while the tunne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
 
 from ngp.core.messages import Prefix
 from ngp.core.tenant.way import Way
@@ -57,6 +58,25 @@ def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequenc
     for hook, priority in _HOOKS.items():
         lines += [f"chain {hook} {{", f"type filter hook {hook} priority {priority};", "jump beside", "}"]
     return "\n".join([*lines, "}", ""])
+
+
+def unasked(resolv_conf: str, beside: Sequence[Way]) -> list[str]:
+    """Return the name servers that a machine has and the barrier closes: those in the LAN that no way leads to.
+
+    Args: resolv_conf: what is in /etc/resolv.conf; its lines may be anything.
+    """
+    words = [line.split() for line in resolv_conf.splitlines()]
+    named = [each[1].partition("%")[0] for each in words if len(each) > 1 and each[0] == "nameserver"]
+    found = []
+    for text in named:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            continue
+        is_opened = any(address in way.prefix and way.protocol in ("", "udp") and way.port in (0, 53) for way in beside)
+        if not is_opened and any(address in ip_network(one) for one in (*_LOCAL4.split(", "), *_LOCAL6.split(", "))):
+            found.append(text)
+    return found
 
 
 def _accepted(way: Way) -> str:

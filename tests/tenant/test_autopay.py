@@ -566,3 +566,14 @@ def test_an_unreachable_node_in_the_file_is_no_reason_to_use_another(keeper: Kee
     done = user.static_ip("AutoPay")
     assert done.returncode in (ExitCode.PAYMENT, ExitCode.CONFIGURATION) and "AgEDbG5k" not in done.stderr
     assert not keeper.landlord.rentals
+
+
+@pytest.mark.parametrize("defect", [RuntimeError("a defect"), MemoryError()])
+def test_a_defect_ends_it_with_a_message_and_not_with_0(keeper: Keeper, quiet_log: None, defect: Exception) -> None:
+    user = User(keeper.folder, keeper.landlord)
+    with (
+        mock.patch("ngp.tenant.wallet.find", mock.AsyncMock()),
+        mock.patch("ngp.tenant.autopay.look", mock.AsyncMock(side_effect=defect)),
+    ):
+        done = user.static_ip("AutoPay")
+    assert done.returncode == ExitCode.OTHER and type(defect).__name__ in done.stderr

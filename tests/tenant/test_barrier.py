@@ -61,3 +61,13 @@ def test_the_rules() -> None:
         (4, "from all lookup 7 priority 10329 protocol 110"),
         (6, "from all lookup 7 priority 10329 protocol 110"),
     ]
+
+
+def test_name_servers_in_the_lan_are_told() -> None:
+    text = "# nameserver 10.0.0.1\nnameserver 192.168.7.1\nnameserver 9.9.9.9\nnameserver fe80::1%eth0\n\x00"
+    assert barrier.unasked(f"{text}\nnameserver 127.0.0.53\nnameserver here\nnameserver 999.1.1.1", ()) == [
+        "192.168.7.1", "fe80::1",
+    ]  # fmt: skip
+    named = ip_network("192.168.7.1")
+    assert barrier.unasked(text, [Way(named, "udp", 53)]) == ["fe80::1"]
+    assert barrier.unasked(text, [Way(named, "tcp", 53), Way(ip_network("fe80::1"))]) == ["192.168.7.1"]

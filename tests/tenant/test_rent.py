@@ -164,6 +164,16 @@ def test_autopay_says_which_limit_refuses_and_ends_with_5(router: Router) -> Non
         assert done.returncode == ExitCode.PAYMENT and "TENANT_RENT_MAX" in done.stderr
 
 
+def test_a_defect_ends_autopay_of_several_rentals_with_a_message_and_not_with_0(router: Router) -> None:
+    router.trust()
+    for name in ("one", "two"):
+        router.rent("new", "example", "--name", name, "--yes")
+    with mock.patch("ngp.tenant.autopay.look", mock.AsyncMock(side_effect=RuntimeError("a defect"))):
+        for words in (("autopay",), ("autopay", "--once")):
+            done = router.rent(*words)
+            assert done.returncode == ExitCode.OTHER and "RuntimeError" in done.stderr
+
+
 def test_a_rental_is_forgotten_with_its_keys_and_nothing_else(router: Router) -> None:
     router.trust()
     for name in ("one", "two"):
