@@ -252,7 +252,9 @@ class Door:
 
     def _listen(self, place: Place) -> socket.socket:
         host, port = place
-        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # Without the protocol's number asyncio doesn't know TCP, and leaves Nagle's algorithm on.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setblocking(False)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

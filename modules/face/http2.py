@@ -183,12 +183,12 @@ class Http2Connection:
             left = b"\0" + len(reply.message).to_bytes(4) + reply.message
             while left:
                 self._room.clear()
-                size = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
-                part, left = left[: max(0, size)], left[max(0, size) :]
-                if part:
-                    self._h2.send_data(number, part)
-                    await self._send()
+                size = max(0, min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size))
+                if size:
+                    self._h2.send_data(number, left[:size])
+                    left = left[size:]
                 else:
+                    await self._send()
                     await self._room.wait()
             self._h2.send_headers(number, last, end_stream=True)
         await self._send()

@@ -219,13 +219,27 @@ def test_a_reply_is_taken_in_parts(shop: Shop) -> None:
     with Client(shop, window=1) as client:
         number = client.call()
         for _ in range(30):
-            for event in client.h2.receive_data(client.socket.recv(65536)):
-                if isinstance(event, h2.events.DataReceived):
-                    client.h2.increment_flow_control_window(100, number)
-                if isinstance(event, h2.events.TrailersReceived):
-                    return
+            events = client.h2.receive_data(client.socket.recv(65536))
+            if any(isinstance(one, h2.events.TrailersReceived) for one in events):
+                return
+            if any(isinstance(one, h2.events.DataReceived) for one in events):
+                client.h2.increment_flow_control_window(100, number)
             client.flush()
         raise AssertionError("the reply doesn't end")
+
+
+def test_a_reply_does_not_wait_for_the_clients_acknowledgement(shop: Shop) -> None:
+    """With Nagle's algorithm each call would take 40 ms longer."""
+    with Client(shop) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert client.reply(client.call())["grpc-status"] == "0"
+            took.append(time.monotonic() - began)
+        assert min(took) < 0.03
+    accepted = shop.do(lambda: next(iter(shop.grpc._door._listeners.values()))[0])
+    assert accepted.proto == socket.IPPROTO_TCP
 
 
 def test_calls_of_one_connection_are_served_side_by_side(shop: Shop) -> None:
