@@ -170,7 +170,8 @@ class Datapath(HostQuestions):
             self._wait = ProgramsWait()
             at_ns = time.monotonic_ns()
             accounts = self._running.accounts.adopt(self._wait.wait, at_ns)
-            adopted = Adopted(tuple(accounts), tuple(self._running.contracts.adopt(at_ns)), at_ns / 1e9)
+            contracts, room = self._running.contracts.adopt(at_ns), self._running.contracts.slots_max
+            adopted = Adopted(tuple(accounts), tuple(contracts), at_ns / 1e9, room)
             if self._running.contracts.slots_max != desired.contracts_max:
                 _log.warning("%s", _size_text(self._running.contracts.slots_max, desired.contracts_max))
             self._gate = Gate(self._paths, desired)

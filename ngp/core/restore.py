@@ -61,6 +61,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     """
     world = gatekeeper.world
     world.now, world.effects = now, []
+    world.room = adopted.room
     running = {found.grant.contract: found for found in adopted.contracts}
     world.money.cursor = snapshot.cursor
     world.peers.blocked = set(snapshot.blocked)

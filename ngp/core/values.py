@@ -284,11 +284,13 @@ class Adopted:
     Attributes:
         at_mono_s: the instant, by the monotonic clock, that `expires_in_s` and `credit_ends_in_s` count from: to read a
             hundred thousand contracts takes a second or two.
+        room: slots of the contract table. A table that goes on running may have another size than net.conf says.
     """
 
     accounts: tuple[AdoptedAccount, ...] = ()
     contracts: tuple[AdoptedContract, ...] = ()
     at_mono_s: float = field(default=0.0, compare=False)
+    room: int = field(default=1 << 31, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

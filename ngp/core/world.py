@@ -63,6 +63,7 @@ class World:
         lines: how many lines neighbours may cause.
         strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
             among them.
+        room: slots of the kernel's contract table.
         unflushed: contracts whose latest totals the ledger doesn't have yet.
     """
 
@@ -83,6 +84,7 @@ class World:
     openings: Openings = field(default_factory=Openings)
     timers: Timers = field(default_factory=Timers)
     strangers: int = 0
+    room: int = 1 << 31
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: dict[tuple[str, bytes], float] = field(default_factory=dict)
@@ -424,7 +426,7 @@ class World:
         Quotes and unused contracts cost a neighbour nothing. So all strangers together take at most half of the room:
         the rest is for neighbours that money passed to or from.
         """
-        most = self.settings.contracts_max
+        most = min(self.settings.contracts_max, self.room)
         if len(self.contracts) + len(self.letting.metered) >= most:
             return True
         return self.strangers >= max(16, most // 2) and not self.has_traded(role, identity)

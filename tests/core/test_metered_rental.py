@@ -338,6 +338,10 @@ def test_a_rental_that_the_kernel_has_no_room_for_is_refused(landlord: Landlord)
     assert answer is not None and "all places for metered rentals are taken" in answer.why_not
     assert any("CONTRACTS_MAX" in line for line in landlord.log)
     landlord.world.settings = replace(landlord.world.settings, contracts_max=4)
+    landlord.world.room = 3  # the running table's size stays, whatever net.conf says
+    answer = landlord.ask(2, 1000)
+    assert answer is not None and "all places" in answer.why_not
+    landlord.world.room = 4
     landlord.rent(2, 1000)
     landlord.check()
 

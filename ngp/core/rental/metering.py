@@ -33,6 +33,8 @@ from ngp.core.world import World
 RENT_AHEAD_S = 60
 """For so long the kernel's limit is right without a change: the rent of this time is kept back."""
 UNLIMITED_BYTES, ENDLESS_S = 1 << 62, 1e9
+MOST_ACCOUNTS = 65_000
+"""The kernel's table has 65,536. A tenant without an account there would have its traffic for nothing."""
 
 
 def enter(world: World, rental: Rental) -> None:
@@ -53,8 +55,9 @@ def leave(world: World, rental: Rental) -> None:
 
 
 def has_room(world: World) -> bool:
-    """Say whether the kernel's table has room for one more rental."""
-    return len(world.contracts) + len(world.letting.metered) + 2 <= world.settings.contracts_max
+    """Say whether the kernel's tables have room for one more rental."""
+    most = min(world.settings.contracts_max, world.room)
+    return len(world.contracts) + len(world.letting.metered) + 2 <= most and len(world.clients) < MOST_ACCOUNTS
 
 
 # --- what was carried -------------------------------------------------------------------------------------------------
