@@ -152,10 +152,14 @@ class StaticWire:
         self.view.title("5/6 A stream uses the credit up")
         stream = Flow(self.net.third, "tcp", self.addresses[0], ECHO_PORT, STREAM_BYTES_S, OFF_S)
         await_until(lambda: self.landlord_row()["state"] == "reserved", USED_UP_S, "the end of the credit")
-        self.view.tell(
-            "the kernel refused the first packet that isn't covered, and the landlord switched the tenant off"
-        )
         stream.end()
+        passed_msat = sum(self.count()) * BYTE_MSAT
+        if passed_msat > FIRST_SAT * SAT:
+            raise LabError(f"bytes for {sat(passed_msat)} sat passed, but only {FIRST_SAT} sat of credit were paid")
+        self.view.tell(
+            f"the kernel cut it at the byte: traffic for {sat(passed_msat)} of {FIRST_SAT:,} sat passed", "green"
+        )
+        self.view.tell("the rest of the credit pays rent")
         for address in self.addresses:
             try:
                 traffic.tcp_send(self.net.third, address, SERVICE_PORT, size_bytes=1, timeout_s=OFF_S)

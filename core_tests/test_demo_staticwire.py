@@ -103,7 +103,7 @@ def test_the_demonstration_ends_equal() -> None:
     chapters = [story.index(f"{number}/6 ") for number in range(1, 7)]
     assert chapters == sorted(chapters)
     for told in ("ngp rent trust", "ngp rent new", "198.51.100.1: connected", "2001:db8:100::1: connected",
-                 "isn't covered", "can't connect any more", "ngp rent add", "the same addresses",
+                 "the kernel cut it at the byte", "can't connect any more", "ngp rent add", "the same addresses",
                  "bytes towards the tenant", "bytes from the tenant", "Equal to the byte and the msat"):  # fmt: skip
         assert told in story, f"{told!r} is missing in:\n{story}"
     assert story.count(": connected; all of") == 4 and "not real" in story
