@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ngp.core.rental.calls import Call, Session
 from ngp.errors import ProofError
 
-KEY_BYTES = SESSION_BYTES = PROOF_BYTES = 32
+KEY_BYTES = SESSION_BYTES = 32
 MOST_AHEAD_US = 1_000_000
 _LABEL = b"ngp proof of a WireGuard key v1"
 _MOST_KEYS = 4096
