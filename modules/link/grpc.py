@@ -42,7 +42,6 @@ PORT = 10325
 _READ_BYTES = 2048  # a step of work: small, so that the smallest frames can't hold up the loop
 _UNSENT_BYTES = 64 << 10
 _MOST_LINKS = 4096
-_WATCH_S = 2.0
 _ACCEPT_PAUSE_S = 1.0
 _GONE = {errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL}
 _log = logging.getLogger("ngp.link.grpc")
@@ -61,6 +60,7 @@ class Limits:
         stranger_s, stranger_burst, strangers_s, strangers_burst: those of each other one, and of all others together.
         pause_s: how long a connection isn't read that sent too much.
         open_s: from the connection to the call. ping_s: silence until we ping. dead_s: silence until we hang up.
+            watch_s: how often we look.
         connect_s: how long we wait for a connection. again_s, again_most_s: pauses between attempts.
     """
 
@@ -79,6 +79,7 @@ class Limits:
     open_s: float = 10
     ping_s: float = 10
     dead_s: float = 30
+    watch_s: float = 2
     connect_s: float = 4
     again_s: float = 1
     again_most_s: float = 30
@@ -504,7 +505,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         for port in self._ports.values():
             for connection in list(port.connections):
                 connection.watch(loop.time())
-        self._watch = loop.call_later(_WATCH_S, self._watch_all)
+        self._watch = loop.call_later(self._limits.watch_s, self._watch_all)
 
 
 def _is_ip(address: str) -> bool:
