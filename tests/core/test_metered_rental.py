@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from let import FEE, RENT, SAT, Landlord, key, letting, offer
+from let import FEE, RENT, SAT, Landlord, PaymentNodeOfLandlord, key, letting, offer
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -211,6 +212,25 @@ def test_without_rent_a_rental_lasts_until_its_traffic_and_the_reserved_time_are
     assert by_bytes.rental(1).state is RentalState.RELEASED
     assert not by_bytes.kernel.slots and not by_bytes.kernel.accounts
     by_bytes.check()
+
+
+def test_nothing_passes_before_a_held_first_payment_is_taken(tmp_path: Path) -> None:
+    """The tunnel has the tenant already: only then its payment is taken."""
+    node, terms = PaymentNodeOfLandlord(holds=True), letting(offer(price_msat_per_gib=PRICE))
+    with closing(Landlord(tmp_path, terms, node=node)) as landlord:
+        landlord.face = "mesh"
+        answer = landlord.ask(1, 1000)
+        assert answer is not None
+        with mock.patch.object(PaymentNodeOfLandlord, "settle", return_value=False):
+            landlord.pay(answer.bolt11)
+            landlord.at(1)
+            assert landlord.peers and landlord.rental(1).state is RentalState.PENDING
+            assert not landlord.carry(1, 100) and not landlord.carry(1, 100, towards=False, version=6)
+        landlord.crash()
+        landlord.at(1)
+        assert landlord.rental(1).state is RentalState.ACTIVE and landlord.carry(1, 100)
+        landlord.read()
+        landlord.check()
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
