@@ -219,6 +219,14 @@ def test_a_landlord_may_be_short_by_20_s_of_rent_and_ahead_by_10_s(after_s: int,
         assert bool(disagreements(account, less, 100 + after_s)) == (short_s > 20)
 
 
+def test_where_traffic_has_a_price_the_credit_is_the_landlords_word_and_all_else_is_compared() -> None:
+    account = paid(Account(), order(1, True, 1000 * SAT, 100))
+    metered = status(account, 200, credit_msat=10 * SAT, price_msat_per_gib=5 << 20)
+    assert not disagreements(account, metered, 200)
+    assert disagreements(account, status(account, 200, credit_msat=10 * SAT), 200)
+    assert "payments" in disagreements(account, replace(metered, payments=0), 200)[0]
+
+
 def test_what_others_paid_is_taken_over_and_nothing_else() -> None:
     account = paid(Account(), order(1, True, 1000 * SAT, 100))
     same = status(account, 200, credit_msat=10**9)
