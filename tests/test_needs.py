@@ -35,8 +35,9 @@ SYSTEMD = {"systemd-run"}
 BUILT = {"go"}
 # Found by the same rules, but not commands of a system: words of our own programs, and words of the shell.
 NO_PROGRAMS = {
-    "lightning", "lladdr", "mesh0", "meta", "no-such-tool", "protoc", "sendcoins", "set_up", "source", "tcp",
-    "udp-send",
+    "lightning", "lladdr", "mesh0", "meta", "no-such-tool", "payinvoice", "protoc", "rent", "s", "sendcoins", "set_up",
+    "source", "tcp", "udp-send",
+    "python3",  # tools/setup itself looks for it
     "resolvconf",  # looked for: without it name servers are left to the user
 }  # fmt: skip
 IN_A_NAMESPACE = re.compile(r"^ip netns exec \S+ ")
