@@ -17,6 +17,7 @@ from core_tests.lab import End, Lab
 from core_tests.market import TENANT, V4, Market, open_market
 from core_tests.renting import fingerprint_of
 from core_tests.shell import await_until
+from ngp.errors import ExitCode
 from ngp.tenant.home import Home
 
 THIRD4, THIRD6 = "203.0.113.3", "2001:db8:2::3"
@@ -153,9 +154,16 @@ def test_what_may_leave_beside_the_tunnel(machine: Machine) -> None:
     assert "192.168.7.1" in machine.tenant.ip("route", "get", THIRD4) and machine.reaches(THIRD4)
     assert not machine.reaches(THIRD6, "-I", "eth0")
     machine.nat.sh("ping", "-n", "-c", "1", "192.168.7.2")  # asked from the LAN, it answers
-    conf.write_text("TENANT_BESIDE: what\n")
+    conf.write_text("TENANT_BESIDE: what\n")  # the net.conf of a hasty operator
     machine.market.done("down", "shop")  # also with a net.conf that can't be used
     assert "ngp_rent" not in machine.stands() and machine.reaches(THIRD4, "-I", "eth0")
+
+    conf.write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n")
+    (file,) = (machine.tenant.folder / "state" / "tenant" / "WireGuardConfigFiles").iterdir()
+    file.write_text(file.read_text().replace("203.0.113.1:51820", "landlord.example:51820"))
+    before, refused = machine.stands(), machine.market.rent("up", "shop")
+    assert refused.returncode == ExitCode.CONFIGURATION and "TENANT_BESIDE" in refused.stderr
+    assert machine.stands() == before, "nothing is half set up"
 
 
 def test_what_is_forwarded_stays_too(lab: Lab, machine: Machine) -> None:

@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ngp.core.host_port import split_host_port
 from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
-from ngp.errors import KernelError
+from ngp.errors import ConfigError, KernelError
 from ngp.tenant import barrier, files, interface, policy
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
@@ -82,7 +83,7 @@ def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) 
             _run(["ip", f"-{version}", "route", "flush", "table", str(table)], needed=False)
 
 
-def _alone(home: Home) -> Any:
+def _alone(home: Home) -> AbstractContextManager[None]:
     return files.only_one(home.folder / "routing.lock", "another `ngp rent up` or `down`", "try again in a moment")
 
 
@@ -94,7 +95,8 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
     wanted = list(own)
     if carrier is not None:
         tunnels = [one for one in home.tunnels() if home.conf_path(one).exists()]
-        ways = [*(way for one in tunnels for way in _to_landlord(home, one)), *beside]
+        asks_names = any(one.protocol in ("", "udp") and one.port in (0, 53) for one in beside)
+        ways = [*(way for one in tunnels for way in _to_landlord(home, one, asks_names)), *beside]
         networks = dict.fromkeys(network for one in tunnels for network in _networks(home, one))
         _nft(barrier.table([one.interface for one in tunnels], list(networks), ways))
         for version in _versions():
@@ -115,24 +117,34 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
         _remove_barrier()
 
 
-def _to_landlord(home: Home, tunnel: Tunnel) -> Iterator[Way]:
-    """Yield what a tunnel and its payments need beside it: the landlord's end of it, and the landlord itself."""
+def _to_landlord(home: Home, tunnel: Tunnel, asks_names: bool) -> Iterator[Way]:
+    """Yield what a tunnel and its payments need beside it: the landlord's end of it, and the landlord itself.
+
+    Args: asks_names: name servers are asked beside the tunnel.
+    """
     for endpoint in interface.endpoints_in(home.conf_path(tunnel)):
         host, port = split_host_port(endpoint)
-        yield from _ways(host, "udp", int(port))
+        yield from _ways(host, "udp", int(port), asks_names)
     place = home.landlord(tunnel)
     if not isinstance(place, NeighbourPlace):  # which is asked by ngp's messages
-        yield from _ways(place.host, "tcp", place.port)
+        yield from _ways(place.host, "tcp", place.port, asks_names)
 
 
-def _ways(host: str, protocol: str, port: int) -> Iterator[Way]:
+def _ways(host: str, protocol: str, port: int, asks_names: bool) -> Iterator[Way]:
+    try:
+        yield Way(ip_network(ip_address(host)), protocol, port)
+        return
+    except ValueError:
+        pass
+    if not asks_names:  # now they might be, but not when the tunnel has to be brought up again
+        raise ConfigError(
+            f"nobody can be asked for the landlord's name {host} while everything uses the tunnel: trust the landlord "
+            "by its address, or write your name server into TENANT_BESIDE (for example 192.168.7.1 udp 53)"
+        )
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError as error:
-        raise KernelError(
-            f"the landlord's name {host} can't be resolved ({error.strerror}): trust the landlord by its address, or "
-            "name your name server in TENANT_BESIDE (192.0.2.53 udp 53)"
-        ) from error
+        raise KernelError(f"the landlord's name {host} can't be resolved ({error.strerror}): try again") from error
     for address in sorted(found):
         yield Way(ip_network(ip_address(address)), protocol, port)
 
