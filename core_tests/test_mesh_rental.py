@@ -110,6 +110,7 @@ def test_who_lets_nothing_to_us_says_so_and_nothing_is_left_behind(mesh: Mesh) -
 
 
 @pytest.mark.first
+@pytest.mark.timeout(3600)
 def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
     mesh: Mesh, request: pytest.FixtureRequest
 ) -> None:
