@@ -316,8 +316,7 @@ class GrpcLink(PortLink[_GrpcPort]):
     def check(self, interfaces: Sequence[str]) -> list[Check]:
         """Say whom we call, and whether they answer. May be called in another thread, so it copies what it reads."""
         if not self._neighbours:
-            found = "nobody is called by gRPC: neighbours must call us"
-            return [Check("link grpc", True, found, "NGP_INTERFACE: ADDRESS (a neighbour's), on one of the two")]
+            return [Check("link grpc", True, "nobody is called: neighbours call us, or are named in NGP_INTERFACE")]
         return [self._check(address) for address in self._neighbours if _is_ip(address)]
 
     def _check(self, address: str) -> Check:
