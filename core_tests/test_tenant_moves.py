@@ -112,8 +112,12 @@ def test_a_rental_without_ipv4_is_proven_although_the_landlords_end_is_ipv4(lab:
     market.done("new", "let", "--name", "shop", "--yes", "--up")
     await_until(lambda: market.reached(V6), what="the rented address answers")
     market.landlord.route("::/0", via="2001:db8:2::3")
+    assert not market.tenant.ip("-6", "route", "show", "default"), "a machine without IPv6 but for the rented one"
     assert market.rent("autopay", "--once").returncode == 0
     assert market.status()["payments"] == 2
+    market.tenant.add_address("eth0", "2001:db8:7::2/64")
+    market.tenant.route("::/0", via="2001:db8:7::1")
+    assert market.status()["proven"] is True, "a default route elsewhere changes nothing"
     market.daemon.cli("rentals", "off", V6, "--yes")
     refused = market.status()
     assert refused["proven"] is False and "the landlord doesn't answer through the tunnel" in refused["why_not"]

@@ -56,15 +56,19 @@ class EchoProof:
         """Return why the tunnel isn't proven to work; "" if it is."""
         if not interface.is_up(self._interface):
             return f"the tunnel {self._interface} isn't up on this machine: {self._bring_up}"
-        words = ("ping", "-n", "-c", _PINGS, "-W", _PING_WAIT_S, "-I", self._interface)
-        versions = {one.version for one in self._addresses}
-        if not versions or _version(self._host) in versions:
+        own = {one.version: str(one.ip) for one in reversed(self._addresses)}
+        reached = not own or _version(self._host) in own
+        version = _version(self._host) if reached else next(iter(own))
+        # The interface alone finds no IPv6 route: the tunnel's routing table is for packets from its own addresses.
+        source = ("-I", own[version]) if version in own else ()
+        words = ("ping", "-n", "-c", _PINGS, "-W", _PING_WAIT_S, "-I", self._interface, *source)
+        if reached:
             code, _ = await _run((*words, self._host))
             works, whom = code == 0, self._host
         else:
-            code, said = await _run((*words, "-t", "1", _SOMEWHERE[versions.pop()]), keeps_output=True)
-            own = {str(one.ip) for one in self._addresses}
-            works, whom = bool(set(_ERROR_FROM.findall(said)) - own), "the landlord"
+            code, said = await _run((*words, "-t", "1", _SOMEWHERE[version]), keeps_output=True)
+            ours = {str(one.ip) for one in self._addresses}
+            works, whom = bool(set(_ERROR_FROM.findall(said)) - ours), "the landlord"
         return "" if works else f"{whom} doesn't answer through the tunnel {self._interface} (ping ended with {code})"
 
 
