@@ -93,7 +93,8 @@ def _kept(home: Home, tunnel: Tunnel, landlord: Landlord, payment: Payment) -> K
         present = _routers_settings()
         return home.limits() if present is None else stricter(home.limits(), present.tenant.limits)
 
-    proof = lambda: proof_of(home, tunnel, home.probe)  # noqa: E731
+    bring_up = f"sudo wg-quick up {home.conf_path(tunnel)}"
+    proof = lambda: proof_of(home, tunnel, home.probe, bring_up)  # noqa: E731
     return Kept(home, tunnel, landlord, books, payer, proof, limits, lambda: WARN_S)
 
 
@@ -170,7 +171,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
             payer = _payer(home, books, payment, settings)
             landlord = landlord_at(place, home.landlord(tunnel))
             return Kept(
-                home, tunnel, landlord, books, payer, lambda: proof_of(home, tunnel, _tenant(place).probe),
+                home, tunnel, landlord, books, payer, lambda: _our_proof(place, home, tunnel),
                 lambda: _tenant(place).limits, lambda: _tenant(place).warn_time_s, keeps_route=True,
             )  # fmt: skip
 
@@ -220,9 +221,14 @@ def fetch(place: Place, home: Home, tunnel: Tunnel, landlord: Landlord, amount_m
     return asyncio.run(run())
 
 
+def _our_proof(place: Place, home: Home, tunnel: Tunnel) -> Proof:
+    """Return what proves that a tunnel of `ngp rent` works. Raises ConfigError."""
+    return proof_of(home, tunnel, _tenant(place).probe, f"sudo ngp rent up {tunnel.shown_name}")
+
+
 async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
     """Return why a tunnel isn't proven to work; "" if it is."""
-    return await proof_of(home, tunnel, _tenant(place).probe).why_not()
+    return await _our_proof(place, home, tunnel).why_not()
 
 
 def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
@@ -288,13 +294,16 @@ def _payer(home: Home, books: BooksFile, payment: Payment, settings: Settings | 
     return Payer(payment, books, fee_limit, budgets, all_books)
 
 
-def proof_of(home: Home, tunnel: Tunnel, probe: str) -> Proof:
-    """Return what proves that a tunnel works. Args: probe: a command, or `auto`: an echo through the tunnel."""
+def proof_of(home: Home, tunnel: Tunnel, probe: str, bring_up: str) -> Proof:
+    """Return what proves that a tunnel works.
+
+    Args: probe: a command, or `auto`: an echo through the tunnel. bring_up: the command that brings it up.
+    """
     if probe != "auto":
         return CommandProof(probe)
     path = home.conf_path(tunnel)
     endpoint = next(iter(interface.endpoints_in(path)), "")
-    return EchoProof(tunnel.interface, endpoint, interface.addresses_in(path), f"sudo wg-quick up {path}")
+    return EchoProof(tunnel.interface, endpoint, interface.addresses_in(path), bring_up)
 
 
 def until_signalled(run: Callable[[], Coroutine[Any, Any, None]]) -> int:

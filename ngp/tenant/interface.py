@@ -68,7 +68,7 @@ def refuse_unless_possible(deed: str, path: Path, programs: Sequence[str]) -> No
 def refuse_without_root(deed: str, path: Path) -> None:
     """Raise KernelError unless this process is root's."""
     if os.geteuid() != 0:
-        raise KernelError(f"a tunnel needs root: run this with sudo, or sudo wg-quick {deed} {path}")
+        raise KernelError(f"to bring {path.stem} {deed} needs root: run this with sudo")
 
 
 def bring_up(path: Path) -> None:
@@ -121,7 +121,7 @@ def _wg_quick(deed: str, path: Path) -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=WG_QUICK_S, check=False)
     except subprocess.TimeoutExpired:
         raise KernelError(
-            f"wg-quick {deed} doesn't end within {WG_QUICK_S:g} s: try sudo wg-quick {deed} {path}"
+            f"wg-quick {deed} {path} doesn't end within {WG_QUICK_S:g} s: it was ended; try again"
         ) from None
     if done.returncode:
         said = " ".join(done.stderr.split())[-_MOST_TOLD:]

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 
 from ngp import cli
+from ngp.cli.tenant_service import proof_of
 from ngp.core.tenant.answers import read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode
@@ -213,7 +214,15 @@ def test_up_needs_root_and_says_what_is_left_to_do(router: Router) -> None:
     router.rent("new", "example", "--name", "one", "--yes")
     with mock.patch("os.geteuid", return_value=1000), mock.patch("ngp.daemon.state.prepare"):
         done = router.rent("up", "one")
-    assert done.returncode == ExitCode.KERNEL and "sudo wg-quick up" in done.stderr
+    assert done.returncode == ExitCode.KERNEL and "run this with sudo" in done.stderr
+
+
+def test_a_tunnel_that_is_down_is_brought_up_by_ngp_as_wg_quick_knows_nothing_of_all_traffic(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    with mock.patch("ngp.cli.tenant_service.proof_of", proof_of):
+        (row,) = json.loads(router.rent("status", "--json").stdout)
+    assert row["why_not"].endswith("isn't up on this machine: sudo ngp rent up one")
 
 
 def test_a_table_is_a_number_that_the_kernel_takes_and_always_the_same() -> None:
