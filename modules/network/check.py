@@ -312,8 +312,13 @@ def _sent_upstream(desired: DesiredNetwork, host: Host) -> Iterator[_Sent]:
         mesh = desired.mesh_interfaces
         networks = _networks_of(desired, host, mesh)
         versions = {side.name: {each.version for each in side.beyond} for side in sides.look(host, mesh)}
-        for name in desired.upstream_interfaces:
+        for name in _uplinks(desired):
             yield name, [network for network in networks if network.version in versions.get(name, ())], "the upstream"
+
+
+def _uplinks(desired: DesiredNetwork) -> list[str]:
+    """Return the upstream interfaces without the tunnel to tenants, which leads no further."""
+    return [name for name in desired.upstream_interfaces if name != desired.tunnel]
 
 
 def _sent_into_mesh(desired: DesiredNetwork, host: Host) -> Iterator[_Sent]:
@@ -419,7 +424,7 @@ def _looks_like_uplink(desired: DesiredNetwork, host: Host, interface: str) -> b
 
 def _way_out(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """Check that a router without an upstream interface has a way out: if it buys, by the mesh, else by some route."""
-    if desired.upstream_interfaces or not desired.mesh_interfaces:
+    if _uplinks(desired) or not desired.mesh_interfaces:
         return
     if desired.buys:
         yield _way_into_mesh(desired, host)

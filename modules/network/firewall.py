@@ -2,6 +2,7 @@
 
 Many routers drop what they forward by default: Docker, ufw and firewalld set that up. Then no packet reaches the gate,
 which comes after these rules, and nothing is sold. So a sample packet in either direction is led through the rules.
+The same is done for a landlord's tenants, who would pay for a tunnel that carries nothing.
 Rules that can't be judged (`verdicts`) cause no warning.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from itertools import product
 
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.values import Check, DesiredNetwork, LetTraffic
 from ngp.modules.commands import find_command
 from ngp.modules.network import onward, rights, verdicts, xtables
 from ngp.modules.network.host import Host
@@ -24,21 +25,25 @@ _ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
 
 
 def check(desired: DesiredNetwork, host: Host, forwarded: frozenset[int]) -> Iterator[Check]:
-    """Warn of rules that drop neighbours' packets, the answers to them, or messages of the link.
+    """Warn of rules that drop neighbours' packets, the answers to them, or messages of the link; or tenants' packets.
 
     Args: forwarded: the IP versions that this host forwards.
     """
-    if not desired.mesh_interfaces:
+    if not desired.mesh_interfaces and desired.let is None:
         return
     if not rights.holds(rights.NET_ADMIN):
         yield rights.not_tried("firewall")
         return
     chains = _chains()
-    if desired.sells:
+    if desired.sells and desired.mesh_interfaces:
         for version in sorted(desired.families & forwarded):
             yield _forwarding(desired, host, chains, version)
     for protocol in desired.link_protocols:
         yield from _link(desired, host, chains, protocol)
+    if desired.let is not None and desired.let.outside in host.interfaces():
+        yield from _asked_by_tenants(desired.let, host, chains)
+        for version in sorted({pool.version for pool in desired.let.pools}):
+            yield _to_tenants(desired.let, desired.tunnel, chains, version)
 
 
 def _chains() -> list[Chain]:
@@ -93,14 +98,24 @@ def _dropped(name: str, chain: Chain, packet: Packet, mesh: str) -> Check:
     what = f"answers to neighbours on {mesh}" if answers else f"what neighbours on {mesh} send"
     lost = "they pay for what is lost" if answers else "nothing is sold"
     found = f"{what} by {packet.outward if not answers else packet.inward} is dropped {_where(chain)}: {lost}"
+    if chain.hook != "forward":
+        return Check(name, True, found, _accept(chain, inward=packet.inward))
+    both = _accept(chain, inward=mesh), _accept(chain, outward=mesh, answers=True)
+    return Check(name, True, found, "; ".join(both))
+
+
+def _accept(
+    chain: Chain, *, inward: str = "", outward: str = "", answers: bool = False, protocol: str = "", port: int = 0
+) -> str:
+    """Return the command that puts a rule before the others of a chain, which accepts what arrives or leaves so."""
     if chain.by_nft:
-        insert = f"nft insert rule {chain.table} {chain.name}"
-        both = f"{insert} iifname {mesh} accept; {insert} oifname {mesh} ct state established,related accept"
-        return Check(name, True, found, both if chain.hook == "forward" else f"{insert} iifname {packet.inward} accept")
+        tests = [f"iifname {inward}"] * bool(inward) + [f"oifname {outward}"] * bool(outward)
+        tests += ["ct state established,related"] * answers + [f"{protocol} dport {port}"] * bool(port)
+        return " ".join([f"nft insert rule {chain.table} {chain.name}", *tests, "accept"])
     into = "DOCKER-USER" if chain.name == "FORWARD" and "DOCKER-USER" in chain.others else chain.name
-    insert = f"{chain.table} -I {into}".replace(" -t filter", "")
-    both = f"{insert} -i {mesh} -j ACCEPT; {insert} -o {mesh} {_ESTABLISHED} -j ACCEPT"
-    return Check(name, True, found, both if chain.hook == "forward" else f"{insert} -i {packet.inward} -j ACCEPT")
+    tests = [f"-i {inward}"] * bool(inward) + [f"-o {outward}"] * bool(outward)
+    tests += [_ESTABLISHED] * answers + [f"-p {protocol} --dport {port}"] * bool(port)
+    return " ".join([f"{chain.table} -I {into}".replace(" -t filter", ""), *tests, "-j ACCEPT"])
 
 
 def _is_in_force(chain: Chain) -> bool:
@@ -128,12 +143,58 @@ def _link(desired: DesiredNetwork, host: Host, chains: list[Chain], protocol: st
         if not by or len(dropping) < len(by):
             continue
         found = f"neighbours' messages on {name} ({protocol.upper()} port {port}) are dropped {_where(dropping[0])}"
-        commands = [
-            f"nft insert rule {chain.table} {chain.name} iifname {name} {protocol} dport {port} accept"
-            if chain.by_nft
-            else f"{chain.table} -I {chain.name} -i {name} -p {protocol} --dport {port} -j ACCEPT".replace(
-                " -t filter", ""
-            )
-            for chain in dropping
-        ]
+        commands = [_accept(chain, inward=name, protocol=protocol, port=port) for chain in dropping]
         yield Check(f"link on {name}", True, found, "; ".join(dict.fromkeys(commands)))
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+
+def _asked_by_tenants(let: LetTraffic, host: Host, chains: list[Chain]) -> Iterator[Check]:
+    """Warn of rules that drop what tenants send to this host: into the tunnel, and to the faces where they ask."""
+    here = host.networks(let.outside)
+    versions = let.tunnel_versions or {network.version for network in here}
+    asked = [(Packet(version, let.outside, protocol="udp", port=let.tunnel_port), "tunnel") for version in versions]
+    for text, port in let.faces:
+        address = ip_address(text)
+        if address.is_loopback:
+            continue  # for a program on this host, whose own port isn't known
+        is_there = address.is_unspecified or any(address in network for network in here)
+        packet = Packet(address.version, let.outside if is_there else "", protocol="tcp", port=port)
+        asked.append((packet if address.is_unspecified else replace(packet, destination=address), "face"))
+    for packet, what in sorted(asked, key=lambda one: (one[0].protocol != "udp", one[0].port, one[0].version)):
+        chain = next((each for each in chains if _drops_here(each, packet) and _is_in_force(each)), None)
+        if chain is not None:
+            named = f"{packet.protocol.upper()} port {packet.port}"
+            lost = "tenants' packets don't arrive" if what == "tunnel" else "no tenant can ask there"
+            found = f"what tenants send to the {what}'s {named} is dropped {_where(chain)}: {lost}"
+            remedy = _accept(chain, protocol=packet.protocol, port=packet.port)
+            yield Check(f"firewall IPv{packet.version} {named}", True, found, remedy)
+
+
+def _drops_here(chain: Chain, packet: Packet) -> bool:
+    """Say whether a chain drops a packet to this host for certain."""
+    if chain.hook == "input":
+        return verdicts.drops(chain, replace(packet, state="new"))
+    return chain.hook in ("prerouting", "ingress") and verdicts.drops(chain, packet)
+
+
+def _to_tenants(let: LetTraffic, tunnel: str, chains: list[Chain], version: int) -> Check:
+    """Warn of rules that drop what is forwarded to tenants or from them. Both may begin: the addresses are static."""
+    name, there = f"firewall IPv{version} to tenants", ip_address(onward.SAMPLES[version][0])
+    pools = [pool for pool in let.pools if pool.version == version]
+    for pool, state in product(pools[:_INTERFACES_ASKED], ("new", "established")):
+        for packet in (
+            Packet(version, let.outside, tunnel, there, pool[0], state=state),
+            Packet(version, tunnel, let.outside, pool[0], there, state=state),
+        ):
+            chain = next((each for each in chains if _drops(each, packet) and _is_in_force(each)), None)
+            if chain is None:
+                continue
+            way = (packet.inward, packet.outward)
+            found = f"what goes from {way[0]} to {way[1]} is dropped {_where(chain)}: tenants pay for what is lost"
+            if chain.hook != "forward":
+                return Check(name, True, found, _accept(chain, inward=packet.inward))
+            both = _accept(chain, inward=way[0], outward=way[1]), _accept(chain, inward=way[1], outward=way[0])
+            return Check(name, True, found, "; ".join(both))
+    return Check(name, True, f"no rule is known to drop what passes between {let.outside} and {tunnel}")

@@ -79,6 +79,25 @@ class FreeRule:
 
 
 @dataclass(frozen=True, slots=True)
+class LetTraffic:
+    """What the operator's firewall must let pass so that tenants can ask, and be reached. Only checks look at it.
+
+    Attributes:
+        outside: interface towards the internet.
+        tunnel_port: UDP, on all addresses. tunnel_versions: the IP versions by which tenants are told to reach it;
+            empty: those of which `outside` has an address.
+        faces: (address, port) pairs, TCP, where tenants ask.
+        pools: prefixes from which networks are let.
+    """
+
+    outside: str
+    tunnel_port: int
+    tunnel_versions: frozenset[int]
+    faces: tuple[tuple[str, int], ...]
+    pools: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredNetwork:
     """The state that the kernel should have while the daemon runs; `apply` makes the kernel match it.
 
@@ -104,6 +123,7 @@ class DesiredNetwork:
             second, and at once.
         neighbour_rate, neighbour_burst: the same for each known neighbour.
         tunnel: the landlord's interface, where tenants' contracts are enforced, for both IP versions; "": none.
+        let: what tenants need of this host's firewall; None: nothing is let.
     """
 
     mesh_interfaces: tuple[str, ...]
@@ -126,6 +146,7 @@ class DesiredNetwork:
     neighbour_burst: int
     link_protocols: tuple[str, ...] = ("udp",)
     tunnel: str = ""
+    let: LetTraffic | None = None
 
 
 TENANTS = 0

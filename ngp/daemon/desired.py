@@ -10,8 +10,10 @@ from ipaddress import ip_address, ip_network
 
 from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.core.host_port import split_host_port
+from ngp.core.rental.pools import FreeNetworks
+from ngp.core.rental.terms import LettingSettings
 from ngp.core.settings import FreeDestination, Settings
-from ngp.core.values import Check, DesiredNetwork, FreeRule
+from ngp.core.values import Check, DesiredNetwork, FreeRule, LetTraffic
 from ngp.errors import ConfigError
 from ngp.ports import Network
 
@@ -174,7 +176,30 @@ def desired_network(
         neighbour_rate=NEIGHBOUR_RATE,
         neighbour_burst=NEIGHBOUR_BURST,
         tunnel=settings.tunnel_interface,
+        let=_let_traffic(settings.letting),
     )
+
+
+def _let_traffic(letting: LettingSettings | None) -> LetTraffic | None:
+    """Return what must pass this host's firewall for tenants. Pure."""
+    if letting is None or letting.tunnel is None:
+        return None
+    told = [_version(host) for host, _ in letting.endpoints]
+    return LetTraffic(
+        outside=letting.tunnel.outside,
+        tunnel_port=letting.tunnel.port,
+        tunnel_versions=frozenset() if None in told else frozenset(filter(None, told)),
+        faces=(*letting.grpc, *letting.https),
+        pools=FreeNetworks(letting.pools).blocks(),
+    )
+
+
+def _version(host: str) -> int | None:
+    """Return the IP version of an address, None for a name."""
+    try:
+        return ip_address(host).version
+    except ValueError:
+        return None
 
 
 def _link_protocols(settings: Settings) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 from kernel_lab import INTERNET, Lab, by_name, desired, dropped, gateway, passes, sh
 
-from ngp.core.values import Check
+from ngp.core.values import Check, LetTraffic
 from ngp.modules.network import check as checks
 
 # As Docker 24 leaves them; the last line of each is what its guide says to add for other forwarding.
@@ -187,3 +189,85 @@ def test_a_node_that_sells_nothing_is_told_nothing_of_forwarding(hosts: Lab) -> 
     assert told(sells=False, buys=True) == {}
     sh("sysctl -qw net.ipv4.ip_forward=0")  # told by another line
     assert told() == {}
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+LET = LetTraffic(
+    outside="up0",
+    tunnel_port=51820,
+    tunnel_versions=frozenset(),
+    faces=(("0.0.0.0", 8443), ("fd00:77:2::1", 8443), ("10.77.2.1", 443), ("127.0.0.1", 8080)),
+    pools=(ip_network("198.51.100.0/24"), ip_network("2001:db8:ffff::/56")),
+)
+ASKED_4 = {f"firewall IPv4 {each}" for each in ("UDP port 51820", "TCP port 443", "TCP port 8443")}
+ASKED_6 = {f"firewall IPv6 {each}" for each in ("UDP port 51820", "TCP port 8443")}
+REACHED_4, REACHED_6 = "firewall IPv4 to tenants", "firewall IPv6 to tenants"
+
+
+def landlord(**changes: object) -> dict[str, Check]:
+    """Return the warnings of a landlord without a mesh."""
+    return told(**{"mesh_interfaces": (), "tunnel": "ngp-let", "let": LET, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        ("iptables -P INPUT DROP", ASKED_4),
+        ("ip6tables -A INPUT -i up0 -m conntrack --ctstate NEW -j REJECT", ASKED_6),
+        ("iptables -t raw -A PREROUTING -p udp -i up0 -j DROP", {"firewall IPv4 UDP port 51820"}),
+        ("iptables -A INPUT -d 10.77.2.1 -p tcp --dport 443 -j DROP", {"firewall IPv4 TCP port 443"}),
+        ("iptables -P FORWARD DROP", {REACHED_4}),
+        (DOCKER, {REACHED_4}),
+        (f"iptables -P INPUT DROP\n{UFW}", {*ASKED_4, REACHED_4}),
+        ("ip6tables -A FORWARD -o up0 -j DROP", {REACHED_6}),
+        ("iptables -A FORWARD -i up0 -o ngp-let -m conntrack --ctstate NEW -j DROP", {REACHED_4}),
+        (
+            "nft add table inet z"
+            " && nft add chain inet z i '{ type filter hook input priority 0; policy drop; }'"
+            " && nft add chain inet z f '{ type filter hook forward priority 0; policy drop; }'"
+            " && nft add rule inet z i ct state established,related accept",
+            {*ASKED_4, *ASKED_6, REACHED_4, REACHED_6},
+        ),
+    ],
+    ids=["INPUT", "new", "raw", "face", "FORWARD", "Docker", "ufw", "up", "down", "nft"],
+)
+def test_rules_that_keep_tenants_out_are_told_until_they_are_mended(hosts: Lab, rules: str, named: set[str]) -> None:
+    assert landlord() == {}
+    sh(rules)
+    lines = landlord()
+    assert set(lines) == named
+    assert all(line.ok and ("chain" in line.found) for line in lines.values())
+    assert named <= set(landlord(mesh_interfaces=("m0", "m1"))), "a landlord with a mesh, too"
+    for line in lines.values():
+        sh(line.remedy)
+    assert landlord() == {}
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes"),
+    [
+        (
+            "iptables -P INPUT DROP && iptables -P FORWARD DROP"
+            " && iptables -A INPUT -p udp -m udp --dport 51820 -j ACCEPT"
+            " && iptables -A INPUT -i up0 -p tcp -m multiport --dports 443,8443 -j ACCEPT"
+            " && iptables -A FORWARD -i up0 -o ngp-let -j ACCEPT && iptables -A FORWARD -i ngp-let -o up0 -j ACCEPT",
+            {},
+        ),
+        (
+            "iptables -P FORWARD DROP && iptables -A FORWARD -d 198.51.100.0/24 -j ACCEPT"
+            " && iptables -A FORWARD -s 198.51.100.0/24 -j ACCEPT",
+            {},
+        ),
+        ("iptables -A FORWARD -i ngp-let ! -o up0 -m conntrack --ctstate NEW -j REJECT", {}),
+        ("ip6tables -P INPUT DROP", {"let": replace(LET, tunnel_versions=frozenset({4}), faces=())}),
+        ("iptables -P INPUT DROP && iptables -A INPUT -s 192.0.2.0/24 -j ACCEPT", {}),
+        ("iptables -P FORWARD DROP", {"let": None}),
+    ],
+    ids=["ports", "pools", "the guide's", "another version", "can't be told", "nothing is let"],
+)
+def test_rules_that_let_tenants_pass_are_no_reason_for_a_warning(
+    hosts: Lab, rules: str, changes: dict[str, object]
+) -> None:
+    sh(rules)
+    assert landlord(**changes) == {}

@@ -166,6 +166,9 @@ def test_check_says_for_each_mesh_network_whether_it_is_translated(hosts: Lab) -
     sh(lines[1].partition("run: ")[2])
     assert "10.99.0.0/16 translated" in by_name(desired())["NAT on up0"].found
     assert "NAT on up0" not in by_name(desired(sells=False, buys=True))
+    sh("ip link add ngp-let type veth peer name let0 && ip link set ngp-let up")
+    sh("ip route add 198.51.100.7/32 dev ngp-let")
+    assert "NAT on ngp-let" not in by_name(desired(upstream_interfaces=("ngp-let", "up0"), tunnel="ngp-let"))
 
 
 def test_check_warns_of_private_networks_that_are_not_translated(hosts: Lab) -> None:
@@ -195,6 +198,7 @@ def test_check_tells_a_seller_that_no_route_leads_upstream(hosts: Lab) -> None:
     sh("ip route del default && ip -6 route del default")
     line = by_name(seller)["way out"]
     assert line.ok and "no route leads upstream" in line.found and "ip route add default" in line.remedy
+    assert by_name(desired(upstream_interfaces=("ngp-let",), tunnel="ngp-let"))["way out"] == line
 
 
 def test_check_asks_the_kernel_for_the_way_back(hosts: Lab) -> None:
