@@ -17,8 +17,9 @@ _ELSEWHERE = "start with sudo, or name another directory with STATE_DIR or --sta
 
 
 def ledger_place(state_dir: Path, settings: Settings | None) -> Store:
-    """Return the place of the ledger that net.conf names, of the identity in the state directory.
+    """Return where the ledger is: as net.conf says, and for the identity in the state directory.
 
+    Args: settings: None: without a net.conf the ledger is in the state directory.
     Raises: ConfigError: the identity can't be read. LedgerError: the place can't be used at all.
     """
     if settings is None or settings.ledger is None:

@@ -12,7 +12,7 @@ from ngp.core.world import World
 from ngp.ports import ChannelManager
 
 LOOK_INTERVAL_S = 30.0
-HELD_UP_INTERVAL_S = 3.0
+HELD_UP_INTERVAL_S = 3.0  # while an account waits for a channel that can pay
 LEAST_PAUSE_S = 1.0
 
 

@@ -50,7 +50,11 @@ _SEE_STATUS = "the daemon keeps trying; see ngp status"
 def network(
     settings: Settings, asked: Network, links: Iterable[Link], node_addresses: Iterable[str] = ()
 ) -> list[Check]:
-    """Check the host for these settings and the payment node's addresses. Raises KernelError."""
+    """Check the host for these settings.
+
+    Args: asked: the network module. node_addresses: where our payment node is reached, `host:port`.
+    Raises: KernelError.
+    """
     desired = look_at_host(settings, asked, node_addresses)
     found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # without repeats
     asked_lines = _with_tunnel(asked.check(desired), settings)
@@ -58,15 +62,15 @@ def network(
 
 
 def _with_tunnel(lines: Iterable[Check], settings: Settings) -> list[Check]:
-    """Name the landlord's tunnel, about whose routes a network module would wonder."""
+    """Say in the line of the landlord's tunnel what it is: a network module doesn't know what its routes are for."""
     ours = Check(f"interface {settings.tunnel_interface}", True, "the landlord's tunnel, never a mesh interface")
     return [ours if line.ok and line.name == ours.name else line for line in lines]
 
 
 def taken(settings: Settings, asked: Network, links: Iterable[Link]) -> list[Check]:
-    """Check that port and queue number are free.
+    """Check that the link's port and the queue number are free.
 
-    Only one program can have them. So don't call this while our own daemon runs: it would report the daemon's.
+    Only one program can have each. So don't call this while our own daemon runs: it would report that they are taken.
 
     Raises KernelError.
     """
@@ -103,12 +107,18 @@ def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: De
 
 
 def health(name: str, why_not: str, fine: str) -> Check:
-    """Return whether a part of the daemon works. Args: why_not: why it doesn't; "" if it does."""
+    """Return whether a part of the daemon works.
+
+    Args: why_not: why the part doesn't work; "" if it does. fine: what to say if it works.
+    """
     return Check(name, not why_not, why_not or fine, _SEE_STATUS if why_not else "")
 
 
 async def payment(running: Settings, wanted: Settings, node: Payment, why_not: str) -> list[Check]:
-    """Check whether the payment node suits the wanted settings, as far as the node in use can show it."""
+    """Check whether the payment node suits the wanted settings, as far as the node in use can show it.
+
+    Args: node: in use. why_not: why the node can't be used now; "" if it can.
+    """
     if wanted.payment_module != running.payment_module:
         found = f"{wanted.payment_module}: not checked, as this daemon uses {running.payment_module}"
         return [Check("payment", True, f"{found}; the next start tries it, or `ngp check` without a daemon")]
@@ -144,7 +154,7 @@ def books(store: Store, most_s: float) -> Check:
 def neighbours(world: World, interfaces: Collection[str]) -> list[Check]:
     """Warn of neighbours with which nothing is traded: traffic to them or through them doesn't pass.
 
-    Args: interfaces: the present mesh interfaces; links on others are of the past.
+    Args: interfaces: the present mesh interfaces; neighbours that were heard on other interfaces don't count.
     """
     parts = (_no_seller, _foreign, _disputed, _not_bought)
     return [*_silent(world, interfaces), *(line for part in parts for line in part(world))]
@@ -162,9 +172,9 @@ def _no_seller(world: World) -> Iterator[Check]:
 
 
 def _silent(world: World, interfaces: Collection[str]) -> Iterator[Check]:
-    """Warn of servers that were heard before and don't answer any more; of each once an interface.
+    """Warn of servers that were heard before and don't answer any more: once for each server and interface.
 
-    A server that is up with another link address of the same interface has changed it.
+    A server that is up on the interface with another link address isn't silent: it changed its link address.
     """
     latest: dict[tuple[bytes, str], Neighbour] = {}
     for one in sorted(world.peers.by_link.values(), key=lambda one: (one.up, one.last_seen_s)):
@@ -194,9 +204,9 @@ def strange_hops(world: World, hops: Iterable[tuple[str, Address, bytes]]) -> li
 
 
 def unheard(world: World, now: Now) -> Iterator[Check]:
-    """Warn of links whose packets we drop because nobody there says hello; the log says the same once an hour.
+    """Warn of links whose packets we drop because nobody there says hello; the log has this warning once an hour.
 
-    Args: now: the core's own is that of its latest event, which may be long ago.
+    Args: now: the present time; the core knows only the time of its latest event, which may be long ago.
     """
     for interface, one in world.peers.unheard.items():
         neighbour = world.peers.by_link.get((interface, one.link_address))
@@ -255,11 +265,15 @@ def _whose(role: Role) -> str:
 
 
 def rentals(world: World, settings: Settings) -> list[Check]:
-    """Warn of tenants that would lose by these settings: their networks, which a reload refuses, or their offer."""
+    """Report tenants that these settings would harm.
+
+    If they take a tenant's network away, that is a failure, and a reload refuses them. If they end the offer of a
+    rental, that is a warning.
+    """
     if lost := who_would_lose(world, settings.letting):
         return [Check("rentals", False, lost, GIVE_BACK_FIRST, "configuration")]
     ended = without_offer(world, settings.letting)
-    return [Check("rentals", True, ended, "put it back: it need not be the first one")] if ended else []
+    return [Check("rentals", True, ended, "put the offer back; it need not be the first")] if ended else []
 
 
 def refuse_other_node(settings: Settings, account_id: str) -> None:
@@ -283,7 +297,7 @@ def holding(settings: Settings, node: Payment) -> list[Check]:
     if not why_not:
         return []
     found = f"LANDLORD_HOLD is yes, but {settings.payment_module} makes no hold invoices: {why_not}"
-    return [Check("payment", False, found, "or write auto or no", "payment")]
+    return [Check("payment", False, found, "or write LANDLORD_HOLD: auto, or no", "payment")]
 
 
 def expected_node(settings: Settings, account_id: str, but: str) -> Check:

@@ -22,4 +22,4 @@ def boot_number() -> int:
         written = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return 0
-    return int(written.replace("-", ""), 16) >> 65  # as much as a ledger's integer holds
+    return int(written.replace("-", ""), 16) >> 65  # 63 bits: an integer of the ledger has no more

@@ -40,7 +40,7 @@ REPLY_S = 30.0
 MOST_CONNECTIONS = 16
 ROWS_A_CHUNK = 200
 _CLOSE_S = 2.0
-_MOST_GROUPS_BYTES = 1024  # the most that Python asks for: 256 groups
+_MOST_GROUPS_BYTES = 1024  # the largest buffer that Python's getsockopt takes: room for 256 groups
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
 
 Handler = Callable[[dict[str, Any]], Any]
@@ -174,7 +174,7 @@ def _peer(connection: Any) -> Peer:
     """Ask the kernel which user has connected (unix(7), SO_PEERCRED; supplementary groups by SO_PEERGROUPS)."""
     _pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     groups = {gid}
-    with suppress(OSError):  # more groups than fit: the first one still counts
+    with suppress(OSError):  # if the user is in more groups than that, only the main group counts
         packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS_BYTES)
         groups.update(struct.unpack(f"{len(packed) // 4}I", packed))
     return Peer(uid, frozenset(groups))

@@ -22,16 +22,19 @@ FAMILIES = {"ip": frozenset({4, 6}), "ip4": frozenset({4}), "ip6": frozenset({6}
 LINK_PORT = 10325
 STRANGER_RATE, STRANGER_BURST = 200, 50
 NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
-"""First packets a second that are handed to Python: as many as one core can negotiate beside its other work."""
+"""How many first packets the kernel hands to the daemon in a second, and at once: of all strangers together, and of
+each known neighbour. One CPU core can negotiate so many beside its other work."""
 LANE_BURST_S = 60
 LEAST_LANE_BURST_BYTES = 256 << 10
-"""Burst of a lane: enough for a node's first look at the chain; never less than a few superpackets of 64 kB."""
+"""The burst of a lane to payment services, in seconds of the lane's rate: enough for a Lightning node's first look at
+the chain; at least LEAST_LANE_BURST_BYTES: four packets of 64 kB, to which the kernel joins small ones."""
 
 
 def look_at_host(settings: Settings, network: Network, node_addresses: Iterable[str] = ()) -> DesiredNetwork:
     """Return what the kernel should look like on this host now.
 
-    Args: node_addresses: where our payment node is reached, `host:port`. It is a payment service, here or elsewhere.
+    Args: node_addresses: where our payment node is reached, `host:port`. The node is treated as a payment service,
+        whether it runs on this machine or on another one.
     Raises: KernelError.
     """
     mesh = network.mesh_interfaces(settings.mesh_interfaces, settings.never_mesh)
@@ -61,8 +64,8 @@ def left_out(settings: Settings, network: Network) -> list[Check]:
     """Return a line for each interface that MESH_INTERFACES matches but that can't be a mesh interface.
 
     If net.conf gives the interface's own name, the line is a failure. If only a pattern matches the name, the line is
-    ok. Such a line is a warning (it has a remedy) unless nothing has to be done, usually because the packets arrive on
-    another interface that is mesh or ignored, such as the bridge that this interface is a port of.
+    ok. An ok line with a remedy is a warning. It has no remedy if nothing has to be done, usually because the packets
+    arrive on another interface that is mesh or ignored, such as the bridge that this interface is a port of.
 
     Raises: KernelError.
     """
@@ -99,14 +102,14 @@ def existing(network: Network) -> frozenset[str]:
 
 
 def _without_effect(settings: Settings, present: frozenset[str], mesh: Sequence[str]) -> list[Check]:
-    """Warn of entries for one interface that is no mesh interface: they have no effect, perhaps by a typing error."""
+    """Warn of entries for a single interface that is no mesh interface: they have no effect. Perhaps a typing error."""
     named = [(f"PRICES: the entry for {rule.prefix} is", rule.interface) for rule in settings.prices]
     named += [(f"NGP_INTERFACE: {one} is", one.partition("%")[2]) for one in settings.ngp_addresses]
     found = []
     for what, name in named:
         if name and not name.isdigit() and name not in mesh:
             why = "it is no mesh interface" if name in present else "no interface has this name"
-            said = f"{what} for it alone, and {why}"
+            said = f"{what} for this interface only, and {why}"
             remedy = f"correct {what.partition(':')[0]}: ip -brief link lists the interfaces"
             found.append(Check(f"interface {name}", True, said, remedy))
     return found
@@ -203,7 +206,7 @@ def _version(host: str) -> int | None:
 
 
 def _link_protocols(settings: Settings) -> tuple[str, ...]:
-    """Return by which protocols neighbours reach us; a neighbour that we call needn't call us."""
+    """Return the protocols by which neighbours reach us. If NGP_INTERFACE names neighbours, only we call by gRPC."""
     modules, calls = settings.link_modules, bool(settings.ngp_addresses)
     return ("udp",) * ("udp" in modules) + ("tcp",) * ("grpc" in modules and not calls)
 

@@ -1,9 +1,10 @@
-"""Evidence: what shows by its effect that bought or sold traffic doesn't pass, whatever the cause is.
+"""Evidence: signs that bought or sold traffic doesn't pass, whatever the cause is.
 
-Rules and routes can't all be judged (`ngp check` reads what it can), and those of a neighbour can't be seen at all. But
-a daemon knows to which destinations packets went without an offer from the seller, and from which nothing came back.
-One host that is down proves nothing, so a line is left out as soon as anything else passes: the two looks are some
-seconds apart, and what came back between them counts as well.
+`ngp check` reads the firewall rules and routes of this host, but can't judge all of them, and sees none of a neighbour.
+But a daemon knows to which destinations packets went although the seller offered no contract, and from which
+destinations nothing came back. One host that is down proves nothing. So destinations are looked at in groups (of one
+seller, or of all our clients), and a group from which any destination answers is left out. The daemon looks twice, some
+seconds apart: what came back between the two looks counts as an answer too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _NO_RETURN = {
 }
 
 Uncovered = Iterable[tuple[int, Address, float]]
-_Group = tuple[Role, int, bytes]  # the IP version, and the neighbour if it is the seller
+_Group = tuple[Role, int, bytes]  # our role, the IP version, and the seller's identity if we buy (else b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,10 @@ class Seen:
     """What was seen at one moment.
 
     Attributes:
-        unoffered: for each seller the destinations to which we sent without a contract, with none offered since.
-        unanswered: the contracts used lately to which nothing came back since, where that is so for all of a group.
-        returned_bytes: what came back in each group in all.
+        unoffered: for each seller the destinations to which we sent without a contract, and for which the seller
+            hasn't offered one since.
+        unanswered: for each group from which nothing came back lately, its contracts that were used lately.
+        returned_bytes: for each group, all bytes that came back by its contracts.
     """
 
     unoffered: dict[Neighbour, tuple[Address, ...]]
@@ -63,9 +65,9 @@ def look(world: World, now: Now, uncovered: Uncovered) -> Seen:
     """Look at what the daemon knows now.
 
     Args:
-        now: the core's own is that of its latest event, which may be long ago.
-        uncovered: number of a seller's link, destination, and how many seconds ago a packet went there without a
-            contract.
+        now: the present time; the core knows only the time of its latest event, which may be long ago.
+        uncovered: number of a seller's link, destination, and how many seconds ago a packet went to that destination
+            without a contract.
     """
     returned, used = dict[_Group, int](), dict[_Group, list[Contract]]()
     for contract in world.contracts.values():
@@ -138,7 +140,7 @@ def _unoffered(world: World, now: Now, uncovered: Uncovered) -> dict[Neighbour, 
 
 
 def _may_sell(world: World, one: Neighbour) -> bool:
-    """Say whether a neighbour should offer contracts: if it is known why it doesn't, another line says so."""
+    """Say whether a neighbour should offer contracts. If it is known why it doesn't, False: another line says why."""
     known = one.why_not_bought or one.identity in world.peers.blocked or not is_same(one.network, world.node.network)
     disputed = one.identity in world.servers and world.servers[one.identity].disputed
     return one.up and one.sells and not known and not disputed

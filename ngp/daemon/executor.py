@@ -120,7 +120,7 @@ class Executor:
             self._ledger.commit(records, durable)
 
     def block_all(self) -> None:
-        """Block every contract that is granted from now on: the daemon stops, and nobody would charge its traffic."""
+        """Block every contract that is granted from now on: the daemon stops, so nobody would charge their traffic."""
         self._blocks_all = True
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
@@ -167,7 +167,7 @@ class Executor:
         self._tell(BillsRecalled(effect.identity, lines, after))
 
     async def _hold_networks(self, effect: HoldNetworks) -> None:
-        """Hold networks in the ledger; while it can't be written, try again."""
+        """Keep networks for a rental in the ledger, so that no other landlord lets them; retry until it is written."""
         while True:
             try:
                 taken = self._ledger.hold_networks(effect.rental, effect.networks)
@@ -295,7 +295,7 @@ class Executor:
         while True:
             try:
                 blocks_left = await self._payment.wait_held(payment_hash)
-                await self._payment.confirm_node()  # another one doesn't know this invoice
+                await self._payment.confirm_node()  # another node doesn't know this invoice
             except PaymentError as error:
                 self._tell_trouble(f"invoice {payment_hash.hex()[:16]}: not known whether its payment waits", error)
                 await asyncio.sleep(WATCH_AGAIN_S)
@@ -305,7 +305,7 @@ class Executor:
             return
 
     async def _settle(self, preimage: bytes) -> None:
-        """Take a held payment. If the node doesn't say that it is ours, the invoice's state is looked up again."""
+        """Take a held payment. If the node doesn't confirm that the money is ours now, follow the invoice again."""
         payment_hash = sha256(preimage).digest()
         try:
             await self._payment.settle_invoice(preimage)

@@ -5,10 +5,11 @@ share one queue, since an attacker can make up identities for nothing. Events of
 timers) get every other turn, because paid traffic depends on them. They don't get more than that: the counter readings
 of 100,000 contracts must not delay a first packet.
 
-Messages wait unread in memory, so there is room for a limited number of all neighbours' together. A neighbour may have
-as many waiting as there are free places, so the room is never full: where N neighbours flood, each of them has an N-th
-of it, and another's message still finds a place. Neighbours that no money passed to or from have a room of their own,
-since an attacker can make up thousands of them. Held packets need no such limit: the kernel's queue has one.
+Messages wait unread in memory, so their number is limited, for all neighbours together. A neighbour may add a message
+only while fewer of its messages wait than there are free places. So the places never run out: if several neighbours
+flood, each gets an equal part, and as much stays free for the others. Neighbours with which no money was exchanged yet
+have a limit of their own, since an attacker can make up thousands of them. Packets that the kernel holds need no limit
+here: the kernel's queue has one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ QUEUE_MOST = 1024
 """When so many messages of a neighbour wait, further ones are refused unread; the neighbour sends them again, ever more
 slowly."""
 ROOM = 4096
-"""Messages of all neighbours that money passed to or from, and as many of all others: some 2 kB each."""
+"""How many messages may wait in all from neighbours with which money was exchanged, and again as many from all others;
+a message has some 2 kB."""
 
 STRANGERS = b""
 
@@ -41,7 +43,7 @@ class _Unread:
 
 @dataclass(slots=True)
 class _Line:
-    """Work of one neighbour. `messages`: how many of it are messages."""
+    """The waiting work of one neighbour. `messages`: how many of these items are messages."""
 
     work: deque[Event | _Unread] = field(default_factory=deque)
     messages: int = 0
@@ -83,7 +85,7 @@ class FairQueue:
         return True
 
     def take(self, most: int) -> Iterator[Work]:
-        """Take at most this many: in turn one of this host, and one of the next neighbour."""
+        """Take at most `most` items: in turn one of this host, and one of the next neighbour."""
         for number in range(most):
             if self._own and not (number % 2 and self._lines):
                 yield self._own.popleft()

@@ -107,8 +107,8 @@ class HostWatch:
     async def aside(self, look: Callable[[Network], _Found]) -> _Found:
         """Look at the host in a thread, one look at a time.
 
-        A look may take seconds, since it asks other programs, about hundreds of interfaces perhaps. Meanwhile the loop
-        must decide about neighbours' packets.
+        A look may take seconds, since it runs other programs, perhaps for hundreds of interfaces. Meanwhile the event
+        loop must decide about neighbours' packets.
 
         Args: look: gets a network instance of its own, to read only.
         """

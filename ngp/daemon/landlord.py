@@ -1,7 +1,7 @@
-"""Landlord: the outside of letting: the tunnel to the tenants, and the faces by which they ask.
+"""Landlord: what letting needs beside the core: the tunnel to the tenants, and the faces by which tenants ask.
 
-The core says who may use the tunnel. A tunnel that can't be changed right now is made right as soon as it can; until
-then nobody gets what isn't paid, as WireGuard knows only who was added.
+The core says who may use the tunnel. If the tunnel can't be changed right now, it is changed as soon as possible. Until
+then a new tenant has no service, as WireGuard accepts nobody that wasn't added.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def desired_tunnel(settings: LettingSettings, private_key: X25519PrivateKey) -> 
 
 
 def endpoints_of(settings: LettingSettings, addresses: Iterable[Address]) -> tuple[str, ...]:
-    """Return where tenants reach the tunnel, `host:port`: as net.conf says, else on these addresses, IPv4 first."""
+    """Return where tenants reach the tunnel, `host:port`.
+
+    Args: addresses: used if net.conf names no endpoint, IPv4 first.
+    """
     assert settings.tunnel is not None
     port = settings.tunnel.port
     found = settings.endpoints or tuple((str(one), None) for one in sorted(addresses, key=lambda one: one.version))
@@ -68,7 +71,7 @@ def endpoints_of(settings: LettingSettings, addresses: Iterable[Address]) -> tup
 def look(settings: LettingSettings, tunnel: Tunnel, faces: Iterable[Face]) -> list[Check]:
     """Return what is missing for letting, and what tenants must be told; changes nothing.
 
-    Args: tunnel, faces: not in use.
+    Args: tunnel, faces: instances that nothing is let by; they are only asked.
     """
     lines = tunnel.check(desired_tunnel(settings, X25519PrivateKey.generate()))  # any key does: it isn't set
     return [*lines, *(line for face in faces for line in face.check(settings))]
@@ -77,13 +80,13 @@ def look(settings: LettingSettings, tunnel: Tunnel, faces: Iterable[Face]) -> li
 class Landlord:
     """Keeps tunnel and faces as net.conf and the core say. Does nothing as long as nothing is let.
 
-    What failed in `apply` is tried again when it is called with the same settings.
+    What failed in `apply` is tried again when `apply` is called again, also with the same settings.
 
     Args:
         tunnel: not set up yet.
         faces: not open yet.
         peers: returns all tenants that the tunnel should have now.
-        tell: receives what became of a tenant whose payment waits for the tunnel, as an event.
+        tell: receives an event when a tenant whose payment is held until then was added to the tunnel, or couldn't be.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class Landlord:
         if settings != self._settings:
             self.tunnel.set_up(desired_tunnel(settings, self._private_key), tuple(self._peers()))
             self._settings, self._is_behind = settings, False
-        for face in self._faces:  # also if nothing changed: one may have failed, or a file have new content
+        for face in self._faces:  # also with the same settings: a face may have failed, or its file may be new
             await face.open(self.letting, settings)
 
     async def _end(self) -> None:
@@ -142,7 +145,7 @@ class Landlord:
             self.letting.changed()
 
     async def answer(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
-        """Answer a neighbour's call; empty if nothing is let over the mesh link. Args: who: its link address."""
+        """Answer a neighbour's call; empty if nothing is let over the mesh link. Args: who: the caller's link."""
         for face in self._faces:
             if isinstance(face, NeighbourFace):
                 return await face.answer(content, neighbour, who)
@@ -168,7 +171,7 @@ class Landlord:
         return ""
 
     def catch_up(self) -> None:
-        """Make changes that failed before, and a tunnel anew that somebody removed; call it now and then."""
+        """Make the changes that failed before, and make a tunnel again that was removed; call this now and then."""
         if self._settings is None:
             return
         try:

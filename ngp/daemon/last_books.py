@@ -1,7 +1,7 @@
 """Last books: charges the traffic that contracts carried without a daemon, before they are removed from the kernel.
 
-The ledger is up to a minute behind the kernel's counters, and these vanish with the meter: at `ngp stop` after a daemon
-was killed, and at the first start of a version of ngp that has other tables. So this module does the same as a start
+The ledger is up to a minute behind the kernel's counters, and the counters vanish with the meter: at `ngp stop` after a
+daemon was killed, and at the first start of a version of ngp with other tables. So this module does the same as a start
 and a stop, without links and payments. It stops the contracts, reads their counters, and writes what the ledger doesn't
 know yet, by the rules of `restore`. It may be interrupted and repeated: nothing is counted twice.
 """
@@ -62,8 +62,8 @@ def charge(network: Network, place: Callable[[], Store], settings: Settings | No
 def charge_former(network: Network, ledger: Ledger, settings: Settings, desired: DesiredNetwork) -> int | None:
     """Charge what a meter of another version of ngp counted; its contracts let nothing more pass afterwards.
 
-    Args: desired: what will be set up afterwards. If that can't succeed, the former meter isn't stopped.
-    Returns: the number of the former meter's contracts; None if no meter of another version runs.
+    Args: desired: what will be set up afterwards. If that can't succeed, the other version's meter isn't stopped.
+    Returns: how many contracts the other version's meter had; None if no meter of another version runs.
     Raises: KernelError, LedgerError.
     """
     readings = network.end_former(desired)

@@ -64,7 +64,8 @@ class Letting:
         self._waiting: dict[int, asyncio.Future[AnswerTenant]] = {}
         self._changed = asyncio.Event()
         self._unwritten: set[bytes] = set()
-        """New keys of rentals that a crash would undo: a tenant who heard of one would drop its former key."""
+        """New keys of rentals that aren't in the ledger yet. No tenant may hear that such a key holds: it would drop
+        its old key, and a crash would bring the old key back."""
 
     # --- what faces ask -----------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class Letting:
         return self._proofs.session(self._clock.now().monotonic_s)
 
     def check_proof(self, call: Call, nonce: int, proofs: Sequence[tuple[bytes, bytes]]) -> None:
-        """Accept a call from whoever proves that these WireGuard keys are its own, once. Raises: ProofError."""
+        """Accept a call once, if the caller proves that it has these WireGuard keys. Raises: ProofError."""
         self._proofs.check(call, nonce, proofs, self._clock.now().monotonic_s)
 
     async def ask(
@@ -180,13 +181,13 @@ class Letting:
     # --- what the daemon says -----------------------------------------------------------------------------------------
 
     def answer(self, effect: AnswerTenant) -> None:
-        """Hand the core's answer to the face that waits for it; nobody may wait any more."""
+        """Hand the core's answer to the face that waits for it, if it still waits."""
         waiting = self._waiting.get(effect.request)
         if waiting is not None and not waiting.done():
             waiting.set_result(effect)
 
     def changed(self) -> None:
-        """Wake those that wait for a payment: a rental changed, and the ledger has it."""
+        """Wake those that wait for a payment: a rental changed, and the change is in the ledger."""
         self._unwritten.clear()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -194,7 +195,7 @@ class Letting:
     # --- parts --------------------------------------------------------------------------------------------------------
 
     async def _answer_to(self, event: Callable[[int], Event]) -> AnswerTenant:
-        """Process a tenant's request, and return the core's answer. Args: event: of the request with a number.
+        """Process a tenant's request, and return the core's answer. Args: event: makes the event from a request number.
 
         Raises: RentalError: refused. TimeoutError: no answer in time. LedgerError.
         """

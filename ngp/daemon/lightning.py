@@ -91,7 +91,7 @@ def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
     settings = world.settings
     who, amount_sat = identity.short_text(neighbour.identity), _amount_sat(settings)
     if channel.state is not ChannelState.OPEN:
-        return [Lack(f"it is {channel.state}", "wait for the blocks that are left")]
+        return [Lack(f"the channel is {channel.state}", "wait for the blocks that are left")]
     if not channel.active:
         return [Lack("the peer isn't connected", f"lncli connect {channel.peer}@HOST:PORT, if its node is up")]
     found = []
@@ -106,7 +106,8 @@ def lacks(channel: Channel, neighbour: Neighbour, world: World) -> list[Lack]:
         found.append(Lack(why, "let the neighbour open a channel with us (ngp lightning open on its router)"))
     if channel.least_htlc_msat > settings.payment_amount_msat:
         least_sat = ceil_to_sat_msat(channel.least_htlc_msat) // SAT_MSAT
-        found.append(Lack(f"it takes no payment below {least_sat} sat", f"PAYMENT_AMOUNT: {least_sat} sat; ngp reload"))
+        why = f"the channel takes no payment below {least_sat} sat"
+        found.append(Lack(why, f"PAYMENT_AMOUNT: {least_sat} sat; ngp reload"))
     return found
 
 

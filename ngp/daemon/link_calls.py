@@ -24,12 +24,13 @@ MOST_CALLS = 128
 MOST_CALLS_OF_ONE = 8
 MOST_CALL_BYTES = MAX_CALL_PARTS * MAX_CONTENT_BYTES
 PARTS_S = 15.0
-"""How long the parts of a call may take: then the courier has given up those that are missing."""
+"""How long we wait for all parts of a call: after that time the sender's courier doesn't repeat missing parts."""
 ANSWER_S = 45.0
-"""Longer than a landlord may hold an answer (20 s), with the time that lost messages take."""
+"""How long a tenant waits for an answer: the 20 s that a landlord may wait for a payment before it answers, and the
+time that it takes to repeat lost messages."""
 
 LOOK_S = 1.0
-"""How often it is looked meanwhile whether the landlord is still there."""
+"""While a tenant waits for an answer, it checks so often whether the landlord is still there."""
 
 LinkKey = tuple[str, bytes]
 
@@ -95,7 +96,7 @@ class LinkCalls:
             del self._waiting[landlord, number]
 
     async def _answer(self, landlord: bytes, boot: int, answer: asyncio.Future[bytes]) -> bytes:
-        """Wait for an answer, as long as the process that was asked may give one. Raises: LandlordError."""
+        """Wait for an answer. Raises: LandlordError: the landlord went away, or was restarted and forgot the call."""
         while not answer.done():
             await asyncio.wait({answer}, timeout=LOOK_S)
             present = self._world.peers.any_link(landlord)
@@ -162,7 +163,7 @@ class _Whole:
         self._parts: dict[int, bytes] = {}
 
     def take(self, message: Call | Answer) -> None:
-        """Take a part. A sender that contradicts itself gets some mixture, or nothing until the time is over."""
+        """Take a part. If a sender's parts contradict each other, the content is a mixture, or never complete."""
         self._parts[message.part] = message.content
         if not self.content.done() and all(part in self._parts for part in range(message.parts)):
             self.content.set_result(b"".join(self._parts[part] for part in range(message.parts)))

@@ -58,7 +58,8 @@ from ngp.wire import MAX_BOOT
 _log = logging.getLogger("ngp")
 
 BOOT_EPOCH_S = 1_577_836_800
-"""2020-01-01 UTC: boot counters begin with the seconds since then, see `Ledger.next_boot`; at most MAX_BOOT / 2."""
+"""2020-01-01 UTC. A boot counter is at least the number of seconds since then, or MAX_BOOT / 2 if that is less:
+see `Ledger.next_boot`."""
 
 BOOKS_WAIT_S = 1.0
 """How long a start waits for the audit of the ledger; a later result is only logged."""
@@ -180,7 +181,10 @@ def open_ledger(state_dir: Path, place: Store) -> Ledger:
 
 
 async def _payment_node(payment: Payment, settings: Settings) -> PaymentNode:
-    """Ask the payment node for its identity. Raises PaymentError if net.conf expects another node, or more of it."""
+    """Ask the payment node for its identity.
+
+    Raises: PaymentError: net.conf names another node, or wants payments to be held, which this node can't.
+    """
     info = await payment.info()
     checkup.refuse_other_node(settings, info.account_id)
     capabilities = payment.capabilities()
@@ -257,7 +261,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
 
 
 def make_landlord(node: Node, state_dir: Path) -> Landlord:
-    """Return the outside of letting, not set up yet. Raises ConfigError, MomentError."""
+    """Return the landlord: tunnel and faces, not set up yet. Raises ConfigError, MomentError."""
     world, clock, private_key = node.parts.gatekeeper.world, node.parts.clock, tunnel_key(state_dir)
     tunnel = make_tunnel()
 
@@ -294,7 +298,7 @@ def make_faces(state_dir: Path) -> list[Face]:
 async def _warn_of_lacks(node: Node, books: asyncio.Task[None]) -> None:
     """Log the findings of `ngp check`: the start goes on, but must not look as if all were well.
 
-    Args: books: audits the ledger since before the kernel was set up, and may go on after the start.
+    Args: books: the audit of the ledger, which began before the kernel was set up, and may go on after the start.
     """
     await node.warn_of_lacks()
     await asyncio.wait({books}, timeout=BOOKS_WAIT_S)

@@ -242,7 +242,7 @@ class Node:
         """Write the meter's present readings to the ledger, which gets them only once a minute. Raises LedgerError."""
         self._readings.read_all()
         self._drain()
-        if self._unstored:  # what waits is older than the totals
+        if self._unstored:  # this batch waits to be written, and is older than the totals
             self._finish_batch()
         self._require_alive()
         if self._unstored:
@@ -253,7 +253,7 @@ class Node:
         try:
             self._executor.store(world.effects)
         except LedgerError as error:
-            self._unstored = [*self._unstored, *world.effects]  # the core returns them only once
+            self._unstored = [*self._unstored, *world.effects]  # the core returns these only once
             self._freeze(error)
             raise
 

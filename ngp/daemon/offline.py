@@ -175,7 +175,7 @@ async def _ask_payment(settings: Settings, state_dir: Path, why_unknown: str, kn
             async with asyncio.timeout(_READY_S):
                 await payment.wait_ready()
                 info = await payment.info()
-        except NgpError as error:  # if the login is wrong, its own row reports this with a remedy
+        except NgpError as error:  # the module's check may report the same error (a wrong login) with a remedy
             rights = [one for one in await payment.check(settings.spends) if one.found == str(error)]
             if rights:
                 return rights

@@ -188,7 +188,7 @@ class Post:
         return self._hand_up(received)
 
     def _tell_of_version(self, peer: LinkPeer, error: PeerError) -> None:
-        """Log a neighbour of another version: each once an hour, few on an interface, as MACs are easily made up."""
+        """Log a neighbour of another version: each once an hour, and few per interface, as anybody can make up MACs."""
         who = f"neighbour {peer.link_address.hex(':')}" if peer.link_address else "neighbour"
         if self._versions_by_link.take(f"{peer.interface} {who}") is not None:
             text = f"the {who} on {peer.interface} can't be understood ({error}); update the router with the older ngp"
@@ -247,9 +247,9 @@ class Post:
         return self._payment.decode(bolt11)
 
     def _allowed(self, sender: bytes) -> bool:
-        """Take one of the checks of signatures that a neighbour is allowed a second: each costs a millisecond.
+        """Count a check of a signature, which takes a millisecond: a neighbour may cause DECODES_PER_SECOND.
 
-        Returns whether one was left.
+        Returns whether this check is allowed.
         """
         if sender not in self._decodes and len(self._decodes) > MOST_PAYEES:
             self._decodes.clear()

@@ -12,7 +12,7 @@ from ngp.core.values import Hint, HintKind, Reading
 from ngp.core.world import World
 from ngp.ports import Network
 
-READINGS_AT_ONCE = 32  # about as much work as a neighbour's event or two
+READINGS_AT_ONCE = 32  # in one event, which is then about as much work as one or two events of a neighbour
 MOST_BILLERS = 4096
 BILL_READ_SHARE = 20  # reading the meter for a neighbour's bills takes at most 1/20 of the time
 
@@ -33,7 +33,7 @@ class Readings:
             self._tell(UsageRead((), accounts))
 
     def hinted(self, hints: Sequence[Hint]) -> None:
-        """Tell the core of hints, after the readings that show what they are about."""
+        """Tell the core of hints; before them, of the readings of the contracts and accounts that they are about."""
         of_account = (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED)
         whole = any(hint.kind in of_account for hint in hints)
         self._tell_in_parts(self._network.read(None if whole else list({hint.key for hint in hints})))
@@ -58,14 +58,14 @@ class Readings:
         return UsageRead(tuple(readings))
 
     def with_route(self, received: MessageReceived, proposed: Propose) -> MessageReceived:
-        """Add to a proposal to which part of its destination our traffic goes through the neighbour that offers it.
+        """Add to a proposal which part of its destination our routes lead through the neighbour that offers it.
 
-        Not to a renewal, nor if we don't buy: then the core doesn't need it.
+        A renewal gets no such part, and no proposal does if we don't buy: the core doesn't need it then.
         """
         world = self._world
         if not world.settings.buys or proposed.contract in world.contracts:
             return received
-        links = {one.number: one.link for one in world.peers.links_of(received.identity)}  # perhaps new in this batch
+        links = {one.number: one.link for one in world.peers.links_of(received.identity)}  # empty: new in this batch
         if not links:
             return received
         return replace(received, sends_to=self._network.sends_to(links, proposed.destination))

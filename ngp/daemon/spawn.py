@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class StartFailed(NgpError):
-    """The daemon ended before it was ready; has its exit code and text."""
+    """The daemon ended before it was ready. The error has the daemon's text and exit code."""
 
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
@@ -73,8 +73,8 @@ def start_detached(
         progress: called about once a second with the seconds so far and what the start waits for.
 
     Raises:
-        RunningError: a daemon runs there already. StartFailed: it didn't become ready. KernelError: no state directory,
-            or no right to write there.
+        RunningError: a daemon runs there already. StartFailed: it didn't become ready. KernelError: the state directory
+            can't be made, or written to.
     """
     existed = os.path.lexists(state_dir)
     prepare(state_dir)
@@ -236,7 +236,7 @@ class Reporter:
 
     @contextmanager
     def telling_errors(self) -> Iterator[None]:
-        """Report an NgpError of the block to `ngp start`, which prints it; if none waits, raise it unchanged."""
+        """Report an NgpError of the block to `ngp start`, which prints it. If none waits, raise the error unchanged."""
         try:
             yield
         except NgpError as error:

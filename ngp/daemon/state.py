@@ -165,7 +165,7 @@ class NamespaceLock:
 
 
 def gating_pid() -> int:
-    """Return the number of the process that holds this namespace, 0 if it isn't visible (in another PID namespace)."""
+    """Return the number of the process that has this namespace locked; 0 if another PID namespace hides it."""
     name = _NAMESPACE_NAME.decode().replace("\0", "@")
     with suppress(OSError):
         sockets = [line.split() for line in Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()]
@@ -178,7 +178,7 @@ def gating_pid() -> int:
 
 
 def running_pid(state_dir: Path) -> int | None:
-    """Return the number of the process that holds a state directory: 0 if it can't be read, None if there is none."""
+    """Return the process that has a state directory locked: its number, 0 if that can't be read; None if none has."""
     try:
         descriptor = os.open(state_dir / PID_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

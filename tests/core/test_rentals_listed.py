@@ -312,7 +312,7 @@ def test_tenants_whose_offer_has_ended_are_named(landlord: Landlord) -> None:
     landlord.ask(2, 1000)
     other = replace(landlord.world.settings, letting=letting(offer(name="new")))
     (line,) = checkup.rentals(landlord.world, other)
-    assert line.ok and line.remedy.startswith("put it back")
+    assert line.ok and line.remedy.startswith("put the offer back")
     assert line.found.startswith(f"the offer default has ended, so no credit can be added to {rental.id.hex()[:8]} (")
     assert line.found.count("(") == 1, "the one that waits for its payment isn't named"
 

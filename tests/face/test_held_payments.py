@@ -177,6 +177,6 @@ def test_only_a_wish_that_the_node_can_not_fulfil_is_refused_with_the_remedy(
     if not refused:
         checkup.refuse_without_holding(wanted, node)
         return
-    with pytest.raises(PaymentError, match=r"LANDLORD_HOLD is yes, but sandbox .*use lnd; or write auto or no"):
+    with pytest.raises(PaymentError, match=r"LANDLORD_HOLD is yes, but sandbox .*use lnd; or write LANDLORD_HOLD: "):
         checkup.refuse_without_holding(wanted, node)
     assert checkup.holding(settings(letting=None), node) == []

@@ -132,9 +132,9 @@ def test_entries_for_an_interface_where_no_neighbour_is_are_a_warning(hosts: Lab
     network.close()
     assert [(line.name, line.ok) for line in found] == [(f"interface {name}", True) for name in ("m7", "up0", "m8")]
     assert [line.found for line in found] == [
-        "PRICES: the entry for 198.51.100.1/32 is for it alone, and no interface has this name",
-        "PRICES: the entry for 198.51.100.2/32 is for it alone, and it is no mesh interface",
-        "NGP_INTERFACE: fe80::2%m8 is for it alone, and no interface has this name",
+        "PRICES: the entry for 198.51.100.1/32 is for this interface only, and no interface has this name",
+        "PRICES: the entry for 198.51.100.2/32 is for this interface only, and it is no mesh interface",
+        "NGP_INTERFACE: fe80::2%m8 is for this interface only, and no interface has this name",
     ]
     assert all(line.remedy.startswith(f"correct {line.found.partition(':')[0]}: ") for line in found)
 
