@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -174,13 +175,19 @@ def _add(call: _Call) -> int:
 def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None) -> Quote:
     """Ask for an invoice; if our node is to pay it, show the sum and ask the user.
 
+    What our node can't pay isn't asked for: the landlord would keep addresses for it.
+
     Args: offered: the terms of a new rental.
     """
+    from ngp.cli import tenant_service
     from ngp.tenant import renting
     from ngp.tenant.books import BooksFile
 
     was_paid = BooksFile(home.state_path(tunnel)).read().account.started
     is_first = False if was_paid else True if offered is not None else None
+    if not call.no_pay:
+        fee_msat = offered.activation_fee_msat if offered is not None else 0
+        tenant_service.refuse_unpayable(call.place, home, tunnel, amount_sat * SAT_MSAT + fee_msat)
     quote = renting.ask(_landlord(call, home, tunnel), tunnel, amount_sat, offered, is_first)
     if not call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=False)
@@ -202,7 +209,7 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
         status = tenant_service.pay(call.place, home, tunnel, quote)
     if not home.conf_path(tunnel).exists():
         renting.keep_configuration(home, landlord, tunnel, status, keeps_route=True)
-    rent_show.rentals([rent_show.row(tunnel, landlord, status)], call.as_json)
+    rent_show.rentals([rent_show.row(tunnel, landlord, status, time.time())], call.as_json)
     if not call.as_json:
         streams.say("", rent_show.NEXT.format(name=tunnel.shown_name))
 
@@ -226,7 +233,7 @@ def _status(call: _Call) -> int:
     for one in tunnels:
         landlord = _landlord(call, home, one)
         try:
-            status = landlord.status(one)
+            status, answered_at_s = landlord.status(one), time.time()
         except NgpError as error:
             streams.note(f"ngp: {one.shown_name}: {error}")
             code = int(error.exit_code)
@@ -234,7 +241,7 @@ def _status(call: _Call) -> int:
         why_not = asyncio.run(tenant_service.why_not(call.place, home, one))
         if BooksFile(home.state_path(one)).read().pending is not None:
             why_not = f"a payment's outcome isn't known yet; {why_not}"
-        rows.append(rent_show.row(one, landlord, status) | {"proven": not why_not, "why_not": why_not})
+        rows.append(rent_show.row(one, landlord, status, answered_at_s) | {"proven": not why_not, "why_not": why_not})
     rent_show.rentals(rows, call.as_json)
     return code
 

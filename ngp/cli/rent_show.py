@@ -96,12 +96,12 @@ def offers(rows: Sequence[Row], as_json: bool) -> None:
     _print(rows, _OFFERS, _NONE_TRUSTED, as_json)
 
 
-def row(tunnel: Tunnel, landlord: Landlord, status: Status) -> Row:
-    """Return a rental."""
+def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float) -> Row:
+    """Return a rental. Args: answered_at_s: when the landlord said the status, UTC by our clock."""
     from ngp.tenant.rows import rental_row
 
     name = tunnel.landlord or str(landlord.place)
-    return rental_row(tunnel, name, landlord.place.face, status) | {"name": tunnel.name}
+    return rental_row(tunnel, name, landlord.place.face, status, answered_at_s) | {"name": tunnel.name}
 
 
 def rentals(rows: Sequence[Row], as_json: bool) -> None:

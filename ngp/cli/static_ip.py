@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import click
 from ngp import __version__
 from ngp.cli import run_command, streams
 from ngp.cli.rent_show import FIREWALL, IS_OPEN
-from ngp.cli.show import duration, lines_of, money, print_json
+from ngp.cli.show import clean, duration, lines_of, money, print_json
 from ngp.cli.whole import Whole
 from ngp.core.pricing import show_money
 from ngp.core.tenant.answers import Status
@@ -172,7 +173,7 @@ def _show_invoice(call: _Call, tunnel: Tunnel, quote: Quote) -> None:
 
 
 def _show_status(call: _Call, tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> None:
-    row = rental_row(tunnel, str(landlord.place), landlord.place.face, status)
+    row = rental_row(tunnel, str(landlord.place), landlord.place.face, status, time.time())
     if call.as_json:
         print_json([row])
         return
@@ -186,7 +187,7 @@ def _show_status(call: _Call, tunnel: Tunnel, landlord: HttpsLandlord, status: S
                 ("networks", ", ".join(row["networks"]) or "none yet"),
                 ("rental rate", f"{show_money(rent_msat)} a month"),
                 ("start time", row["started_at"]),
-                ("paid until", f"{row['paid_until']} ({left})"),
+                ("paid until", f"{clean(row['paid_until'])} ({left})"),
                 ("total paid", f"{money(status.paid_msat)} in {status.payments} payments"),
                 ("credit", money(status.credit_msat)),
             ]

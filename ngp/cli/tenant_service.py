@@ -51,6 +51,11 @@ WARN_S = 86_400
 _KEY_DIGITS = 64
 MESH_ANSWER_S = 60.0
 """How long the daemon may take for a call: longer than it waits for the landlord."""
+_NAME_LND = "write LNDhost with an lndconnect:// URI into Config.yaml, or run AutoPay once on a terminal, and it asks"
+_NAME_NODE = (
+    "write PAYMENT_INTERFACE: lnd into /etc/ngp/net.conf, and there LND_MACAROON, or give the node's URI to "
+    "`sudo ngp lightning connect`; `ngp check` then tries the node"
+)
 FEE_LIMIT = FeeLimit(10_000, 1000)
 """1 %, at least 1 sat: FEE_LIMIT as net.conf ships it."""
 
@@ -75,7 +80,7 @@ def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: Landlord) -> int:
     home.limits()  # what is wrong in the file is said before a node is looked for
 
     async def run() -> None:
-        payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None)
+        payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None, _NAME_LND)
         try:
             await autopay.keep(_kept(home, tunnel, landlord, payment), False, _changes(home.folder / CONFIG))
         finally:
@@ -182,7 +187,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
 async def _node_of(place: Place, home: Home, settings: Settings | None) -> AsyncIterator[Payment]:
     """Open the payment node of net.conf, or the one that is found; it is ready. Raises: NgpError."""
     if settings is None:
-        payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None)
+        payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None, _NAME_NODE)
     else:
         payment = main.make_payment(settings, place.state_dir)
     try:
@@ -199,6 +204,16 @@ async def _node_of(place: Place, home: Home, settings: Settings | None) -> Async
 def limits_of(place: Place) -> Limits:
     """Return the limits of net.conf, or those that it ships with. Raises ConfigError."""
     return _tenant(place).limits
+
+
+def refuse_unpayable(place: Place, home: Home, tunnel: Tunnel, amount_msat: int) -> None:
+    """Refuse a sum that can't be paid now, before the landlord keeps addresses for it. Raises NgpError."""
+
+    async def run() -> None:
+        async with purse_of(place, home) as kept:
+            await kept(tunnel).payer.refuse_unpayable(amount_msat)
+
+    asyncio.run(run())
 
 
 def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:

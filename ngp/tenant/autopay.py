@@ -202,7 +202,9 @@ def _configure(kept: Kept, books: Books, status: Status) -> None:
 
 def _warn_of_end(kept: Kept, credit_msat: int, books: Books) -> None:
     rate = books.account.rate_sat_s * SAT_MSAT
-    left_s = credit_msat / rate if rate else 0
+    if not rate:  # no time uses the credit up
+        return
+    left_s = credit_msat / rate
     now_s = time.monotonic()
     if left_s < kept.warn_s() and (not kept.warned_at_s or now_s - kept.warned_at_s[-1] >= WARN_AGAIN_S):
         kept.warned_at_s[:] = [now_s]

@@ -75,6 +75,14 @@ class Payer:
         outcome = await self._outcome(order, PaymentOutcome(order.payment_hash, PaymentStatus.PENDING))
         return self._book(books, order, outcome)
 
+    async def refuse_unpayable(self, amount_msat: int) -> None:
+        """Refuse a sum that the node doesn't have or a budget doesn't allow, before a landlord is asked for an invoice.
+
+        Raises: PaymentError.
+        """
+        await self._refuse_above_balance(amount_msat)
+        self._refuse_over_budget(amount_msat + self._fee_limit.of_msat(amount_msat))
+
     async def pay(self, quote: Quote) -> Books:
         """Pay an invoice that passed its checks, and return the books with it.
 
@@ -109,12 +117,7 @@ class Payer:
                 "nothing was paid; use a node of the landlord's network"
             )
         fee_limit_msat = self._fee_limit.of_msat(amount_msat)
-        balance_msat = await self._payment.balance_msat()
-        if balance_msat < amount_msat:
-            raise PaymentError(
-                f"the payment node can spend {show_money(balance_msat)}, but {show_money(amount_msat)} are due: "
-                "nothing was paid; fund its channels"
-            )
+        await self._refuse_above_balance(amount_msat)
         return Order(
             payment_hash=decoded.payment_hash,
             amount_msat=amount_msat,
@@ -126,6 +129,14 @@ class Payer:
             fee_limit_msat=fee_limit_msat,
             sent_at_s=int(time.time()),
         )
+
+    async def _refuse_above_balance(self, amount_msat: int) -> None:
+        balance_msat = await self._payment.balance_msat()
+        if balance_msat < amount_msat:
+            raise PaymentError(
+                f"the payment node can spend {show_money(balance_msat)}, but {show_money(amount_msat)} are due: "
+                "nothing was paid; fund its channels"
+            )
 
     def _refuse_over_budget(self, amount_msat: int) -> None:
         if self._budgets is None:

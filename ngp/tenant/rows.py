@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +12,16 @@ from ngp.tenant.home import Tunnel
 Row = dict[str, Any]
 
 
-def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status) -> Row:
-    """Return a tenant's rental. Times are by our clock; what the landlord doesn't say is None."""
+def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status, answered_at_s: float) -> Row:
+    """Return a tenant's rental. What the landlord doesn't say, or what has no end, is None.
+
+    Args: answered_at_s: when it said the status, UTC by our clock. Its own clock counts the seconds that it has run.
+    """
     told = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
     state = status.state or told
     fee_msat = status.activation_fee_msat if status.payments else 0
-    ahead_s = status.now_s - time.time()
+    reserved_s = status.reserved_until_s - status.now_s if status.reserved_until_s else None
+    accrues = state in ("active", "reserved") and status.rate_sat_s > 0
     return {
         "id": tunnel.interface,
         "role": "tenant",
@@ -40,8 +43,8 @@ def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status) -> Row:
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
         "rate_since": None,
-        "paid_until": iso(int(time.time() + status.left_s)),
-        "reserved_until": iso(status.reserved_until_s - ahead_s) if status.reserved_until_s else None,
+        "paid_until": iso(answered_at_s + status.left_s) if accrues else None,
+        "reserved_until": iso(answered_at_s + reserved_s) if reserved_s is not None else None,
         "unpaid_invoice": status.unpaid_invoice or None,
         "used_to_bytes": status.used_to_bytes,
         "used_from_bytes": status.used_from_bytes,

@@ -15,13 +15,12 @@ from ngp.tenant.home import Home
 _log = logging.getLogger("ngp.tenant")
 
 READY_S = 10.0
-_HOW = "write LNDhost with an lndconnect:// URI into Config.yaml, or run AutoPay once on a terminal, which asks for it"
 
 
-async def find(home: Home, ask: Callable[[], str] | None) -> Payment:
+async def find(home: Home, ask: Callable[[], str] | None, how: str) -> Payment:
     """Return the payment node, ready.
 
-    Args: ask: asks the user for an lndconnect URI; None: nobody is there to ask.
+    Args: ask: asks the user for an lndconnect URI; None: nobody is there to ask. how: a node is named, for the error.
     Raises: PaymentError, ConfigError.
     """
     lnd: Any = module_class(PAYMENT, "lnd")
@@ -38,7 +37,7 @@ async def find(home: Home, ask: Callable[[], str] | None) -> Payment:
     except NgpError as error:
         tried.append(str(error))
     if ask is None:
-        raise ConfigError(f"no payment node was found ({'; '.join(tried)}): {_HOW}")
+        raise ConfigError(f"no payment node was found ({'; '.join(tried)}): {how}")
     uri = ask()
     answered = await lnd.try_uri(uri, home.folder)
     home.keep_lnd_uri(uri.strip())

@@ -223,6 +223,17 @@ def test_the_end_of_the_credit_is_announced_once_an_hour(keeper: Keeper, caplog:
     assert sum("no answer" in line for line in caplog.messages) == 1
 
 
+def test_a_rental_without_rent_has_no_end_to_announce(keeper: Keeper, caplog: pytest.LogCaptureFixture) -> None:
+    keeper.run()
+    books = keeper.books.read()
+    keeper.books.write(replace(books, account=replace(books.account, rate_sat_s=0.0)))
+    keeper.warn_s = 10 * 86_400
+    keeper.landlord.silent.add("getstatus")
+    with mock.patch("ngp.tenant.https.ANSWER_S", 0.2), pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(keeper.keep(once=False), 2))
+    assert not any("ends in" in line for line in caplog.messages)
+
+
 def test_the_end_of_the_credit_is_announced_although_the_landlord_is_away(
     keeper: Keeper, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -491,7 +502,7 @@ def command(keeper: Keeper) -> subprocess.CompletedProcess[str]:
     """Run `staticIP AutoPay` in the home of another user, who has the keeper's node."""
     user = User(keeper.folder / "other", keeper.landlord)
 
-    async def find(_home: Home, _ask: object) -> SandboxPayment:
+    async def find(_home: Home, _ask: object, _how: str) -> SandboxPayment:
         return SandboxPayment(keeper.folder / "node", keeper.options)
 
     with mock.patch("ngp.tenant.wallet.find", find), mock.patch("ngp.cli.tenant_service.proof_of", lambda *_: Told()):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from unittest import mock
 import pytest
 
 from ngp import cli
+from ngp.cli.place import Place
 from ngp.cli.tenant_service import proof_of
-from ngp.core.tenant.answers import read_status
+from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode
 from ngp.tenant import interface, policy
-from ngp.tenant.home import Home
+from ngp.tenant.home import Home, Tunnel
+from ngp.tenant.rows import rental_row
 from tests.tenant.stand_in import StandIn
 from tests.tenant.test_autopay import FIRST_SAT, Told, keeper, quiet_log
 
@@ -145,6 +149,28 @@ def test_a_limit_does_not_bind_the_user_but_the_budget_does(router: Router) -> N
     assert done.returncode == ExitCode.PAYMENT and "BUDGET_DAY" in done.stderr
 
 
+def test_nothing_is_asked_of_the_landlord_that_cannot_be_paid(router: Router) -> None:
+    """Not over the budget, not with a net.conf that is refused, not without a node; the advice is for `ngp rent`."""
+    router.trust()
+    net_conf = router.folder / "net.conf"
+    for text, code, said in (
+        ("MESH_INTERFACES: mesh0\nBUDGET_HOUR: 40000 sat\n", ExitCode.PAYMENT, "BUDGET_HOUR"),
+        ("MESH_INTERFACES: mesh0\nBUDGET_HOUR: much\n", ExitCode.CONFIGURATION, "BUDGET_HOUR"),
+        (None, ExitCode.CONFIGURATION, "LND_MACAROON, or give the node's URI to `sudo ngp lightning connect`"),
+    ):
+        net_conf.unlink() if text is None else net_conf.write_text(text)
+        with mock.patch.object(Place, "has_config", text is not None):
+            done = router.rent("new", "example", "--name", "shop", "--yes")
+        assert done.returncode == code and said in done.stderr and "Config.yaml" not in done.stderr, done.stderr
+    assert not router.landlord.rentals, "no invoice was asked for"
+    net_conf.write_text("MESH_INTERFACES: mesh0\nBUDGET_HOUR: 110000 sat\n")
+    assert router.rent("new", "example", "--name", "shop", "--yes").returncode == 0, "the name is free"
+    net_conf.write_text("MESH_INTERFACES: mesh0\nBUDGET_HOUR: 49500 sat\n")
+    asked = len(router.landlord.calls)
+    assert router.rent("add", "shop", "--amount", "1000", "--yes").returncode == ExitCode.PAYMENT
+    assert "AddCredit" not in [verb for verb, _ in router.landlord.calls[asked:]]
+
+
 def test_autopay_once_fills_the_credit(router: Router) -> None:
     router.trust()
     assert router.rent("autopay", "--once").returncode == ExitCode.USAGE
@@ -215,6 +241,36 @@ def test_up_needs_root_and_says_what_is_left_to_do(router: Router) -> None:
     with mock.patch("os.geteuid", return_value=1000), mock.patch("ngp.daemon.state.prepare"):
         done = router.rent("up", "one")
     assert done.returncode == ExitCode.KERNEL and "run this with sudo" in done.stderr
+
+
+def test_the_end_of_the_credit_is_that_of_the_answer_however_long_the_proof_takes(router: Router) -> None:
+    """Of a landlord whose clock lags behind, as it counts the seconds that it has run, too."""
+    router.landlord.lags_s = 3600
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    before_s = time.time()
+
+    async def slow(*_: object) -> str:
+        time.sleep(3)
+        return ""
+
+    with mock.patch("ngp.cli.tenant_service.why_not", slow):
+        (row,) = json.loads(router.rent("status", "--json").stdout)
+    (rental,) = router.landlord.rentals.values()
+    ends_s = before_s + rental.credit_now(router.landlord.now()) / rental.rate
+    assert abs(datetime.fromisoformat(row["paid_until"]).timestamp() - ends_s) <= 2.5
+
+
+@pytest.mark.parametrize(
+    ("twist", "until"),
+    [({"payments": 0}, None), ({"rate_sat_s": 0.0}, None), ({"state": "released"}, None), ({"state": "off"}, None),
+     ({}, "1970-01-12T13:49:40Z"), ({"state": "reserved", "left_s": -100}, "1970-01-12T13:45:00Z")],
+)  # fmt: skip
+def test_where_no_rent_accrues_there_is_no_end(twist: dict[str, Any], until: str | None) -> None:
+    status = Status((), 1, 500, 180, 1000, 0.5, 2000, 1, 0, "", reserved_until_s=600)
+    tunnel = Tunnel("", "", "shop", "", "", False, first_key="first")
+    row = rental_row(tunnel, "let", "grpc", replace(status, **twist), 1_000_000.0)
+    assert row["paid_until"] == until and row["reserved_until"] == "1970-01-12T13:48:20Z"
 
 
 def test_a_tunnel_that_is_down_is_brought_up_by_ngp_as_wg_quick_knows_nothing_of_all_traffic(router: Router) -> None:

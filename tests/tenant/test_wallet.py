@@ -26,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 
 
 def find(home: Home, ask: object = None) -> None:
-    asyncio.run(wallet.find(home, ask))  # type: ignore[arg-type]
+    asyncio.run(wallet.find(home, ask, "write LNDhost"))  # type: ignore[arg-type]
 
 
 def test_without_a_node_and_without_a_user_the_error_says_how_to_name_one(home: Home) -> None:
