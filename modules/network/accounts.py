@@ -3,7 +3,8 @@ labelled with the client's identity.
 
 As in the contract table, a slot's counters are never reset: a new account in a used slot remembers what the counters
 showed when it began. A slot is used again only when its account was forgotten, none of the account's contracts is in
-the kernel any more, and a second has passed since. So no packet on its way can be charged to the next client.
+the kernel any more, and a second has passed since. So a packet that is on its way through the meter can't be charged to
+the slot's next client.
 
 The kernel's words wrap at 2^64 units, which are 17 million sat. This process keeps each limit as a whole number that
 doesn't wrap. What an account has spent is that number minus the distance from the kernel's `spent` to the kernel's
@@ -59,7 +60,9 @@ class AccountTable:
         return len(self._slots)
 
     def adopt(self, wait: Callable[[], None], at_ns: int) -> list[AdoptedAccount]:
-        """Take over the accounts in the tables. Call this before the contracts are adopted: that calls `take`.
+        """Take over the accounts in the tables.
+
+        Call this before `ContractTable.adopt`, which calls `take` for the account of each contract.
 
         Args:
             wait: returns when every packet that is on its way now has left the programs. We read `spent` before the
@@ -76,7 +79,7 @@ class AccountTable:
                 self._resting.append((time.monotonic(), slot))
                 continue
             identity, base, high, _ = IDENTITY.unpack_from(self._lines.labels, slot * LINE_BYTES)
-            about = high << 32  # stored before the limit, so after a kill the line may still have the former limit
+            about = high << 32  # stored before the limit, so after a kill the line may still have the previous limit
             self._limits[slot] = about + signed(self._words[slot * LINE_WORDS + LIMIT] - base - about)
             self._slots[identity] = slot
             spent[slot] = self._words[slot * LINE_WORDS + SPENT]
@@ -174,7 +177,7 @@ class AccountTable:
         return slot
 
     def _stop(self, slot: int) -> int:
-        """Let nothing more be spent in a slot; return what was spent, as the kernel's word."""
+        """Let nothing more be spent in a slot; return what its account has spent, as a word that wraps at 2^64."""
         line = slot * LINE_WORDS
         self._words[line + CREDIT] = 0
         spent: int = self._words[line + SPENT] - self._words[line + RETURNED] & WORD_MASK

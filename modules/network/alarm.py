@@ -2,13 +2,14 @@
 
 While the gate is missing, uploads pass uncharged. So when the operator's firewall flushes its rules, the gate must not
 stay away until the next regular check, which comes every few seconds. nf_tables announces every change of a rule set,
-and traffic control every change of a filter. Legacy iptables announces nothing; there the regular check must do.
+and traffic control every change of a filter. Legacy iptables announces nothing, so only the regular check finds changes
+of its tables.
 
 An alarm says only "check the gate". When a check puts the gate back, that change is announced as well, and causes one
-more check, which finds everything in its place; so this ends. Changes of other tables are read and ignored: a firewall
-that adds a thousand addresses to its sets causes no check. A script may change the gate's table all day, so `TimeShare`
-limits the time that reading and checking may take. Notifications that were lost (ENOBUFS) may have been about the gate,
-so they are an alarm too.
+more check, which finds everything in its place and changes nothing more. Changes of other tables are read and ignored:
+a firewall that adds a thousand addresses to its sets causes no check. A script may change the gate's table all day, so
+`TimeShare` limits the time that reading and checking may take. Notifications that were lost (ENOBUFS) may have been
+about the gate, so they are an alarm too.
 """
 
 from __future__ import annotations

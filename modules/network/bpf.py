@@ -116,5 +116,5 @@ def unmount_bpffs(folder: Path, ours: Sequence[str]) -> None:
             return
         if _libc.umount2(os.fsencode(folder), 2) < 0:  # MNT_DETACH
             require(-ctypes.get_errno(), f"unmounting {folder}")
-    with contextlib.suppress(OSError):  # gone already, has files of the operator, or can't be written
+    with contextlib.suppress(OSError):  # the folder is gone already, holds the operator's files, or can't be removed
         folder.rmdir()

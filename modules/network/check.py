@@ -2,7 +2,8 @@
 
 Every line names what was found and, if that prevents gating, the command that mends it. Both `ngp check` and a start
 refuse two things: flow offloading, since offloaded packets are forwarded without FORWARD and would pass the meter in
-silence; and bridged frames that pass FORWARD (br_netfilter), since the gate would hold frames that nobody routes.
+silence; and bridged frames that pass FORWARD (br_netfilter), since the gate would hold frames that this host only
+bridges and doesn't route.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
 
 
 def _kernel() -> Iterator[Check]:
-    """Show the kernel's version. Whether this kernel accepts the programs only `meter` shows, by loading them."""
+    """Show the kernel's version. Only `meter` shows whether this kernel accepts the programs: it loads them."""
     release = platform.release()
     numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
     least = ".".join(map(str, KERNEL_LEAST))
@@ -290,10 +291,9 @@ def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:
 
 
 def _nat(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Report what NAT does. What isn't translated must be routed back to us by those beyond the interface.
+    """Report which networks NAT translates. If it doesn't translate one, routers beyond must route it back to us.
 
-    This is asked of the neighbours' networks on their way upstream, and of our LANs' networks on their way into the
-    mesh.
+    We look at the neighbours' networks on each upstream interface, and at our LANs' networks on each mesh interface.
     """
     asked = [*_sent_upstream(desired, host), *_sent_into_mesh(desired, host)]
     if not rights.holds(rights.NET_ADMIN):
@@ -330,7 +330,7 @@ def _sent_into_mesh(desired: DesiredNetwork, host: Host) -> Iterator[_Sent]:
 
 
 def _translated(rules: list[nat.Translation], networks: list[Prefix], interface: str, beyond: str) -> Check:
-    """Report how networks are translated on an interface. A private one that isn't is a warning."""
+    """Report how networks are translated on an interface. A private network that isn't translated is a warning."""
     found, remedy = [], ""
     for network in networks:
         translated = nat.of_network(rules, network, interface)
@@ -343,7 +343,7 @@ def _translated(rules: list[nat.Translation], networks: list[Prefix], interface:
             remedy = f"{add}; or let {beyond} route it back to us"
     if len(found) > _NETWORKS_TOLD:
         found[_NETWORKS_TOLD:] = [f"and {len(found) - _NETWORKS_TOLD} networks more"]
-    nothing = "not needed: mesh interfaces have no addresses of the families that are routed there"
+    nothing = "not needed: mesh interfaces have no addresses of an IP version that this interface routes"
     return Check(f"NAT on {interface}", True, "\n".join(found) or nothing, remedy)
 
 
@@ -396,7 +396,8 @@ def _firewall(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
 def _uplink(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """Find mesh interfaces that are uplinks although we buy nothing.
 
-    Answers to neighbours pass there, but what else arrives from the internet is held like a neighbour's own traffic.
+    On such an interface, answers to neighbours pass, but other packets from the internet are held like a neighbour's
+    packets.
     """
     if not desired.sells or desired.buys:
         return
@@ -488,7 +489,7 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
             yield Check(name, True, f"{rate}; by {out}, a mesh interface: needs a neighbour there that lets us through")
         elif out in desired.mesh_interfaces:
             found = f"goes by {out}, a mesh interface, but BUY is no: its answers are held there"
-            yield Check(name, False, found, f"ip route get {address} says why; offer one behind another interface")
+            yield Check(name, False, found, f"ip route get {address} says why; or name a service elsewhere")
         else:
             yield Check(name, True, f"{rate}; by {out}")
 

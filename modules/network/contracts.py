@@ -4,8 +4,9 @@ A slot's counters are never reset. A new contract in a used slot remembers what 
 bases), and counts from there. So only the kernel ever writes the counters.
 
 A new contract is written completely before its destination is entered. When a contract ends, its destination is removed
-first. A slot rests for a second before it is used again, and each use has its own generation. So a packet on its way,
-or a hint that is still in the ring, is never taken for one of the slot's next contract.
+first. A slot rests for a second before it is used again, and each use has its own generation. So a packet that is on
+its way through the meter is never charged to the slot's next contract, and a hint that is still in the ring buffer is
+never taken for a hint about that contract.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ from ngp.modules.network.lines import Lines
 _REST_S = 1.0
 _BYTES_MAX = (1 << 63) - 1
 _Key = TypeVar("_Key", int, bytes)
-_PRICE_MAX = 1 << 40  # so a full superpacket's cost is far below what a difference of words can hold
+# The highest price in msat per GiB: with it, the cost of a full superpacket is far below what a difference of words
+# can hold.
+_PRICE_MAX = 1 << 40
 
 
 class ContractTable:
@@ -56,10 +59,13 @@ class ContractTable:
         tables: the meter's, by name.
         accounts: the account table; contracts name accounts in it.
         first_of: returns the number of a neighbour's first link, for the number of any of its links.
-        link_of: returns the link key of a neighbour's number, or None.
-        is_own: says whether an address (packed) is the neighbour's own; no purchase covers such an address.
-        show_prefixes: called when a (role, version) gets its first contract for a prefix, or loses its last one.
-        show_purchases: called with whether there are purchases: by `adopt`, and when the first comes or the last goes.
+        link_of: returns the link key for a neighbour's number; None if the neighbour's interface doesn't exist.
+        is_own: says, for a neighbour's number and a packed address, whether the address is that neighbour's own; no
+            purchase covers such an address.
+        show_prefixes: called with our role, the IP version and True when the first contract for a prefix of several
+            addresses comes, and with False when the last one goes.
+        show_purchases: called by `adopt` with whether there are purchases; later with True when the first purchase
+            comes, and with False when the last one goes.
     """
 
     def __init__(
@@ -84,14 +90,16 @@ class ContractTable:
         self._purchases = 0
         self._of_neighbour: dict[int, set[int]] = {}  # slots by the number in their label
         self._bought: dict[bytes, set[int]] = {}  # slots of purchases of single addresses
-        self._begun: dict[int, bool] = {}  # purchases that are new, and whether they began with early bytes
+        self._begun: dict[int, bool] = {}  # by slot of a new purchase: whether it began with early bytes
         self._early = EarlyBytes(tables[layout.EARLY])
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def adopt(self, at_ns: int) -> list[AdoptedContract]:
-        """Take over the contracts in the tables. Enter all destinations again: a killed daemon may have missed some.
+        """Take over the contracts in the tables, and enter all of their destinations again.
+
+        A daemon may have been killed when it had entered only some of them.
 
         Args: at_ns: the monotonic instant that `expires_in_s` counts from.
         """
@@ -144,7 +152,7 @@ class ContractTable:
                     self._begun[self._slots[grant.contract]] = self._add_early(self._slots[grant.contract])
 
     def revoke(self, contracts: Iterable[bytes]) -> None:
-        """Take contracts out; unknown ones are ignored."""
+        """Take contracts out of the kernel; unknown ones are ignored."""
         for contract in contracts:
             slot = self._slots.pop(contract, None)
             if slot is None:
@@ -161,7 +169,10 @@ class ContractTable:
             self._accounts.release(payer)
 
     def block_all(self) -> None:
-        """Let nothing more pass on any contract until it is granted again. One store each: there may be a million."""
+        """Let nothing more pass on any contract until it is granted again.
+
+        This is one store of a word for each contract, as there may be a million contracts.
+        """
         words = self._words
         for slot in self._slots.values():
             words[slot * LINE_WORDS + TAG] |= BLOCKED
@@ -172,15 +183,17 @@ class ContractTable:
         return [self._reading(slot, label) for slot, label in self._labelled(slots)]
 
     def sent_lately(self, numbers: Iterable[int], destination: Prefix) -> Prefix | None:
-        """Return the host to which we sent a neighbour the latest packet without a contract (`EarlyBytes`).
+        """Return the host, within a destination, of the latest packet that we sent to a neighbour without a contract.
 
-        Args: numbers: of the neighbour's links. What is kept of a neighbour is kept under its first link.
+        None if there was no such packet lately (see `EarlyBytes.sent_lately`).
+
+        Args: numbers: those of the neighbour's links. Early bytes are counted under the number of its first link.
         """
         hosts = (self._early.sent_lately(number, destination) for number in {self._first_of(one) for one in numbers})
         return next((host for host in hosts if host is not None), None)
 
     def uncovered(self) -> list[tuple[int, Address, float]]:
-        """Return what we sent to sellers without a contract (`EarlyBytes`)."""
+        """Return what we sent to sellers without a contract: see `EarlyBytes.uncovered`."""
         return self._early.uncovered()
 
     def contract_of(self, slot: int, tag: int) -> bytes | None:
@@ -195,7 +208,7 @@ class ContractTable:
         return list(self._of_neighbour.get(number, ()))
 
     def bought_of(self, first: int, addresses: Iterable[bytes]) -> list[int]:
-        """List the slots of purchases, from a neighbour, of these addresses. Args: first: its first link's number."""
+        """List the slots of our purchases of these addresses from a neighbour. Args: first: its first link's number."""
         slots = (slot for address in addresses for slot in self._bought.get(address, ()))
         return [slot for slot in slots if self._first_of(self._label(slot).number) == first]
 
@@ -312,7 +325,11 @@ class ContractTable:
         return [(slot, self._label(slot)) for slot in slots]
 
     def _place(self, label: Label) -> tuple[str, bytes] | None:
-        """Return table and key of a destination; None if the link is gone, or it is the seller's own address."""
+        """Return the kernel table in which a contract's destination is entered, and its key there.
+
+        None if the neighbour's interface is gone, or if we are the client and the destination is the seller's own
+        address, which no purchase covers.
+        """
         role, address = layout.ROLE_OF[label.role], label.address[: 4 if label.version == 4 else 16]
         number = self._first_of(label.number)
         if not label.is_host:
@@ -335,7 +352,7 @@ class ContractTable:
             self._tables[table].set_many(keys, values)
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
-        """Delete a slot's entry, unless the entry found belongs to another slot.
+        """Delete the entry at a place (see `_place`), but only if it leads to this slot.
 
         A newer contract may have the destination by now, and a look-up in an LPM trie may find a wider prefix.
         """
@@ -392,9 +409,9 @@ class ContractTable:
     def _changed(self) -> Iterator[int]:
         """Yield the slots that changed since the last call.
 
-        A new purchase that began with early bytes is among them, though the kernel has counted nothing at it yet. The
-        kernel may have counted a last packet as early after `grant` took the early bytes and before the contract was in
-        force. So the early bytes of new purchases are taken once more here.
+        The slot of a new purchase that began with early bytes is yielded too, though the kernel has counted nothing
+        there yet. The kernel may have counted a last packet as early after `grant` took the early bytes and before the
+        contract was in force. So the early bytes of new purchases are taken once more here.
         """
         begun, self._begun = self._begun, {}
         with self._early.read_once():

@@ -53,7 +53,7 @@ from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_
 from ngp.modules.network.queue import HeldQueue, try_number
 from ngp.modules.network.settle import ProgramsWait, Settling
 
-_HELD_MAX_AGE_S = 10.0  # a safeguard: the core decides long before
+_HELD_MAX_AGE_S = 10.0  # packets held for longer are dropped; a safeguard, as the core decides long before
 _EXPIRE_EVERY_S = 1.0
 
 
@@ -115,7 +115,7 @@ class Datapath(HostQuestions):
         return other
 
     def taken(self, desired: DesiredNetwork) -> list[Check]:
-        """Check that no other program has the queue's number; nothing is tried if we have the number ourselves."""
+        """Check that no other program has our NFQUEUE number; nothing is tried if we have the number ourselves."""
         runs = self._in_force()
         ours = runs is not None and runs.queue_number == desired.queue_number
         return [] if ours else [try_number(desired.queue_number)]
@@ -187,7 +187,8 @@ class Datapath(HostQuestions):
     def apply(self, desired: DesiredNetwork) -> bool:
         """Make the kernel match `desired`. May be repeated; adds before it deletes.
 
-        Returns: whether somebody else had changed the gate: it had to be changed, though `desired` is as it was.
+        Returns: True if somebody else had changed the gate, so that it had to be repaired though `desired` is as
+            before.
         """
         running = self._required()
         before = running.desired, running.rewrites
@@ -201,7 +202,14 @@ class Datapath(HostQuestions):
         on_held: Callable[[HeldPacket], None],
         on_hints: Callable[[Sequence[Hint]], None],
     ) -> None:
-        """Begin to receive held packets and hints in the event loop. Raises KernelError."""
+        """From now on, call `on_held` and `on_hints` in the event loop.
+
+        Args:
+            on_held: called for each packet that the kernel holds.
+            on_hints: called with the kernel's reports: a contract or account is nearly used up or refused a packet, or
+                there is traffic for which we should ask for a contract.
+        Raises: KernelError.
+        """
         running = self._required()
         self._loop, self._on_held = loop, on_held
         self._hints = HintReader(running.tables[layout.HINTS], running.contracts, running.accounts, loop, on_hints)
@@ -278,13 +286,13 @@ class Datapath(HostQuestions):
             self._queue.verdict(handle, verdict)
 
     def lane_bytes(self, neighbour: int) -> int:
-        """Return the bytes that a neighbour exchanged with payment services, both directions; 0 if it isn't known."""
+        """Return the bytes that a neighbour exchanged with payment services, both directions; 0 if it has no lane."""
         return self._required().neighbours.lane_bytes(neighbour)
 
     def counters(self) -> dict[str, int]:
         """Return kernel and queue counters, in packets: held, dropped, hints_lost, refused_exhausted, ...
 
-        The last one, gate_restored, says how often the gate was put back.
+        `gate_restored` doesn't count packets, but how often the gate was put back.
         """
         counts = {"held": 0, "dropped": 0, "gate_restored": self._gate_restored}
         if self._running is not None:
@@ -295,7 +303,7 @@ class Datapath(HostQuestions):
         return counts | (self._queue.counters() if self._queue is not None else {})
 
     def describe(self) -> dict[str, str]:
-        """Return which interception, hook and object are in use, for status."""
+        """Return, for status, which iptables, hook and object file are in use, and how full the tables are."""
         running = self._required()
         size, wanted = running.contracts.slots_max, running.desired.contracts_max
         return {
@@ -395,9 +403,13 @@ class Datapath(HostQuestions):
             wait.wait()
 
     def _release_former(self, tables: dict[str, Table]) -> tuple[dict[str, Table], dict[int, int]]:
-        """Unpin a former meter's tables. Returns the tables to adopt, and the former meter's interfaces.
+        """If the running tables are those of another version's meter, unpin and close them.
 
-        The former meter's programs stay attached, and let nothing pass, until ours replace them.
+        That meter's programs stay attached, and let nothing pass, until ours replace them.
+
+        Returns: the tables that this version can adopt (none of another version's), and the interfaces of the other
+            version's meter (flags by index; empty if there is no such meter).
+        Raises: KernelError.
         """
         if not former.is_former(tables):
             return tables, {}
@@ -413,7 +425,7 @@ class Datapath(HostQuestions):
         return {}, interfaces
 
     def _make_match(self, desired: DesiredNetwork, programs_changed: bool) -> bool:
-        """Make the kernel match; return whether the gate had to be changed."""
+        """Make the kernel match `desired`; return whether the gate had to be changed."""
         running, host = self._required(), self._open_host()
         if self._gate is None:
             raise KernelError("the datapath is not set up; ngp start does it")

@@ -8,7 +8,7 @@ contract is in our kernel before our accept leaves, so no answer can arrive befo
 
 Anybody can propose contracts for networks, thousands a second, and for each we must know what we sent into the network.
 So the table is read in one system call, and searched as one string of bytes, in half a millisecond when it is full.
-Older contents wouldn't do: the packet that an honest server proposes for was sent a moment ago.
+Contents that were read earlier wouldn't do: the packet that an honest server proposes for was sent a moment ago.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ngp.modules.network import layout
 
 _MAX_AGE_NS = 3_000_000_000  # a server drops packets that it has held for longer
 _NUMBER_BYTES = 4
-_LATELY_NS = 10_000_000_000  # a proposal may still be repeated some seconds after the packet
+_LATELY_NS = 10_000_000_000  # a packet counts as lately sent for this time, as a proposal for it may be repeated
 
 
 class EarlyBytes:
@@ -57,7 +57,10 @@ class EarlyBytes:
         return _host_of(latest, destination.version) if latest else None
 
     def uncovered(self) -> list[tuple[int, Address, float]]:
-        """Return all entries: the neighbour's number, the host, and the seconds since its latest 3 s began."""
+        """Return all entries: the number of the neighbour's first link, the host, and an age in seconds.
+
+        The age is that of the entry's first packet. The first packet after 3 s begins the entry anew.
+        """
         now_ns, found = time.monotonic_ns(), list[tuple[int, Address, float]]()
         for key, value in self._table.items():
             number, address = layout.EARLY_KEY.unpack(key)

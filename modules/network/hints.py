@@ -1,7 +1,8 @@
-"""Hints: the kernel's reports through its ring buffer, read in the event loop.
+"""Hints: what the kernel's programs report through a ring buffer, read in the event loop.
 
-A scan of the tables finds the same later, so a lost hint only costs time. A hint about a contract or account that is
-gone is ignored.
+They report that a contract or account is nearly used up or refused a packet, and traffic for which we should ask for a
+contract. The regular reading of the counters finds the same about contracts and accounts, so a lost hint only costs
+time. A hint about a contract or account that is gone is ignored.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Host:
     def _without(self, patterns: Sequence[str]) -> dict[str, str]:
         """Return the interfaces that can't be mesh interfaces with these patterns, with the reason for each.
 
-        An idle fallback tunnel can be one only if it is named itself.
+        An idle fallback tunnel can be a mesh interface only if one of the patterns is its name.
         """
         known = self.interfaces()
         fallbacks = {name: why for name, why in layers.idle_fallbacks(known).items() if name not in patterns}
@@ -279,8 +279,8 @@ class Host:
     def silent(self, hops: Sequence[tuple[str, Address]], most_s: float) -> list[tuple[str, Address]]:
         """Have the kernel ask for the MACs of routers on links, and return those that nobody answered for.
 
-        A router's answer takes a moment. The kernel gives up after three seconds; what isn't known after `most_s` is
-        left out, as is what has no MAC.
+        A router's answer takes a moment, and the kernel gives up after three seconds. Routers about which nothing is
+        known after `most_s` aren't returned, nor are routers on interfaces without MACs.
         """
         waiting = [hop for hop in hops if self.has_link_addresses(hop[0])]
         for interface, address in waiting:
@@ -299,11 +299,11 @@ class Host:
         known = self.interfaces().get(interface)
         try:
             return rtnetlink.is_resolved(self._kernel, known.index if known else 0, address)
-        except OSError:  # it was forgotten, or we have no right to have it resolved
+        except OSError:  # the kernel has forgotten the address, or we have no right to have it resolved
             return True
 
     def _is_at(self, hop: rtnetlink.Hop, link_addresses: Collection[bytes]) -> bool:
-        """Say whether a hop has one of these link addresses (an empty one: of the only neighbour on its link)."""
+        """Say whether a hop's router has one of these link addresses; an empty one fits every router on its link."""
         if b"" in link_addresses:
             return True
         try:

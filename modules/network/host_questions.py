@@ -14,7 +14,7 @@ from ngp.modules.network.host import Host
 
 
 class HostQuestions:
-    """Answers them, also again after `close_host`."""
+    """Answers questions about the host; after `close_host` the next question opens the sockets again."""
 
     def __init__(self) -> None:
         self._host: Host | None = None
@@ -49,8 +49,8 @@ class HostQuestions:
     ) -> None:
         """Call on_change in the loop after links, addresses or routes changed, a few times a second at most.
 
-        Call on_touched as soon as anybody changed the gate's table or our hooks, but for a tenth of the loop's time at
-        most. Legacy iptables announces no changes of tables.
+        Call on_touched as soon as anybody changed the gate's table or our hooks. These calls take at most a tenth of
+        the loop's time. Legacy iptables announces no changes of tables.
         """
         self.stop_watching()
         self._open_host().watch(loop, on_change)

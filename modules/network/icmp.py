@@ -20,7 +20,7 @@ from ngp.core.messages import Address
 _V4_QUOTE_BYTES = 576 - 20 - 8
 _V6_QUOTE_BYTES = 1280 - 40 - 8
 _ICMP, _ICMPV6, _FRAGMENT, _AUTHENTICATION = 1, 58, 44, 51
-_V6_OPTIONS = frozenset({0, 43, 60, 135})  # hop by hop, routing, destination options, mobility: length in 8 bytes
+_V6_OPTIONS = frozenset({0, 43, 60, 135})  # hop by hop, routing, destination, mobility: lengths in units of 8 bytes
 _V4_QUERIES = frozenset({0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43})
 _REDIRECT_V6 = 137
 _SOURCES_MAX = 4096

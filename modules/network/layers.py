@@ -157,7 +157,7 @@ def _is_idle_fallback(one: Interface) -> bool:
 
 
 def _uppers(interfaces: Mapping[str, Interface]) -> list[Interface]:
-    """Return the interfaces that may share another's MAC: few, where a router may have thousands of interfaces."""
+    """Return the macvlans and ipvlans: few, even among thousands of interfaces. They may share a lower one's MAC."""
     return [each for each in interfaces.values() if each.kind in _MACVLAN | _IPVLAN]
 
 

@@ -126,9 +126,9 @@ class Label(NamedTuple):
     """A contract's label. A counter of the slot minus its base is what the contract has used.
 
     Attributes:
-        base_to, base_from: of the bytes to and from the destination.
+        base_to, base_from: the bases of two counters: bytes to the destination, and bytes from it.
         address: the destination's first address, packed and filled up to 16 bytes. bits: its prefix length.
-        number: the neighbour's.
+        number: the neighbour's number.
         role: ours, as in ROLE.
         generation: that of the slot.
     """

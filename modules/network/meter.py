@@ -93,7 +93,7 @@ class Meter:
             self._open = undo.pop_all()
 
     def take_over(self, interfaces: dict[int, int]) -> None:
-        """Store where a former meter's programs are attached, so that `narrow` removes those that ours don't replace.
+        """Store where another version's programs are attached, so that `narrow` removes those that ours don't replace.
 
         Args: interfaces: flags by index, as `read_interfaces` returns them.
         """
@@ -101,7 +101,7 @@ class Meter:
             self._set_interface(index, flags)
 
     def use_tcx(self, wanted: bool | None) -> bool:
-        """Say whether tcx is used, else clsact."""
+        """Return True for tcx, False for clsact. Args: wanted: None: tcx if the kernel has it."""
         return hooks.has_tcx() if wanted is None else wanted
 
     def widen(self, desired: DesiredNetwork, host: Host) -> None:
@@ -267,9 +267,10 @@ class Meter:
 def table_sizes(contracts_max: int) -> dict[str, int]:
     """Return the sizes of those tables that grow with CONTRACTS_MAX.
 
-    The tables of hosts also have the own addresses that neighbours announce. Announcing costs nothing, so there is room
-    for all of them, or they would take the contracts' room; memory is used only for those that exist. The tables of
-    flows grow with CONTRACTS_MAX up to a limit, so that customers can't use up the memory of a small router.
+    The tables of single hosts also hold the own addresses that neighbours announce. Announcing costs a neighbour
+    nothing. So there is room for all announced addresses; else they would take the contracts' room. Memory is used only
+    for entries that exist. The tables of flows grow with CONTRACTS_MAX up to a limit, so that customers can't use up
+    the memory of a small router.
     """
     remembered = max(_FLOWS_LEAST, min(layout.FLOWS_MOST, _FLOWS_A_CONTRACT << (contracts_max - 1).bit_length()))
     return {

@@ -55,7 +55,7 @@ class NeighbourTable:
         return self._firsts.of(number)
 
     def link_of(self, number: int) -> bytes | None:
-        """Return a neighbour's link key, or None."""
+        """Return a neighbour's link key; None if no link with this number is in the kernel."""
         return layout.TENANTS_LINK if number == TENANTS else self._links.get(number)
 
     def first_link(self, link: bytes) -> bytes:
@@ -77,7 +77,10 @@ class NeighbourTable:
         return number in self._links
 
     def on_grace(self, number: int) -> bool:
-        """Say whether the daemon has named a neighbour as one that hasn't paid us. An adopted one may have paid."""
+        """Say whether the daemon has named a neighbour as one that hasn't paid us.
+
+        False for a neighbour that was adopted from the kernel's tables and not named since: it may have paid.
+        """
         known = self._known.get(number)
         return known is not None and not known.has_paid
 
@@ -203,7 +206,7 @@ class NeighbourTable:
         contracts.move(
             [slot for one in self._firsts.numbers_of(number) for slot in contracts.of_neighbour(one)], change
         )
-        if other is not None and other != number:  # the daemon numbers this link anew
+        if other is not None and other != number:  # the daemon has given this link a new number
             contracts.move(contracts.of_neighbour(other), lambda: self._firsts.renumber(other, number), number=number)
             self._own[number] = self._own.pop(other, frozenset())
             self._links.pop(other, None)
@@ -240,7 +243,7 @@ class NeighbourTable:
             self._tables[_hosts(address)].delete(layout.host_key(link, Role.CLIENT, address))
 
     def _adopt_own(self) -> None:
-        """At a start: read the neighbours' own addresses from the kernel's tables, as the former daemon left them."""
+        """At a start: read the neighbours' own addresses from the kernel's tables, as the previous daemon left them."""
         found: dict[int, set[bytes]] = {}
         for name in layout.HOSTS.values():
             for key in self._tables[name].keys_of(layout.OWN_ENTRY):

@@ -20,7 +20,7 @@ from ngp.modules.network.host import Host
 # of networks that don't exist drop those on purpose.
 SAMPLES = {4: ("198.41.0.4", "202.12.27.33"), 6: ("2001:503:ba3e::2:30", "2001:dc3::35")}
 _INTERFACES_ASKED = 20
-_HOPS_ASKED, _HOPS_S = 20, 4.0  # the kernel gives up after three seconds
+_HOPS_ASKED, _HOPS_S = 20, 4.0  # routers that are asked for their MAC, and the wait; the kernel gives up after 3 s
 _WHY = {
     errno.EACCES: "a rule or route `prohibit`",
     errno.EINVAL: "a route `blackhole`",
@@ -56,7 +56,10 @@ def check(desired: DesiredNetwork, host: Host, forwarded: frozenset[int]) -> Ite
 
 
 def _dropped(host: Host, version: int, senders: dict[str, Address]) -> Iterator[Check]:
-    """Ask about a sample for each interface. Rules that test more than the question names are given the benefit."""
+    """Ask the kernel about a sample packet for each interface, and warn of the first one that is dropped.
+
+    If no route is found, and a routing rule tests what the question doesn't name (a mark, ports), there is no warning.
+    """
     for name, source in itertools.islice(senders.items(), _INTERFACES_ASKED):
         for text in SAMPLES[version]:
             number = host.why_not_onward(ip_address(text), source, name)

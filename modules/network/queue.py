@@ -36,7 +36,7 @@ HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512
 # We must read faster than the gate lets packets in: in the kernel's queue one neighbour's packets delay the others'.
 _BURST_PACKETS = 256
-_COPY_BYTES = 1280  # what the longest ICMP answer quotes, and more than any header
+_COPY_BYTES = 1280  # of each packet, what we get: as much as the longest ICMP answer quotes, and more than any header
 _KERNEL_QUEUE_MAX = HELD_MAX + 1024  # room for a burst on top of what waits for a verdict
 _SOCKET_BUFFER_BYTES = 4 << 20
 _NAMES_MAX_AGE_S = 1.0

@@ -2,10 +2,11 @@
 
 What a neighbour sends to an upstream interface always needs a contract of that neighbour, and what comes from upstream
 reaches a neighbour only if it has a contract. Which interfaces are upstream can't be decided by default routes: VPN
-clients set two halves of one, and providers set specific routes or 2000::/3. So unless LAN_INTERFACE says otherwise, an
-interface is a LAN only if all of its routes, in any routing table, are within the networks of its own addresses. All
-others are upstream, also those without addresses and those that have just come up. If a LAN is wrongly taken for
-upstream, a packet or two are lost; if an uplink were taken for a LAN, neighbours would use it for nothing.
+clients set routes for the two halves of all addresses instead, and providers set specific routes or 2000::/3. So unless
+LAN_INTERFACE says otherwise, an interface is a LAN only if all of its routes, in any routing table, are within the
+networks of its own addresses. All others are upstream, also those without addresses and those that have just come up.
+If a LAN is wrongly taken for upstream, a packet or two are lost; if an uplink were taken for a LAN, neighbours would
+use it for nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def describe(side: Side, is_lan: bool) -> str:
 
 
 def may_be_ours(side: Side) -> bool:
-    """Say whether all networks beyond it are private: perhaps it is a LAN with another router in it. Pure."""
+    """Say whether all networks beyond an interface are private: perhaps it is a LAN with another router in it. Pure."""
     return bool(side.beyond) and not _has_more(side) and all(each.is_private for each in side.beyond)
 
 

@@ -29,7 +29,7 @@ Truth = bool | None  # None: can't be told
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A sample packet. What is "", 0 or None isn't said, so that tests of it can't be told.
+    """A sample packet. A field that is "", 0 or None is unknown, so nobody can tell the result of a test of that field.
 
     Attributes:
         outward: the interface by which it leaves.
@@ -193,7 +193,7 @@ def _saved_match(option: str, value: str, packet: Packet) -> Truth:
 def parse_ruleset(text: str) -> list[Chain]:
     """Read `nft -j list ruleset`. Returns the base chains of type filter; those of the tables `security` are left out.
 
-    The rules of iptables-nft are in it as well; what is left of them there is enough for no certain verdict.
+    nft lists the rules of iptables-nft too, but not all of their tests. So such a rule has no certain result here.
     """
     entries = json.loads(text).get("nftables", []) if text.strip() else []
     tables: dict[tuple[str, str], dict[str, Chain]] = {}
@@ -343,7 +343,11 @@ def _is_in(address: Address | None, text: str | int) -> Truth:
 
 
 def _is_state(packet: Packet, state: str) -> Truth:
-    """Compare with a state or, of iptables, with the virtual states snat and dnat: only answers may be translated."""
+    """Compare the packet's state with a state in a rule.
+
+    iptables also has the virtual states snat and dnat, for connections whose source or destination is translated. The
+    destination of a sample's connection never is. Its source may be if the sample is an answer: that can't be told.
+    """
     if not packet.state or (state == "snat" and packet.state != "new"):
         return None
     return packet.state == state
