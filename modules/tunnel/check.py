@@ -10,15 +10,16 @@ from ngp.core.listing import listed
 from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers
 from ngp.core.values import Check, DesiredTunnel
-from ngp.errors import KernelError
 from ngp.modules.commands import find_command
 from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.modules.tunnel import host, rules
 from ngp.modules.tunnel.device import Device
-from ngp.modules.tunnel.host import Host, read_sysctl, refuse_taken_port
+from ngp.modules.tunnel.host import FREE_IT, Host, is_free, read_sysctl, taken
 
 _FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 knows one switch for all
 _KIND = "kernel"
+_LAST_METRIC = 0xFFFFFFFF  # behind our own routes, and the tenants'
+_TOLD = 4
 
 
 def look(
@@ -40,6 +41,7 @@ def look(
         yield Check("outside interface", False, found, "ip link shows what there is", _KIND)
         return
     yield from _pools(desired, here, answered_max)
+    yield from _when_stopped(desired, here)
     if tunnel is not None and tunnel.alias.startswith(host.ALIAS):
         yield from _ways_out(desired, here, interfaces, tunnel)
 
@@ -60,10 +62,8 @@ def _unless_nft() -> str:
 
 
 def _port(desired: DesiredTunnel) -> Check:
-    try:
-        refuse_taken_port(desired.port)
-    except KernelError as error:
-        return Check("tunnel port", False, str(error), "free it, or set LANDLORD_PORT", _KIND)
+    if not is_free(desired.port):
+        return Check("tunnel port", False, taken(desired.port), FREE_IT, _KIND)
     found = f"UDP {desired.port} is free; your INPUT rules must accept it on {desired.outside}"
     return Check("tunnel port", True, found)
 
@@ -81,16 +81,18 @@ def _pools(desired: DesiredTunnel, here: Host, answered_max: Mapping[int, int]) 
     alike: dict[Check, list[Prefix]] = {}
     own = here.addresses(desired.outside)
     for pool in desired.pools:
-        inside = here.inhabitant(pool, desired.outside)
-        line = _pool(desired, pool, own, answered_max) if inside is None else _inhabited(*inside)
+        inside = here.inhabitants(pool, desired.outside)
+        line = _inhabited(inside) if inside else _pool(desired, pool, own, answered_max)
         alike.setdefault(line, []).append(pool)
     for line, pools in alike.items():
         yield replace(line, name=f"pool {listed(map(str, pools))}")
 
 
-def _inhabited(address: Address, whose: str) -> Check:
-    found = f"contains {address}, {whose}"
-    return Check("", False, found, f"except: [{address}] in LANDLORD_POOLS", "configuration")
+def _inhabited(inside: Mapping[Address, str]) -> Check:
+    """Report addresses that can't be let. The kind is that of a start, which refuses them when it looks at the host."""
+    found = "; ".join(f"contains {address}, {whose}" for address, whose in inside.items())
+    remedy = f"add to that pool's list `except` in LANDLORD_POOLS: {', '.join(map(str, inside))}"
+    return Check("", False, found, remedy, _KIND)
 
 
 def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answered_max: Mapping[int, int]) -> Check:
@@ -113,6 +115,22 @@ def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answe
         found += f", but for the first {most} of each network at most"
         return Check("", True, found, "let the router there route the pool to this host, and LANDLORD_ROUTING: routed")
     return Check("", True, found)
+
+
+def _when_stopped(desired: DesiredTunnel, here: Host) -> Iterator[Check]:
+    """Warn of routed pools that nothing refuses when ngp has stopped: the default route would send them back.
+
+    The router that sends us such a packet gets it again, and so on until its hop limit ends: one packet of a stranger
+    becomes hundreds on the uplink. By proxy nobody answers for the addresses then, so no packet comes.
+    """
+    refused = {version: here.refused_by_others(version) for version in sorted({pool.version for pool in desired.pools})}
+    back = [pool for pool in desired.pools if not any(covers(each, pool) for each in refused[pool.version])]
+    if desired.proxy or not back:
+        return
+    found = f"when ngp has stopped, this host sends what comes for {listed(map(str, back))} back by its default route"
+    keep = [f"ip {'-6 ' * (each.version == 6)}route add unreachable {each} metric {_LAST_METRIC}" for each in back]
+    more = f" (and so on for {len(keep) - _TOLD} more)" if len(keep) > _TOLD else ""
+    yield Check("pools when stopped", True, found, f"at each boot: {'; '.join(keep[:_TOLD])}{more}")
 
 
 def _ways_out(

@@ -12,7 +12,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,11 +29,13 @@ _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNEIGH, _DELNEIGH, _GETNEIGH = 24, 25, 26, 2
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
 _MAIN, _UNICAST, _UNREACHABLE, _LINK_SCOPE = 254, 1, 7, 253
+_REFUSING = (6, _UNREACHABLE, 8)  # blackhole, unreachable, prohibit
 _DST, _OIF, _PRIORITY = 1, 4, 6
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NDA_DST, _NDA_PROTOCOL = 0x08, 1, 12
 _ROUTES_LOOKED_AT = 1000
 _SYSCTL = Path("/proc/sys/net")
+FREE_IT = "free it, or set LANDLORD_PORT"
 # Nothing is sent there: an address that everybody routes, of a root name server.
 _SAMPLE = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
 
@@ -73,18 +75,16 @@ class Host:
         index = self.index(interface)
         return [each for each in rtnetlink.own_addresses(self.kernel) if each.index == index]
 
-    def inhabitant(self, pool: Prefix, interface: str) -> tuple[Address, str] | None:
-        """Return an address in a pool that can't be let, and whose it is; None if there is none.
+    def inhabitants(self, pool: Prefix, interface: str) -> dict[Address, str]:
+        """Return the addresses in a pool that can't be let, and whose they are.
 
-        It is this host's own on an interface, or that of a router there.
+        They are this host's own on an interface, and those of routers there.
         """
-        for own in self.addresses(interface):
-            if own.local in pool:
-                return own.local, "this host's own address"
+        found = {own.local: "this host's own address" for own in self.addresses(interface) if own.local in pool}
         for router in rtnetlink.routers(pool.version, self.index(interface), _ROUTES_LOOKED_AT):
             if router in pool:
-                return router, f"the router at {interface}"
-        return None
+                found.setdefault(router, f"the router at {interface}")
+        return found
 
     def ways_out(self, pool: Prefix, tunnel: int) -> set[int]:
         """Return the numbers of the interfaces by which a pool's packets leave; empty if they find no route.
@@ -96,6 +96,20 @@ class Host:
         except OSError:
             return set()
         return set(route.interfaces)
+
+    def refused_by_others(self, version: int) -> list[Prefix]:
+        """Return the prefixes that routes refuse which aren't ours, so that they stay when ngp stops.
+
+        A default route that refuses isn't among them: another one goes first.
+        """
+        found = []
+        for kind in _REFUSING:
+            for message in self._strict.dump(_GETROUTE, _ROUTE.pack(_FAMILY[version], 0, 0, 0, _MAIN, 0, 0, kind, 0)):
+                _, bits, _, _, _, protocol, _, _, _ = _ROUTE.unpack_from(message)
+                said = dict(attributes(message[_ROUTE.size :]))
+                if protocol != _PROTOCOL and _DST in said:
+                    found.append(ip_network((said[_DST], bits)))
+        return found
 
     def index(self, interface: str) -> int:
         """Return an interface's number. Raises KernelError if it doesn't exist."""
@@ -227,7 +241,12 @@ def write_sysctl(key: str, value: str) -> None:
 def refuse_taken_port(port: int) -> None:
     """Raise MomentError if another program has a UDP port."""
     if not is_free(port):
-        raise MomentError(f"UDP port {port}: is taken (ss -lnup sport = :{port}); free it, or set LANDLORD_PORT")
+        raise MomentError(f"{taken(port)}; {FREE_IT}")
+
+
+def taken(port: int) -> str:
+    """Say that another program has a UDP port, and how to see which."""
+    return f"UDP port {port}: is taken (ss -lnup sport = :{port})"
 
 
 def is_free(port: int) -> bool:

@@ -188,11 +188,8 @@ class WireGuard:
         """Raise KernelError if a pool would take the address of the router from us: we couldn't reach it any more."""
         if desired.proxy or desired.outside in self._host().interfaces():  # routed, it may come later
             for pool in desired.pools:
-                inside = self._host().inhabitant(pool, desired.outside)
-                if inside is not None:
-                    raise KernelError(
-                        f"pool {pool}: contains {inside[0]}, {inside[1]}; name it in LANDLORD_POOLS (`except`)"
-                    )
+                for address, whose in self._host().inhabitants(pool, desired.outside).items():
+                    raise KernelError(f"pool {pool}: contains {address}, {whose}; name it in LANDLORD_POOLS (`except`)")
 
     def _make(self, desired: DesiredTunnel) -> Device:
         refuse_taken_port(desired.port)

@@ -15,13 +15,16 @@ from tunnel_lab import (
     PORT,
     Built,
     answers,
+    let,
     networks,
     new_key,
     tunnel_lab,
 )
 
 from core_tests import traffic
+from core_tests.lab import End
 from core_tests.shell import sh
+from ngp.core.messages import Prefix
 from ngp.core.values import TunnelPeer
 from ngp.errors import KernelError, MomentError
 from ngp.modules.tunnel import owners, userspace
@@ -100,6 +103,7 @@ def test_a_pool_on_the_link_is_answered_for_as_far_as_it_is_let(tunnel_kind: str
 
 def test_the_check_names_what_is_missing(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, tunnel = built
+    keep_pools_when_stopped()
     before = lab.state()
     lines = {line.name: line for line in tunnel.check(lab.desired())}
     assert all(line.ok and not line.remedy for line in lines.values()), lines
@@ -112,13 +116,18 @@ def test_the_check_names_what_is_missing(built: Built, monkeypatch: pytest.Monke
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
         other.bind(("::", PORT))
         assert failing() == {"tunnel port": "free it, or set LANDLORD_PORT"}
+        (line,) = (line for line in tunnel.check(lab.desired()) if not line.ok)
+        assert "free it" not in line.found and f"sport = :{PORT}" in line.found
     assert list(failing(outside="wan9")) == ["outside interface"]
     on_link, own = ip_network("203.0.113.64/26"), ip_network("203.0.113.0/29")
     assert failing(pools=(on_link,)) == {f"pool {on_link}": "LANDLORD_ROUTING: proxy"}
     assert failing(pools=(on_link,), proxy=True) == {}
-    assert failing(pools=(own,), proxy=True) == {f"pool {own}": "except: [203.0.113.1] in LANDLORD_POOLS"}
+    add = "add to that pool's list `except` in LANDLORD_POOLS:"
+    assert failing(pools=(own,), proxy=True) == {f"pool {own}": f"{add} 203.0.113.1, 203.0.113.2"}
     beside = ip_network("203.0.113.2/31")
-    assert failing(pools=(beside,), proxy=True) == {f"pool {beside}": "except: [203.0.113.2] in LANDLORD_POOLS"}
+    assert failing(pools=(beside,), proxy=True) == {f"pool {beside}": f"{add} 203.0.113.2"}
+    (line,) = (line for line in tunnel.check(lab.desired(pools=(beside,), proxy=True)) if not line.ok)
+    assert line.kind == "kernel", "as a start, which raises a KernelError"
     several = tuple(on_link.subnets(new_prefix=28))
     assert list(failing(pools=several)) == ["pool 203.0.113.64/28, 203.0.113.80/28, 203.0.113.96/28 and 1 more"]
     wide = ip_network("2001:db8:2:0:1::/80")
@@ -138,6 +147,47 @@ def test_the_check_names_what_is_missing(built: Built, monkeypatch: pytest.Monke
     assert lab.state() == before
     tunnel.set_up(lab.desired(), [])
     assert failing() == {}, "its own port and interface are no obstacle"
+
+
+def keep_pools_when_stopped() -> None:
+    for pool in POOLS:
+        sh("ip", f"-{pool.version}", "route", "add", "unreachable", str(pool), "metric", "4294967295")
+
+
+def test_pools_go_round_when_ngp_has_stopped_unless_the_operator_keeps_routes(built: Built) -> None:
+    lab, tunnel = built
+    lab.route_pools()
+    stranger = lab.lab.host("stranger")
+    lab.lab.link(
+        End(stranger, "up0", "192.168.99.2/24", "2001:db8:99::2/64"),
+        End(lab.outside, "down0", "192.168.99.1/24", "2001:db8:99::1/64"),
+    )
+    stranger.route("default", via="192.168.99.1")
+    stranger.route("::/0", via="2001:db8:99::1")
+
+    def answer(pool: Prefix) -> str:
+        asks = ("ping", "-c3", "-W2", str(pool[77]))  # the kernel sends one such answer a second
+        return sh(*stranger.inside(*asks), check=False)
+
+    (warning,) = (line for line in tunnel.check(lab.desired()) if line.name == "pools when stopped")
+    assert warning.ok and "by its default route" in warning.found
+    assert all("xceeded" in answer(pool) for pool in POOLS), "each packet goes to and fro until its hop limit ends"
+    tunnel.set_up(lab.desired(), [])
+    assert all("nreachable" in answer(pool) for pool in POOLS)
+    assert warning in tunnel.check(lab.desired()), "ngp's own routes go with it"
+    tunnel.clean_up()
+    assert all("xceeded" in answer(pool) for pool in POOLS)
+    sh("sh", "-ec", warning.remedy.removeprefix("at each boot: "))
+    assert "pools when stopped" not in {line.name for line in tunnel.check(lab.desired())}
+    assert all("nreachable" in answer(pool) for pool in POOLS)
+    everything = lab.tenant(*map(str, POOLS))
+    let(built, everything)
+    assert all(traffic.ping(lab.outside, everything.address(pool.version)).received for pool in POOLS), (
+        "tenants' routes go first"
+    )
+    tunnel.clean_up()
+    assert all("nreachable" in answer(pool) for pool in POOLS)
+    assert not [line for line in tunnel.check(lab.desired(proxy=True)) if line.name == "pools when stopped"]
 
 
 def test_a_host_without_wireguard_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
