@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * A token bucket in one word (generic cell rate algorithm): the time since which the bucket has been filling, empty at
- * first. It has one token for each `interval_ns` of that, and never more than `burst_ns` / `interval_ns`.
+ * A token bucket in one word (generic cell rate algorithm). The word is the time at which the bucket was last empty.
+ * Since then one token has come for each `interval_ns`, up to `burst_ns` / `interval_ns` tokens. `take_token` takes
+ * one, and returns 0 if there is none.
  */
 #ifndef NGP_TOKEN_H
 #define NGP_TOKEN_H

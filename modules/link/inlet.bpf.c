@@ -54,14 +54,14 @@ struct arrival { struct head head; __u8 datagram[ETHERNET_MAX]; };
 
 TABLE(inlet_trusted, HASH, struct link, __u64, 4096, BPF_F_NO_PREALLOC);
 TABLE(inlet_strange, ARRAY, __u32, __u64, 1 << STRANGER_BUCKETS_BITS, 0);
-TABLE(inlet_shared, ARRAY, __u32, __u64, 2, 0);               /* the strangers' bucket; the odd secret of the hash */
+TABLE(inlet_shared, ARRAY, __u32, __u64, 2, 0);               /* the strangers' bucket; the hash's secret, an odd number */
 TABLE(inlet_counts, PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 * 1024 * 1024);                 /* 3,000 datagrams */
 } inlet_ring SEC(".maps");
 
-/* The end of all programs: the socket itself gets nothing. */
+/* Count why a datagram is dropped. Returns 0, as all programs do: the socket's own queue gets nothing. */
 INLINE int drop(__u32 why)
 {
 	__u64 *counter = bpf_map_lookup_elem(&inlet_counts, &why);

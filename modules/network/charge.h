@@ -77,7 +77,8 @@ INLINE int refuse_exhausted(struct contract *contract, __u32 slot, __u64 limit, 
 	return meet_limit(&contract->mark, limit, EXHAUSTED, slot, tag);
 }
 
-/* Other processors changed the word in each of our attempts. Drop the packet: better than to give it away. */
+/* At each of our attempts to change a word, another processor changed it first. Drop the packet: if it passed, it would
+ * be carried unpaid. */
 APART int refuse_contended(void)
 {
 	count(CONTENDED);
@@ -130,7 +131,7 @@ APART int give_back(struct account *account, __u64 cost)
 /* Count a packet and return 1 if its contract and its account cover it; else return 0 and count nothing. The server's
  * meter refuses a packet that isn't counted. The client's meter lets the packet pass, since the server decides. But the
  * client must not count it either: the server refuses and doesn't bill such packets, so the sums of two honest routers
- * would differ by all of them. Traffic at price 0 needs no account. */
+ * would differ by all refused packets. Traffic at price 0 needs no account. */
 INLINE int charge(struct contract *contract, __u32 slot, const struct packet *p, enum direction direction, enum role role)
 {
 	__u64 limit, used, found, low_water, now, cost = 0, bytes = p->bytes, tag = ONCE(contract->tag);

@@ -46,7 +46,8 @@ INLINE struct entry *find_entry(const struct config *config, const struct packet
 		key.link.mac_tail_role |= pair(0, role);
 		__builtin_memcpy(key.address, address, 16);
 		entry = bpf_map_lookup_elem(&ngp_hosts6, &key);
-		barrier_var(entry);                               /* else clang merges the two calls: unknown map, refused */
+		/* Else clang merges the two look-ups into one whose map isn't constant, and the verifier refuses that. */
+		barrier_var(entry);
 	} else {
 		struct host4 key = { .link = p->link, .address = { address[0] } };
 

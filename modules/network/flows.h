@@ -19,7 +19,7 @@
 #include "charge.h"
 
 #define FLOW_NS 600000000000ull                               /* a flow is remembered for this time */
-#define FLOW_REFRESH_NS 1000000000ull                         /* and its time is renewed at most this often */
+#define FLOW_REFRESH_NS 1000000000ull                         /* its time begins anew at most this often */
 #define OURS 0                                                /* the payer of flows that our LANs began */
 #define STRANGERS 0xffffffff                                  /* the payer of flows that unknown links began */
 
@@ -69,7 +69,7 @@ INLINE int is_fresh(const struct memory *memory, __u64 now)
 	return now - memory->seen_ns < FLOW_NS || memory->seen_ns > now; /* another processor's clock may be a tick ahead */
 }
 
-/* Find out who began a flow. Returns 0 if that isn't known. */
+/* Find out who began a flow, and store that payer's number in `payer`. Returns 0 if the payer isn't known. */
 __noinline int find_payer(const struct flow *flow, __u32 *payer)
 {
 	struct memory *memory;

@@ -4,8 +4,8 @@
  *
  * PAYMENT_SERVICES are single ports of single hosts. Each neighbour has a lane to them: a token bucket of bytes, for
  * both directions together. So no neighbour's flood takes another's room. Links that aren't known share one lane. Keys
- * and link addresses cost nothing to make, so all neighbours that never paid also share one bucket, as large as some
- * lanes.
+ * and link addresses cost nothing to make, so all neighbours that never paid also share one more bucket, which is as
+ * large as the buckets of 16 lanes.
  *
  * Each lane remembers which conversations with services its neighbour began. A flood of conversations makes a lane
  * forget older ones, but only those of the flooding neighbour. An answer of a service goes only to the link that
@@ -15,7 +15,7 @@
  *
  * Packets to and from a service on this host aren't forwarded, so they need no lane. But they take room in the same
  * bucket, and are dropped if there is none; no other rule of lanes applies. Answers count as well: else a neighbour
- * could draw a thousand times as much by a few acknowledgements.
+ * could draw a thousand times as many bytes as it sends, by a few TCP acknowledgements.
  */
 #ifndef NGP_LANE_H
 #define NGP_LANE_H
@@ -23,7 +23,7 @@
 #include "free.h"
 #include "../token.h"
 
-#define NEWCOMERS 16                                          /* all that never paid share as much as 16 lanes */
+#define NEWCOMERS 16                                          /* all that never paid share a bucket of 16 lanes' size */
 #define LONGEST_BYTES (40 + 65535)                            /* the longest packet that IPv6 fragments can make */
 
 enum gift { NOT_GIVEN, GIVEN, REFUSED };
@@ -46,9 +46,9 @@ APART int is_for_lane(const struct packet *p)
 	return !has_options(p) && !(neighbour && (neighbour->flags & SHUT_OUT));
 }
 
-/* Return the hash of a packet's conversation with a service; both directions have the same hash. An ICMP error belongs
- * to the conversation of the packet that it quotes, which went in the other direction: an error to a service quotes a
- * packet from that service. */
+/* Return the hash of a packet's conversation with a service; packets of both directions have the same hash. An ICMP
+ * error belongs to the conversation of the packet that it quotes, which went in the other direction: an error to a
+ * service quotes a packet from that service. */
 APART __u64 hash_of(struct __sk_buff *skb, const struct packet *p, int to_service)
 {
 	__be16 ports[2] = { p->quoted_ports[1], p->quoted_ports[0] };

@@ -46,9 +46,9 @@ INLINE int sell(const struct config *config, const struct packet *p)
 	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
 }
 
-/* Ask the daemon to buy a packet's destination. The neighbour has bought the packet's source from us, so its gate
- * takes the packet for a return, and it will never offer us a contract for the destination. If we didn't ask for one,
- * a host whose address somebody has bought could never begin a conversation. */
+/* Ask the daemon to buy a packet's destination. The neighbour has bought the packet's source from us, so its gate takes
+ * the packet for a return, and the neighbour will never offer us a contract for the destination. If we didn't ask for a
+ * contract, a host whose address somebody has bought could never begin a conversation. */
 APART int ask_to_buy(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);

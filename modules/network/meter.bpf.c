@@ -34,8 +34,8 @@
 #include "lane.h"
 #include "leaving.h"
 
-#define ERROR_INTERVAL_NS 20000000ull                         /* 50 a second to one neighbour */
-#define ERROR_BURST_NS 2000000000ull                          /* 100 at once */
+#define ERROR_INTERVAL_NS 20000000ull                         /* 50 ICMP errors a second to one neighbour */
+#define ERROR_BURST_NS 2000000000ull                          /* 100 of them at once */
 #define MOST_HOPS 255                                         /* the hop limit of our messages (GTSM, RFC 5082) */
 #define TCP_HEADER_BYTES 20
 #define TCP_RESET 4
@@ -112,7 +112,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 		return 0;
 	if (way != TO_UPSTREAM)
 		read_answered(skb, &p, &onward);
-	if (config->flags & (REWRITES | GIFTS)) {                 /* few gateways have any of these: one test for all */
+	if (config->flags & (REWRITES | GIFTS)) {                 /* few gateways have either: one test for both */
 		rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
 		if (any_given(config, &p)) {                      /* 1: free, or in its sender's lane */
 			wanted = !any_free(config, &p) ? 0 : way == TO_UPSTREAM ? BY_DESTINATION : BY_DESTINATION | BY_SOURCE;
@@ -144,7 +144,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	}
 	if (way == TO_UPSTREAM || !(config->flags & BUYS))
 		return 0;
-	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: we bought it from its sender */
+	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: we bought its source from its sender */
 		return 0;
 	return way == TO_LAN || note_return(skb->ifindex, &onward);
 }

@@ -50,7 +50,7 @@ enum role { SERVER, CLIENT };
 /* The flags of an interface in ngp_interfaces; an interface that isn't in it is upstream. */
 #define MESH 1
 #define LAN 2
-#define LINK_ADDRESSES 4                                      /* user space also uses 8: it made the clsact qdisc */
+#define LINK_ADDRESSES 4                                      /* user space alone uses 8: ngp made the clsact qdisc */
 
 #define TENANTS 0                                             /* in the place of a neighbour's number: no neighbour has 0 */
 
@@ -70,11 +70,11 @@ struct config {
 	__u64 flags;
 	__u32 layout;
 	__be16 link_port;
-	__u8 flows_bits, flows_on_grace_bits;                     /* 2^bits flows are kept for a payer; for one on grace */
+	__u8 flows_bits, flows_on_grace_bits;                     /* 2^bits flows are kept for one payer; for one on grace */
 	__u64 stranger_interval_ns, stranger_burst_ns;
 	__u64 neighbour_interval_ns, neighbour_burst_ns;
-	__u64 hold_window_ns;                                     /* in each, so many packets to a destination are held: */
-	__u64 hold_packets, hold_packets_paid;                    /* of a neighbour; of a neighbour that has paid */
+	__u64 hold_window_ns;                                     /* packets to a destination that are held in each window: */
+	__u64 hold_packets, hold_packets_paid;                    /* those of any neighbour; of one that has paid */
 	__u64 lane_kib_ns, lane_burst_ns;                         /* a lane's rate, as the time that 1,024 bytes take */
 };
 
@@ -109,7 +109,7 @@ struct link {
 };
 struct neighbour {
 	__u32 number, flags;
-	__u32 flows, unused;                                      /* how many it has begun, for flows.h */
+	__u32 flows, unused;                                      /* flows: how many flows it has begun, for flows.h */
 	__u64 ready_ns;                                           /* a token bucket, for what is handed to the daemon */
 	__u64 errors_ready_ns;                                    /* another, for ICMP errors to the neighbour */
 	struct link first;                                        /* the neighbour's first link; zero: this link */
@@ -125,7 +125,7 @@ struct entry { __u32 slot, generation; };
 struct free4 { __u32 bits, address[1]; };
 struct free6 { __u32 bits, address[4]; };
 #define SERVICES 8
-#define RATED 0x100                                           /* a payment service: has a rate, answers those who ask */
+#define RATED 0x100                                           /* a payment service: has a rate; answers those who asked */
 struct service { __be16 port; __u16 protocol; };              /* port 0: any; protocol 0: any transport with ports */
 struct free_rule {
 	__u32 all, services;
@@ -147,7 +147,7 @@ struct asking { __u64 since_ns, packets; };
 struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: in the window that began at since_ns */
 
 /* Who began a flow (flows.h). An IPv4 address is the first word of each address. */
-#define FLOWS_MOST (1 << 19)                                  /* of all payers; CONTRACTS_MAX may lower it */
+#define FLOWS_MOST (1 << 19)                                  /* flows of all payers; CONTRACTS_MAX may lower it */
 struct flow { __u32 from[4], to[4]; __be16 from_port, to_port; __u32 protocol; };
 struct place { __u32 payer, number; };
 struct memory { struct place place; __u64 seen_ns; };

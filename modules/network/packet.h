@@ -136,7 +136,7 @@ INLINE __u8 protocol_of(__be16 type)
 }
 
 /* VXLAN and Geneve, recognised by their ports, carry a frame behind the UDP header. Move `at` to the IP packet in this
- * frame, and return its number as `protocol_of` does; 0 if there is no IP packet. */
+ * frame, and return its protocol number as `protocol_of` does; 0 if there is no IP packet. */
 INLINE __u8 frame_in_udp(struct __sk_buff *skb, __u32 base, __u32 *at)
 {
 	struct { __be16 from, to, bytes, checksum; __u8 flags, reserved; __be16 type; } h;
@@ -204,11 +204,11 @@ APART __u32 segmented_bytes(struct __sk_buff *skb, const struct packet *p, __u32
 {
 	__u32 headers = repeated_bytes(skb, p), segments = skb->gso_segs, size = skb->gso_size;
 
-	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* the jumbogram option of Linux itself isn't sent out */
+	if (p->v6 && bytes > 0xffff + 40 && p->transport == 48) { /* Linux's own jumbogram option isn't sent out */
 		headers -= 8;
 		bytes -= 8;
 	}
-	if (!segments && size && bytes > headers)                 /* from a tun or a guest: nobody has counted them yet */
+	if (!segments && size && bytes > headers)                 /* from a tun or a guest: the segments aren't counted yet */
 		segments = (bytes - headers + size - 1) / size;
 	return segments > 1 ? bytes + (segments - 1) * headers : bytes;
 }

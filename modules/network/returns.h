@@ -17,7 +17,7 @@
 
 #include "flows.h"
 
-#define WAITING_NS 10000000000ull                             /* longer than the kernel tries to resolve a next hop */
+#define WAITING_NS 10000000000ull                             /* a packet waits no longer for its next hop's MAC */
 
 APART int is_passage(const struct passage *passage, const struct passage *other)
 {
