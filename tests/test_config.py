@@ -479,3 +479,12 @@ def test_every_field_of_settings_belongs_to_exactly_one_key() -> None:
     every = {f"{part}{field.name}" for part, kind in parts.items() for field in fields(kind)}
     every -= {"budgets", "modules", "letting", "letting.terms", "letting.tunnel", "tenant"}
     assert named == sorted(every | {"lets"}), "`lets` says whether there is a `letting`"
+
+
+def test_a_machine_that_only_rents_needs_no_mesh(tmp_path: Path) -> None:
+    text = "TENANT_RENT_MAX: 30000 sat\n"
+    assert parse(text, tmp_path / "net.conf", for_daemon=False).tenant.rent_max_msat == 30_000_000
+    with pytest.raises(ConfigError, match="MESH_INTERFACES: is missing"):
+        parse(text, tmp_path / "net.conf")
+    with pytest.raises(ConfigError, match="TENANT_RENT_MAX"):
+        parse("TENANT_RENT_MAX: much\n", tmp_path / "net.conf", for_daemon=False)

@@ -14,7 +14,7 @@ from ngp.cli.verbs import verb_command
 @verb_command("close")
 def command(place: Place) -> int:
     """Close the mesh interfaces, if net.conf says so."""
-    settings = place.settings(trusted_only=True)
+    settings = place.settings(trusted_only=True, for_daemon=True)
     if not settings.closed_when_stopped:
         say("WHEN_STOPPED is open: nothing was closed")
         return 0

@@ -51,11 +51,11 @@ class Place:
         except ConfigError:
             return False
 
-    def settings(self, trusted_only: bool = False) -> Settings:
-        """Load net.conf. Raises ConfigError."""
+    def settings(self, trusted_only: bool = False, for_daemon: bool = False) -> Settings:
+        """Load net.conf. Args: for_daemon: refuse one with which no daemon could run. Raises ConfigError."""
         from ngp.config import load
 
-        return load(self.config_path, trusted_only=trusted_only)
+        return load(self.config_path, trusted_only=trusted_only, for_daemon=for_daemon)
 
     @cached_property
     def state_dir(self) -> Path:

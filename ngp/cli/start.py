@@ -21,7 +21,7 @@ def command(place: Place, verbose: bool, foreground: bool) -> int:
     """Start the daemon."""
     if foreground:
         return _stay(place, verbose)
-    place.settings(trusted_only=True)  # a bad file is refused here, before anything is made
+    place.settings(trusted_only=True, for_daemon=True)  # a bad file is refused here, before anything is made
     progress = Progress("ngp is starting")
     try:
         started = spawn.start_detached(place.config_path, place.state_dir, verbose, progress)
@@ -37,5 +37,5 @@ def command(place: Place, verbose: bool, foreground: bool) -> int:
 def _stay(place: Place, verbose: bool) -> int:
     reporter = spawn.Reporter()
     with reporter.telling_errors():
-        place.settings(trusted_only=True)
+        place.settings(trusted_only=True, for_daemon=True)
         return spawn.run_here(place.config_path, place.state_dir, verbose, reporter)

@@ -54,7 +54,7 @@ MESH_ANSWER_S = 60.0
 _NAME_LND = "write LNDhost with an lndconnect:// URI into Config.yaml, or run AutoPay once on a terminal, and it asks"
 _NAME_NODE = (
     "write PAYMENT_INTERFACE: lnd into /etc/ngp/net.conf, and there LND_MACAROON, or give the node's URI to "
-    "`sudo ngp lightning connect`; `ngp check` then tries the node"
+    "`sudo ngp lightning connect`, which tries it"
 )
 FEE_LIMIT = FeeLimit(10_000, 1000)
 """1 %, at least 1 sat: FEE_LIMIT as net.conf ships it."""
@@ -110,7 +110,7 @@ def _routers_settings() -> Settings | None:
     """
     if not os.access(ROUTERS_CONFIG, os.R_OK):
         return None
-    return load(ROUTERS_CONFIG, trusted_only=True)
+    return load(ROUTERS_CONFIG, trusted_only=True, for_daemon=False)
 
 
 # --- ngp rent ---------------------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ def _buy_pair(offer: int | None, most: int | None, general_offer: int, general_m
 def _required(written: Written) -> Iterator[Finding]:
     if keys.MESH_INTERFACES.name not in written.nodes and not _may_let(written):
         message = "is missing: write the interfaces that lead to neighbours, for example MESH_INTERFACES: [eth1, wlan0]"
+        message += "; a machine that only rents addresses needs none, and no daemon"
         yield Finding(0, keys.MESH_INTERFACES.name, "", message)
 
 
@@ -317,10 +318,11 @@ def _modules(written: Written) -> Iterator[Finding]:
             yield Finding(node.line if node else 0, name, shown, message)
 
 
-def run_checks(written: Written) -> Iterator[Finding]:
-    """Run every check whose keys could be read; a missing MESH_INTERFACES is reported only once."""
+def run_checks(written: Written, for_daemon: bool) -> Iterator[Finding]:
+    """Run every check whose keys could be read; a missing MESH_INTERFACES is reported only once, and for a daemon."""
     missing = () if keys.MESH_INTERFACES.name in written.nodes else (keys.MESH_INTERFACES.name,)
-    yield from _required(written)
+    if for_daemon:
+        yield from _required(written)
     for needed, check in CHECKS:
         if not any(key.name in written.failed or key.name in missing for key in needed):
             yield from check(written)

@@ -82,25 +82,30 @@ def refuse_shown_secret(settings: Settings, path: Path) -> None:
                 refuse_readable(path, _status(path), key.name, key.secret, key.instead)
 
 
-def load(path: Path | str, *, modules: Modules = installed_modules, trusted_only: bool = False) -> Settings:
+def load(
+    path: Path | str, *, modules: Modules = installed_modules, trusted_only: bool = False, for_daemon: bool = True
+) -> Settings:
     """Read a configuration file.
 
     Args:
         path: the file; relative paths in it start at its folder.
         modules: returns the names of the modules that are available for a group of entry points.
         trusted_only: refuse a file that other users could have written.
+        for_daemon: refuse a file with which no daemon could run. A machine that only rents has none.
 
     Raises:
         ConfigError: lists all problems, one per line: file, line, key, value, and what is right.
     """
     path = Path(path)
-    return parse(read_text(path, trusted_only), path, modules=modules)
+    return parse(read_text(path, trusted_only), path, modules=modules, for_daemon=for_daemon)
 
 
-def parse(text: str, path: Path, *, modules: Modules = installed_modules) -> Settings:
+def parse(text: str, path: Path, *, modules: Modules = installed_modules, for_daemon: bool = True) -> Settings:
     """Turn a configuration's text into Settings.
 
-    Args: path: only the file's name for errors; relative paths in the text start at its directory.
+    Args:
+        path: only the file's name for errors; relative paths in the text start at its directory.
+        for_daemon: as in `load`.
     Raises: ConfigError.
     """
     try:
@@ -108,7 +113,7 @@ def parse(text: str, path: Path, *, modules: Modules = installed_modules) -> Set
     except Refused as refused:
         raise ConfigError(_report(refused.findings, path)) from refused
     written, findings = _read_keys(document, os.path.abspath(path.parent), modules)
-    findings.extend(run_checks(written))
+    findings.extend(run_checks(written, for_daemon))
     if findings:
         raise ConfigError(_report(findings, path))
     return _settings(written)

@@ -545,7 +545,7 @@ def test_the_command_ends_with_5_and_the_limit_if_the_terms_are_refused(keeper: 
 
 def test_the_stricter_of_two_limits_holds(keeper: Keeper, quiet_log: None, tmp_path: Path) -> None:
     net_conf = tmp_path / "net.conf"
-    net_conf.write_text("MESH_INTERFACES: mesh0\nTENANT_ACTIVATION_MAX: 47999 sat\nTENANT_RENT_MAX: 99999 sat\n")
+    net_conf.write_text("TENANT_ACTIVATION_MAX: 47999 sat\nTENANT_RENT_MAX: 99999 sat\n")
     with mock.patch("ngp.cli.tenant_service.ROUTERS_CONFIG", net_conf):
         done = command(keeper)
         assert done.returncode == ExitCode.PAYMENT and "TENANT_ACTIVATION_MAX" in done.stderr

@@ -58,7 +58,7 @@ class Router:
 @pytest.fixture
 def router(keeper: Any, quiet_log: None, tmp_path: Path) -> Iterator[Router]:
     """The landlord takes the payments of the sandbox node in the folder `node` (see `keeper`)."""
-    (tmp_path / "net.conf").write_text("MESH_INTERFACES: mesh0\nBUDGET_HOUR: 110000 sat\n")
+    (tmp_path / "net.conf").write_text("BUDGET_HOUR: 110000 sat\n")  # a machine that only rents has no mesh
     with mock.patch("ngp.cli.tenant_service.proof_of", lambda *_: Told()):
         yield Router(tmp_path, keeper.landlord)
 
