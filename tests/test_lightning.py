@@ -60,8 +60,8 @@ def test_a_good_channel_lacks_nothing() -> None:
     [
         ({"least_htlc_msat": 100_001}, "no payment below 101 sat"),
         ({"active": False}, "isn't connected"),
-        ({"state": ChannelState.OPENING, "active": False}, "it is opening"),
-        ({"state": ChannelState.CLOSING, "active": False}, "it is closing"),
+        ({"state": ChannelState.OPENING, "active": False}, "the channel is opening"),
+        ({"state": ChannelState.CLOSING, "active": False}, "the channel is closing"),
     ],
 )
 def test_what_a_channel_lacks_is_named_with_the_next_command(changes: dict[str, Any], says: str) -> None:

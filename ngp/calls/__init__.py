@@ -1,5 +1,5 @@
-"""Calls: what a tenant asks of a landlord, as bytes. Every face but HTTPS, and the tenant's side of it, share this.
+"""Calls: what a tenant asks a landlord, as bytes. All faces but HTTPS use this, at both the tenant and the landlord.
 
-A call is a method's name, a request, and proofs of the WireGuard keys that it is about; its answer is a reply. How they
-travel, by gRPC or between neighbours, is up to others. docs/rental-protocol.md describes all of it.
+A call is a method's name, a request, and proofs of the WireGuard keys that it is about; its answer is a reply. Other
+modules carry both, by gRPC or between neighbours. docs/rental-protocol.md describes all of it.
 """

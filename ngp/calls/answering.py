@@ -1,7 +1,7 @@
 """Answering: a landlord's answers to calls, whichever way they come.
 
-Only the offers are told to everybody. All other methods are about one WireGuard key, and are answered to those only
-who prove that it is their own; so a stranger can neither see a rental, nor replace its invoice.
+Only the offers are told to everybody. Every other method is about one WireGuard key, and the caller must prove that it
+has the private key. So a stranger can neither see a rental, nor replace its invoice.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ _UNPAID = (None, RentalState.PENDING, RentalState.RELEASED)
 
 
 class MalformedError(RentalError):
-    """A request isn't what it must be."""
+    """A request doesn't have the form that docs/rental-protocol.md requires."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
     """Who asks, as far as the transport knows.
 
-    Attributes: hold_s: how long the reply may wait for a payment. peer: identity of a neighbour; b"" for others.
+    Attributes:
+        who: the caller's address, for limits.
+        hold_s: how long the reply may wait for a payment.
+        peer: the caller's identity if it is a neighbour; else b"".
     """
 
     who: Hashable
@@ -50,8 +53,8 @@ class Answering:
     """Answers calls by asking the landlord.
 
     Args:
-        identity: the landlord's, which its replies name.
-        face: `grpc` or `mesh`: where new rentals are made.
+        identity: the landlord's identity, which its replies name.
+        face: `grpc` or `mesh`: by which of them tenants ask here; new rentals keep this name.
         first_invoices: how many new rentals one sender may have waiting for their first payment.
     """
 
@@ -77,7 +80,7 @@ class Answering:
     async def answer(self, call: Call, proof: bytes, asking: Asking) -> pb.Reply:
         """Answer one call, or say why not; the input may be hostile.
 
-        Args: proof: that of the request's WireGuard key; for Rekey that of the new key follows it.
+        Args: proof: the proof of the request's WireGuard key; for Rekey the proof of the new key follows.
         """
         try:
             kind, method = self._methods[call.method]

@@ -1,7 +1,7 @@
 """First invoices: how many new rentals one address may have waiting for their first payment.
 
-An invoice costs nothing, holds addresses of the pools, and counts towards LANDLORD_INVOICES_MAX. Without a part for
-each address, one stranger could keep all others from renting.
+Asking for an invoice costs nothing, but keeps a network of the pools from others, and counts towards
+LANDLORD_INVOICES_MAX. Without a limit for each sender's address, one stranger could keep all others from renting.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Proof: a tenant proves that it has the private key of a WireGuard key, without a handshake of WireGuard.
 
 Tenant and landlord have a secret in common: the X25519 product of one's private and the other's public key (RFC 7748).
-From it, both public keys and the landlord's session comes a key that serves this purpose only (HKDF, RFC 5869), and
-with that key an HMAC of the method and the whole request. So a proof is good for one landlord, method, request and
-session.
+HKDF (RFC 5869) turns this secret, both public keys and the landlord's session into a key that serves this purpose only.
+The proof is an HMAC with that key over the method and the whole request. So a proof is good for one landlord, method,
+request and session.
 WireGuard hashes the same product with labels of its own, so neither protocol learns anything of the other's use.
 
 A request has a nonce, taken from the session's clock. The landlord accepts a key's nonces only if they grow, and none
@@ -34,7 +34,7 @@ _AGAIN = "ask for the offers, which name the session and its clock, then repeat 
 
 
 def prove(private_key: X25519PrivateKey, session: Session, call: Call) -> bytes:
-    """Return the tenant's proof of a key. Raises: ValueError: the landlord's key is none."""
+    """Return the tenant's proof of a key. Raises: ValueError: the landlord's key can't be used with X25519."""
     own = private_key.public_key().public_bytes_raw()
     return _proof(private_key, session.tunnel_key, own + session.tunnel_key, session.id, call)
 

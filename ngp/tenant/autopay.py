@@ -1,11 +1,11 @@
 """AutoPay: keeps the credit of a rental, within the limits, for as long as the tunnel works.
 
 Each look asks for the landlord's status and terms, compares them with our own books, and pays what is due in parts.
-Whatever is wrong, nothing is paid, and the reason is told; the next look may find it mended. A payment that the
-landlord doesn't count ends all further payments until it does.
+If anything is wrong, nothing is paid and the reason is logged; the next look tries again. A payment that the landlord
+doesn't count ends all further payments until the landlord counts it.
 
-Without credit the landlord has the tunnel off, so nothing can prove that it works. Then back rent is paid without a
-proof, as far as our own books say that it is owed, and the proof is asked for again as soon as there is credit.
+Without credit the landlord has the tunnel off, so nothing can prove that the tunnel works. Then back rent is paid
+without such a proof, as far as our own books say that we owe it. With credit, every further payment needs the proof.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ngp.tenant.renting import Quote
 _log = logging.getLogger("ngp.tenant")
 
 LOOK_AGAIN_S = 60.0
-"""After a look that failed."""
+"""How long after a failed look the next one follows."""
 LOOK_MOST_S = 6 * 3600.0
 """The longest time between two looks: disagreements should be found long before the credit ends."""
 WARN_AGAIN_S = 3600.0
@@ -48,12 +48,13 @@ class LimitError(PaymentError):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One rental that is kept.
+    """One rental whose credit is kept, with all that this needs.
 
     Attributes:
         limits: returns the limits, read again when their file changes.
         warn_s: returns how long before the credit ends there are warnings, read again like the limits.
-        warned_at_s: when there were, by the monotonic clock.
+        keeps_route: only packets from the rented networks use the tunnel, see `renting.keep_configuration`.
+        warned_at_s: when the last warning was logged, by the monotonic clock; empty if there was none.
     """
 
     home: Home
@@ -80,9 +81,9 @@ async def look(kept: Kept) -> float:
 
 
 async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
-    """Pay an invoice that the user agreed to; no limits of automatic payments hold, but fee limit and budgets do.
+    """Pay an invoice that the user agreed to. Only fee limit and budgets hold, not the limits of automatic payments.
 
-    Returns: the status when the landlord has counted it. Raises: NgpError.
+    Returns: the status when the landlord has counted the payment. Raises: NgpError.
     """
     with _alone(kept):
         books = await kept.payer.finish()
@@ -213,7 +214,7 @@ def _warn_of_end(kept: Kept, credit_msat: int, books: Books) -> None:
 
 def _warn_by_our_books(kept: Kept) -> None:
     """Warn of the end of the credit although the landlord can't be asked, or isn't believed."""
-    with contextlib.suppress(NgpError):  # another one has just been told
+    with contextlib.suppress(NgpError):  # the reason why we came here has just been logged
         books = kept.books.read()
         if books.account.started:
             _warn_of_end(kept, books.account.credit_msat(time.time()), books)

@@ -7,7 +7,7 @@ forwarded packets too, before a neighbour is charged for them, unless it is
 
 - for a landlord (one UDP port and one TCP port of one address each) or a destination in TENANT_BESIDE;
 - for an address that no router of the internet forwards: private, unique local and link-local ones, multicast on the
-  link. But no DNS: a name server in the LAN would ask for the names outside;
+  link. But DNS to such addresses is dropped: a name server in the LAN would look names up outside the tunnel;
 - DHCP, neighbour discovery, or a message of ngp (UDP 10325, with the hop limit that only neighbours see);
 - for the rented networks, which may be routed on to machines behind this one.
 
@@ -27,13 +27,13 @@ _LOCAL4 = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 224.0.0.0/
 _LOCAL6 = "fe80::/10, fc00::/7, ff01::/16, ff02::/16"
 _NDP = "nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
 _FAMILY = {4: "ip", 6: "ip6"}
-# Forwarded packets behind the operator's filter and before ngp's gate, which charges them. Then all packets once more,
-# behind source NAT, as only there the interface of our own ones is final.
+# Forwarded packets are looked at behind the operator's filter, and before ngp's gate charges them. All packets are
+# looked at once more behind source NAT: only there the outgoing interface of this machine's own packets is final.
 _HOOKS = {"forward": 10, "postrouting": 290}
 
 
 def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequence[Way]) -> str:
-    """Write the whole table, in place of the one that there is.
+    """Return nft's commands that make the whole table, in place of the one that exists.
 
     Args:
         interfaces: of all rented tunnels.
@@ -61,7 +61,7 @@ def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequenc
 
 
 def unasked(resolv_conf: str, beside: Sequence[Way]) -> list[str]:
-    """Return the name servers that a machine has and the barrier closes: those in the LAN that no way leads to.
+    """Return the name servers of this machine that the barrier cuts off: those in the LAN that `beside` doesn't open.
 
     Args: resolv_conf: what is in /etc/resolv.conf; its lines may be anything.
     """

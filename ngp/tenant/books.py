@@ -25,7 +25,7 @@ _NO_LONGER = "restore it from a backup, or move it away: then nothing is known o
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A payment of the past.
+    """A payment whose outcome is known.
 
     Attributes:
         fee_msat: what its routing cost.
@@ -99,7 +99,7 @@ class BooksFile:
     def write(self, books: Books) -> None:
         """Replace the file; durable when it returns. Raises NgpError."""
         before = files.read_yaml(self.path)
-        if before and "Pending" not in before:  # the published client's
+        if before and "Pending" not in before:  # the published client wrote this file: keep a copy
             files.replace(self.path.with_name(f"{self.path.name}.before"), self.path.read_bytes())
         files.write_yaml(self.path, {**before, **_values(books)})
 

@@ -1,7 +1,7 @@
 """Calls: a landlord that is asked by calls (`ngp.calls`), which prove that the WireGuard key is the tenant's own.
 
-How a call travels is up to others. A landlord may be hostile, or broken: whatever it says becomes a value within its
-bounds, or a LandlordError.
+`ngp.tenant.grpc` and `ngp.tenant.mesh` carry the calls. A landlord may be hostile, or broken: whatever it answers
+becomes a value within fixed bounds, or a LandlordError.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from ngp.tenant.landlord import Keys, Place, RefusedError, printable
 MOST_OFFERS = 256
 _MOST_MSAT = MOST_SAT * SAT_MSAT
 _MOST_RENT_MSAT = 10**15
-_MOST_PRICE_MSAT_PER_GIB = 1 << 40  # the most that a kernel charges
+_MOST_PRICE_MSAT_PER_GIB = 1 << 40  # a landlord's kernel can't charge more
 _MOST_BYTES = 1 << 62
 _ATTEMPTS = 2
 SESSION_S = 60.0
-"""How long a session's clock is believed: two clocks drift apart, and nonces mustn't run ahead of other processes'."""
+"""How long we count a landlord's clock on by our own. The two drift apart, and nonces that are ahead of the landlord's
+clock would shut out another process that uses the same WireGuard key."""
 
 T = TypeVar("T")
 Carry = Callable[[Call, bytes], bytes]
@@ -50,7 +51,7 @@ class CallingLandlord:
     """A landlord that is asked by calls.
 
     Args:
-        identity: returns the landlord's, which its answers must name.
+        identity: returns the landlord's identity, which its answers must name.
         carry: brings a call there, and its answer back.
         payee: the Lightning node whose invoices are accepted, hexadecimal; "": any.
     """
@@ -71,7 +72,7 @@ class CallingLandlord:
         return self._read(lambda: _terms(self._offer(offer)))
 
     def ask(self, keys: Keys, amount_sat: int, offer: str = "") -> Asked:
-        """Return an invoice for credit, of a new rental if there is none for this key. Args: offer: for a new one."""
+        """Return an invoice for credit; for a new rental if this key has none. Args: offer: used for a new rental."""
         asked = self._proven(
             ADD_CREDIT, keys, lambda ctx: pb.AddCreditRequest(ctx=ctx, offer=offer, amount_msat=amount_sat * SAT_MSAT)
         )
@@ -212,7 +213,7 @@ def _within(name: str, value: int, least: int, most: int) -> int:
 
 
 def _rate_sat_s(rent_msat: int) -> float:
-    """Return a rent of a month in sat a second. The only place that divides: the results are compared."""
+    """Convert a rent of a month to sat a second. Only this function does, so that equal rents give equal rates."""
     return _within("rent_msat", rent_msat, 0, _MOST_RENT_MSAT) / SAT_MSAT / MONTH_S
 
 
@@ -276,7 +277,7 @@ def _status(status: Any) -> Status:
 
 
 def _configuration(found: Any) -> TunnelConfiguration:
-    """Read a configuration by the rules for that of HTTPS, as both come into a file that wg-quick reads."""
+    """Read a configuration by the same rules as one that came over HTTPS: wg-quick reads the file made of either."""
     networks = read_networks(list(found.networks))
     endpoints = list(found.endpoints)[:16] or [""]
     host, port = split_host_port(next((one for one in endpoints if not one.startswith("[")), endpoints[0]))

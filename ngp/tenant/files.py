@@ -17,7 +17,7 @@ from ngp.errors import ConfigError, NgpError, RunningError
 
 _MOST_BYTES = 1 << 20
 _LEFT_S = 600.0
-"""After this time nobody goes on writing a file that is half written."""
+"""A half-written file that is older than this was left by a killed process."""
 
 
 def make_folder(path: Path) -> None:

@@ -1,7 +1,7 @@
 """gRPC: a landlord that is asked over the network, and known by its identity or by its Lightning node's key.
 
-Every answer must be signed by that identity for the certificate of its connection. Nothing but the question for the
-offers is sent before that was checked, so somebody in between learns nothing of the tenant.
+Every answer must be signed by that identity for the certificate of its connection. Until such an answer was checked,
+only the question for the offers is sent. So somebody in between learns nothing of the tenant.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GrpcPlace:
         return show_host_port(self.host, self.port, USUAL_PORT)
 
     def entry(self) -> dict[str, str]:
-        """Return how Config.yaml has it."""
+        """Return this landlord's entry in Config.yaml."""
         return {"Host": str(self), "TrustedKey": self.pin}
 
 
@@ -196,7 +196,7 @@ def _texts(headers: Iterable[Any]) -> dict[str, str]:
 
 
 def _bytes(value: str) -> bytes:
-    """Read a binary trailer; b"" if it is none. Padding may be left out."""
+    """Decode a binary trailer, whose padding may be left out; b"" if it isn't base64."""
     try:
         return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
     except ValueError:

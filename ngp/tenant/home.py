@@ -1,7 +1,7 @@
 """Home: the tenant's files, with the names and places of the published StaticWire client.
 
-Config.yaml has landlords, keys and limits. Both published layouts are read: that of 2023 is written anew in that of
-2025, and the file before is kept as Config.yaml.before. Keys that aren't known are kept as they are.
+Config.yaml has landlords, keys and limits. Both published layouts are read: a file in the layout of 2023 is rewritten
+in that of 2025, and the original is kept as Config.yaml.before. Keys that aren't known are kept as they are.
 
 A home may have several tunnels, each with a landlord of its own; the published client uses the first one only.
 """
@@ -46,7 +46,7 @@ _BUY_TERMS = {
     "TargetCredit": ("target_credit", 6_000, SAT_MSAT),
     "TargetTime": ("target_time_s", 5 * _DAY_S, 1),
 }
-"""BuyOfferTerms of Config.yaml: our names, the defaults in sat or seconds, and their factor."""
+"""BuyOfferTerms of Config.yaml: for each key our name, the default in sat or seconds, and the factor to our unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,12 @@ class Tunnel:
     """One rental's keys.
 
     Attributes:
-        name: "" for one that has only its interface's name.
-        landlord: the name of a trusted landlord; "" where host and pin alone are known.
-        offer: the name of its offer; "": the first one.
-        first_key: the public key that it had first, from which its interface and routing table have their names.
-        next_private_key: the one that it is about to get; "" if none.
+        name: as the user called the tunnel; "": it has no name, and is shown by its interface.
+        landlord: the name of a trusted landlord; "": only the landlord's host and pin are known.
+        offer: the name of the landlord's offer; "": the first one.
+        first_key: the tunnel's first public key, which names its interface and routing table; "" if the tunnel never
+            had another key.
+        next_private_key: the key that replaces the present one, while a change of the key is under way; else "".
     """
 
     private_key: str
@@ -74,17 +75,17 @@ class Tunnel:
 
     @property
     def interface(self) -> str:
-        """The name of its interface and of its file."""
+        """The name of the tunnel's interface, and of its file for wg-quick."""
         return interface_name(self.root_key)
 
     @property
     def root_key(self) -> str:
-        """The public key that names interface and routing table: they outlive a change of the key."""
+        """The public key that names interface and routing table, which stay the same when the key changes."""
         return self.first_key or self.public_key
 
     @property
     def shown_name(self) -> str:
-        """How it is called in texts."""
+        """What texts for the user call the tunnel."""
         return self.name or self.interface
 
     def __repr__(self) -> str:
@@ -241,7 +242,7 @@ class Home:
             self._entry(tunnel).pop(_NEXT, None)
 
     def end_rekey(self, tunnel: Tunnel, changed: Tunnel) -> Tunnel:
-        """Use the next key from now on; the former one is dropped. Returns the tunnel as it is. Raises NgpError."""
+        """Use the next key from now on, and drop the old one. Returns the tunnel with its new key. Raises NgpError."""
         path = self.conf_path(tunnel)
         if path.exists():
             files.replace(path, path.read_bytes().replace(tunnel.private_key.encode(), changed.private_key.encode()))
@@ -303,9 +304,9 @@ class Home:
         return path
 
     def state_path(self, tunnel: Tunnel) -> Path:
-        """Return the file of a tunnel's books: as published for the first one.
+        """Return the file of a tunnel's books. The first tunnel's file has the published client's name.
 
-        A tunnel that becomes the first one, as the one before it was forgotten, keeps the file that it has.
+        If the first tunnel is forgotten, the next one becomes the first, but keeps the file that it has.
         """
         own = self._own_state_path(tunnel)
         return self.folder / STATE if tunnel.is_first and not own.exists() else own

@@ -53,7 +53,7 @@ class LandlordPlace:
         return show_host_port(self.host, self.port, USUAL_PORT)
 
     def entry(self) -> dict[str, str]:
-        """Return how Config.yaml has it."""
+        """Return this landlord's entry in Config.yaml."""
         return {"Host": str(self), "TrustedFingerprint": self.pin}
 
 
@@ -85,7 +85,7 @@ class HttpsLandlord:
         return _read(read_terms, self._post("GetSellOfferTerms", {}))
 
     def ask(self, keys: Keys, amount_sat: int, offer: str = "") -> Asked:
-        """Return an invoice for credit, of a new rental if there is none for this key. Args: offer: ignored."""
+        """Return an invoice for credit; for a new rental if this key has none. Args: offer: ignored."""
         form = {"WireGuardPubKey": keys.public_key, "amount": str(amount_sat)}
         return _read(read_asked, self._post("AddCredit", form))
 
@@ -93,7 +93,7 @@ class HttpsLandlord:
         """Return a rental's status.
 
         Args:
-            wait_for: an invoice: answered once it is paid, or when the landlord waits no longer.
+            wait_for: an invoice: the answer comes when it is paid, or when the landlord waits no longer.
             preimage: proves that an invoice was paid; a landlord that doesn't know this field ignores it.
         """
         form = {"WireGuardPubKey": keys.public_key}

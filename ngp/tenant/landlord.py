@@ -1,4 +1,4 @@
-"""Landlord: what a tenant asks of one, by whichever face it is reached."""
+"""Landlord: what a tenant can ask a landlord, the same over every face (HTTPS, gRPC, mesh)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOST_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[0-9A-Za-z_.-]{1,253})(:(?
 
 
 class RefusedError(LandlordError):
-    """The landlord answers with an error; the text is its own."""
+    """The landlord answers with an error; the text has the landlord's words."""
 
 
 class FingerprintError(ConfigError):
@@ -36,22 +36,23 @@ class Keys(Protocol):
 
 
 class Place(Protocol):
-    """Where a landlord is, and by what it is known. As text it is what errors and listings call it."""
+    """Where a landlord is, and by what it is recognized. As text (str) it names the landlord in errors and lists."""
 
     @property
     def face(self) -> str:
-        """The face by which it is reached: https, grpc or mesh."""
+        """The face by which the landlord is asked: https, grpc or mesh."""
 
     @property
     def host(self) -> str:
-        """Its host; "" where it has none."""
+        """The landlord's host; "" for a neighbour."""
 
     @property
     def pin(self) -> str:
-        """What it is known by, hexadecimal: the SHA-256 of its certificate, or its identity."""
+        """What the landlord is recognized by, hexadecimal: the SHA-256 of its certificate, its identity, or the key of
+        its Lightning node."""
 
     def entry(self) -> dict[str, str]:
-        """Return how Config.yaml has it."""
+        """Return this landlord's entry in Config.yaml."""
 
 
 class Landlord(Protocol):
@@ -67,13 +68,13 @@ class Landlord(Protocol):
         """Return the terms of an offer. Args: offer: "": the first one."""
 
     def ask(self, keys: Keys, amount_sat: int, offer: str = "") -> Asked:
-        """Return an invoice for credit, of a new rental if there is none for this key. Args: offer: for a new one."""
+        """Return an invoice for credit; for a new rental if this key has none. Args: offer: used for a new rental."""
 
     def status(self, keys: Keys, wait_for: str = "", preimage: bytes = b"") -> Status:
         """Return a rental's status.
 
         Args:
-            wait_for: an invoice: answered once it is paid, or when the landlord waits no longer.
+            wait_for: an invoice: the answer comes when it is paid, or when the landlord waits no longer.
             preimage: proves that an invoice was paid.
         """
 
@@ -87,7 +88,10 @@ class Landlord(Protocol):
         """
 
     def rekey(self, keys: Keys, new: Keys) -> None:
-        """Give a rental another key, kept already: if this fails, a status with it says whether the rental has it."""
+        """Give a rental another key. The caller has stored both keys before.
+
+        If this fails, asking for the status with the new key shows whether the rental has it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class NeighbourPlace:
         return f"{identity.short_text(bytes.fromhex(self.pin))} in the mesh"
 
     def entry(self) -> dict[str, str]:
-        """Return how Config.yaml has it."""
+        """Return this landlord's entry in Config.yaml."""
         return {"Neighbour": self.pin}
 
 

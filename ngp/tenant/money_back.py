@@ -14,20 +14,20 @@ from ngp.tenant.landlord import Landlord
 
 EXPIRY_S = 3600
 ARRIVES_S = 60.0
-"""As long as a landlord's node tries to pay."""
+"""How long we wait for the money: as long as a landlord's node tries to pay."""
 _POLL_S = 0.5
 
 
 async def fetch(landlord: Landlord, tunnel: Tunnel, payment: Payment, amount_msat: int) -> bool:
     """Have our node's invoice paid by a landlord.
 
-    Returns: whether the money has arrived. If not, it is on its way, or the payment failed, and can be fetched again.
-    Raises: NgpError: it isn't paid.
+    Returns: whether the money has arrived. If not, it is on its way, or the payment failed; then fetch it again.
+    Raises: NgpError: the landlord doesn't pay.
     """
     made = await payment.create_invoice(amount_msat, f"what is left of {tunnel.shown_name}", EXPIRY_S)
     try:
         await asyncio.to_thread(landlord.refund, tunnel, made.bolt11)
-    except LandlordError:  # perhaps the answer was lost; then the landlord's payment fails, and nothing is lost
+    except LandlordError:  # if the landlord agreed and only its answer was lost, its payment fails: nothing is lost
         with contextlib.suppress(PaymentError):
             await payment.cancel_invoice(made.payment_hash)
         raise

@@ -29,7 +29,7 @@ _log = logging.getLogger("ngp.tenant")
 PAY_S = 60.0
 TRACK_EVERY_S = 2.0
 _SURE_S = 3.0
-"""How long after a node's `unknown` it is asked again: a killed process may have sent the payment a moment before."""
+"""How long a node that doesn't know a payment is asked again: a killed process may have sent it a moment before."""
 
 
 class Payer:
@@ -162,7 +162,7 @@ class Payer:
         return books
 
     async def _outcome(self, order: Order, outcome: PaymentOutcome) -> PaymentOutcome:
-        """Ask the node until a payment is over. It may take hours: a channel on its way may be stuck."""
+        """Ask the node until a payment's outcome is known. That may take hours: a payment can be stuck on its way."""
         unknown_since_s: float | None = None
         while True:
             if outcome.status is PaymentStatus.FAILED and outcome.reason == UNKNOWN_PAYMENT:

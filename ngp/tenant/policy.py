@@ -2,14 +2,15 @@
 
 Packets from the rented networks look their route up in a table of the tunnel's own; all other packets go where they
 went before. Packets to the rented networks first look for a route in the main table that isn't a default route, since
-parts of the networks may be routed on to machines behind this one, or let on. That much is in the file for wg-quick.
+parts of the networks may be routed on to machines behind this one, or let to others. The file for wg-quick does this
+much.
 
 With TENANT_ALL_TRAFFIC every packet uses that table, except for three kinds:
 
 - what goes to the landlord (the tunnel's own packets, requests for status and invoices) or to a destination in
   TENANT_BESIDE uses the main table;
-- so does what the main table has a route for that isn't a default route: the networks on the link;
-- what a rule of somebody else with a smaller priority takes.
+- packets for which the main table has a route that isn't a default route use that route: the networks on the link;
+- rules of other programs with a smaller priority number come first.
 
 The tunnel's table ends with a route that refuses everything, so nothing falls through to the main table's default
 route while the tunnel's interface doesn't exist. `ngp.tenant.barrier` drops what rules and routes can't catch.
@@ -33,7 +34,7 @@ PROTOCOL = 110
 """Of our rules: above those that rt_protos names, below those of routing daemons."""
 MAIN = 254
 REFUSING = "unreachable default metric 4294967295"
-"""The last route of the tunnel's table while it carries everything; any other default route goes first."""
+"""The last route of the tunnel's table while the tunnel carries everything; the kernel prefers any other one."""
 _FIRST_TABLE, _TABLES = 1_032_600_000, 1_000_000
 _IP_PROTOCOLS = {"": 0, "tcp": 6, "udp": 17}
 
@@ -77,7 +78,7 @@ def table_of(first_key: str) -> int:
 def sources_of(configuration: TunnelConfiguration, networks: Sequence[Prefix]) -> list[Prefix]:
     """Return the networks whose packets use a tunnel.
 
-    Args: networks: all that is rented; where a family has none, the tunnel's own address counts.
+    Args: networks: all that are rented. For an IP version without any, the tunnel's own address takes their place.
     """
     versions = {one.version for one in configuration.addresses}
     sources: list[Prefix] = [one for one in networks if one.version in versions]

@@ -4,8 +4,8 @@ A fresh handshake proves little: users of other landlords saw tunnels with hands
 request is sent through the tunnel to the landlord, or a command asks somebody outside whether the rented address can be
 reached.
 
-The landlord's end of the tunnel may have an address of another IP version than what is rented. Then an echo request to
-somewhere else is sent, which may take one hop only: the landlord, which has to forward it, says that its time is over.
+The landlord's end of the tunnel may have an address of another IP version than what is rented. Then an echo request
+with a hop limit of 1 is sent to an address outside: the landlord can't forward it, and answers "time exceeded".
 """
 
 from __future__ import annotations

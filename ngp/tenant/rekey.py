@@ -1,7 +1,7 @@
 """Rekey: changes the WireGuard key of a rental, and never loses the one that it has.
 
-The new key is written to Config.yaml before the landlord hears of it, beside the former one. If the answer is lost, or
-this process is killed, the landlord is asked with the new key: either it knows that one, or the former one still holds.
+The new key is written to Config.yaml, beside the old one, before the landlord hears of it. If the answer is lost, or
+this process is killed, the landlord is asked with the new key: if it doesn't know the new key, the old one still holds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _finished(home: Home, landlord: Landlord, tunnel: Tunnel) -> Tunnel | None:
 
 
 def _use(home: Home, tunnel: Tunnel, changed: Tunnel) -> Tunnel:
-    """Use the next key in all places. What is killed in between is done again, as the next key goes last."""
+    """Use the next key in all places. If a kill interrupts this, it is done again: the next key is removed last."""
     not_set: KernelError | None = None
     try:
         interface.change_key(changed.interface, changed.private_key)

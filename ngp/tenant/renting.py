@@ -35,7 +35,7 @@ class Quote:
     """An invoice that is for what was asked.
 
     Attributes:
-        made_at_s: by the landlord's clock as its status has it, which may lag behind that of its invoices.
+        made_at_s: when it was made, by the clock in the landlord's status; the invoice's own time may be later.
         expires_at_s: UTC.
     """
 
@@ -52,7 +52,10 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class KeptConfiguration:
-    """A configuration that was written to a file. Attributes: linked: where wg-quick finds it; "" if nowhere."""
+    """A configuration that was written to a file.
+
+    Attributes: linked: the link by which wg-quick finds the file by its name; "" if there is none.
+    """
 
     configuration: TunnelConfiguration
     text: str
@@ -67,8 +70,8 @@ def ask(
     """Ask for an invoice. Raises LandlordError, if it isn't for what was asked; nothing is paid then.
 
     Args:
-        offered: the terms that were accepted before; None: none were asked for.
-        is_first: None: a new rental or a running one.
+        offered: the terms to which the user agreed before; None: the user was shown none.
+        is_first: whether the invoice must be for a new rental; None: it may be for a new or a running one.
     """
     asked = landlord.ask(tunnel, amount_sat, tunnel.offer)
     now_s = int(time.time())
@@ -78,7 +81,7 @@ def ask(
         raise LandlordError(f"the landlord's invoice can't be read ({error}): nothing was paid") from error
     decoded = parsed.decoded(now_s)
     faults = faults_of_invoice(asked, decoded, amount_sat * SAT_MSAT, offered, is_first)
-    faults += disagreements(Account(), asked.status, time.time())  # of its clock
+    faults += disagreements(Account(), asked.status, time.time())  # of the landlord's clock and ours
     if faults:
         raise LandlordError(f"landlord {landlord.place}: {'; '.join(faults)}; nothing was paid")
     return Quote(asked, decoded, asked.status.now_s, parsed.timestamp_s + parsed.expiry_s)
@@ -139,7 +142,7 @@ def keep_configuration(
     """Get the configuration and write the file for wg-quick.
 
     Args:
-        status: the addresses must be of its networks; None: not compared.
+        status: of the rental; the addresses must be in its networks. None: that isn't compared.
         keeps_route: only packets from the rented networks use the tunnel; otherwise, as published, all of them do.
     Raises: LandlordError, NgpError.
     """

@@ -1,11 +1,11 @@
 """Routing: brings a tunnel up and down with its rules, routes and barrier.
 
 Each call brings the host from whatever stands to what is wanted, and adds before it removes. So a call that was killed
-at any step, or a tunnel that ended by itself, is put right by the next one. Under TENANT_ALL_TRAFFIC the barrier comes
+at any step, or a tunnel that ended by itself, is put right by the next call. Under TENANT_ALL_TRAFFIC the barrier comes
 first and goes last: no step lets a packet out beside the tunnel.
 
-One tunnel at a time carries everything. Others that are brought up meanwhile carry only the packets of what they are
-rented for, and the barrier lets them.
+One tunnel at a time carries everything. Other tunnels that are brought up meanwhile carry only packets from their own
+rented networks, and the barrier lets these pass.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
 def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) -> None:
     """Bring a tunnel down, and undo all that was set for it, whatever of it stands.
 
-    Args: beside: returns what may leave beside the tunnel that everything goes on using, if there is another such one.
+    Args: beside: returns what may leave beside the tunnel; called only if everything goes on using another tunnel.
     Raises: NgpError.
     """
     table = policy.table_of(tunnel.root_key)
@@ -126,7 +126,7 @@ def _to_landlord(home: Home, tunnel: Tunnel, asks_names: bool) -> Iterator[Way]:
         host, port = split_host_port(endpoint)
         yield from _ways(host, "udp", int(port), asks_names)
     place = home.landlord(tunnel)
-    if not isinstance(place, NeighbourPlace):  # which is asked by ngp's messages
+    if not isinstance(place, NeighbourPlace):  # a neighbour is asked by ngp's messages
         yield from _ways(place.host, "tcp", place.port, asks_names)
 
 
@@ -136,7 +136,7 @@ def _ways(host: str, protocol: str, port: int, asks_names: bool) -> Iterator[Way
         return
     except ValueError:
         pass
-    if not asks_names:  # now they might be, but not when the tunnel has to be brought up again
+    if not asks_names:  # a name server may answer now, but not when the tunnel must come up again
         raise ConfigError(
             f"nobody can be asked for the landlord's name {host} while everything uses the tunnel: trust the landlord "
             "by its address, or write your name server into TENANT_BESIDE (for example 192.168.7.1 udp 53)"

@@ -18,7 +18,7 @@ from ngp.errors import LandlordError
 
 
 class Address(Protocol):
-    """Where a landlord is; as text it is what errors call it."""
+    """Where a landlord is. As text (str) it is the landlord's name in errors."""
 
     @property
     def host(self) -> str: ...
@@ -72,7 +72,7 @@ def _context(protocol: str) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _deadline(most_s: float) -> Iterator[Callable[[socket.socket], None]]:
-    """Shut a socket down when the time is over: a time-out of its own begins anew with each byte."""
+    """Shut a socket down when the time is over: the socket's own time-out would begin anew with each byte."""
     watched: list[socket.socket] = []
     over = threading.Event()
 
@@ -93,7 +93,7 @@ def _deadline(most_s: float) -> Iterator[Callable[[socket.socket], None]]:
     try:
         yield watch
     except Exception as error:
-        if over.is_set():  # whatever the reader thinks of an end in between
+        if over.is_set():  # the error is the reader's view of a connection that we ended
             raise TimeoutError from error
         raise
     finally:

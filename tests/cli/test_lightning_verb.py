@@ -22,7 +22,7 @@ MACAROON = base64.urlsafe_b64encode(baked("info:read")).decode().rstrip("=")
 def test_lightning_for_people(running: Host) -> None:
     shown = running.ngp("lightning", "status")
     assert (shown.returncode, shown.stderr) == (0, "")
-    for said in ("block 450, synced", "1,234.567 sat", "opening, 2 blocks left", "no: it is opening",
+    for said in ("block 450, synced", "1,234.567 sat", "opening, 2 blocks left", "no: the channel is opening",
                  "3 backups, 1 pending, 0 failed", "192.0.2.9:9911", "Next: wait?[2J"):  # fmt: skip
         assert said in shown.stdout
     assert json.loads(running.ngp("lightning", "status", "--json").stdout) == fake_main.LIGHTNING

@@ -60,7 +60,7 @@ OFFER = {
 CHANNEL = {
     "neighbour": KEY, "peer": "02" * 33, "channel": "00:0", "state": "opening", "blocks_left": 2, "active": False,
     "private": True, "capacity_sat": 500000, "can_send_sat": 0, "can_receive_sat": 0, "least_payment_msat": 0,
-    "our_csv_delay_blocks": 0, "their_csv_delay_blocks": 0, "suits": False, "why_not": "it is opening",
+    "our_csv_delay_blocks": 0, "their_csv_delay_blocks": 0, "suits": False, "why_not": "the channel is opening",
 }  # fmt: skip
 TOWERS = {
     "active": True, "unknown": None, "backups": 3, "pending_backups": 1, "failed_backups": 0,
@@ -70,7 +70,7 @@ TOWERS = {
 LIGHTNING = {
     "module": "lnd", "node": "02" * 33, "network": "regtest", "ready": True, "why_not": None, "block": 450,
     "synced": True, "balance_msat": 1234567, "channels": [CHANNEL], "watchtowers": TOWERS,
-    "advice": ["7f3a: it is opening. Next: wait\x1b[2J"],
+    "advice": ["7f3a: the channel is opening. Next: wait\x1b[2J"],
 }  # fmt: skip
 
 
