@@ -117,6 +117,33 @@ def test_static_ip_with_its_published_file_sends_all_traffic_through_the_tunnel(
     market.tenant.sh("wg-quick", "down", str(conf))
 
 
+def test_static_ip_is_tried_with_payments_that_the_sandboxs_operator_makes(market: Market) -> None:
+    home = market.tenant.folder / "home"
+    words = ["env", f"HOME={home}", str(Path(ngp_command()[0]).with_name("staticIP"))]
+    words += ["--rental_server_host", "203.0.113.1", "--rental_server_fingerprint", fingerprint_of(market.daemon)]
+    waiting = market.tenant.popen(*words, "--amount", "1000", "AddCredit", stdout=subprocess.PIPE)
+
+    def rental() -> dict[str, object]:
+        return dict(next(iter(market.daemon.json("rentals")), {}))
+
+    await_until(lambda: rental().get("state") == "pending" and rental()["unpaid_invoice"], what="the rental waits")
+    few = market.daemon.cli("server", f"payment {V4} 48000 sat")
+    assert few.returncode == ExitCode.USAGE and "activation fee, 48000 sat" in few.stderr
+    said = market.daemon.cli("server", f"payment {V4} 49000 sat").stdout
+    assert "49000 sat (not real money) credited to rental" in said
+    waiting.communicate(timeout=60)
+    assert waiting.returncode == 0 and rental()["state"] == "active"
+    first = str(rental()["id"])
+    for written in (first, first[:8], str(rental()["wireguard_key"])):
+        market.daemon.cli("server", f"payment {written} 100 sat")
+    row = rental()
+    assert (row["paid_msat"], row["payments"], row["unpaid_invoice"]) == (49_300_000, 4, None)
+    market.daemon.cli("rentals", "release", first[:8], "--yes")
+    over = market.daemon.cli("server", f"payment {first} 100 sat")
+    assert over.returncode == ExitCode.USAGE and "is released" in over.stderr
+    assert market.daemon.json("rentals", "--all")[0]["paid_msat"] == 49_300_000
+
+
 @pytest.mark.first
 def test_autopay_that_is_killed_at_any_moment_pays_once(market: Market, request: pytest.FixtureRequest) -> None:
     """Each round lets the target rise by one payment; AutoPay is killed at some moment, and then runs to its end."""

@@ -140,11 +140,11 @@ class Handlers:
         return self._acting.ask_refund(neighbour) if arguments.get("ask") else await self._acting.refund(neighbour)
 
     async def payment(self, arguments: Arguments) -> str:
-        """Credit a neighbour by hand."""
+        """Credit a neighbour or a rental by hand."""
         amount = arguments.get("amount_msat")
         if not isinstance(amount, int) or isinstance(amount, bool) or not 0 < amount < MOST_BY_HAND_MSAT:
             raise UsageError(f"amount {amount!r}: it must be a positive number of msat")
-        return await self._acting.credit(self._neighbour(arguments), amount)
+        return await self._acting.credit(self._written(arguments), amount)
 
     async def fault(self, arguments: Arguments) -> str:
         """Make the sandbox's payment node misbehave, or behave well again."""
@@ -202,10 +202,13 @@ class Handlers:
         return await self._acting.remove_tower(str(arguments.get("tower")))
 
     def _neighbour(self, arguments: Arguments) -> bytes:
+        return self._acting.find(self._written(arguments))
+
+    def _written(self, arguments: Arguments) -> str:
         written = arguments.get("neighbour")
-        if not isinstance(written, str) or not written:
+        if not isinstance(written, str) or not written.strip():
             raise UsageError("name a neighbour: its key, the first letters of it, or its address")
-        return self._acting.find(written)
+        return written.strip()
 
     def _rental(self, arguments: Arguments) -> Rental:
         return self._acting.find_rental(str(arguments.get("rental", "")))

@@ -43,10 +43,12 @@ class Acting:
             raise UsageError(f"{written} is the address of several neighbours ({keys}): use the key of one")
         if by_address:
             return by_address.pop()
+        return identity.match(written, self._known())
+
+    def _known(self) -> set[bytes]:
         known = {neighbour.identity for neighbour in self._world.peers.neighbours.values()}
         known |= self._world.clients.keys() | self._world.servers.keys() | self._world.peers.blocked
-        known -= self._world.letting.rentals.keys()  # tenants' accounts have the ids of their rentals
-        return identity.match(written, known)
+        return known - self._world.letting.rentals.keys()  # tenants' accounts have the ids of their rentals
 
     # --- the daemon ---------------------------------------------------------------------------------------------------
 
@@ -126,19 +128,41 @@ class Acting:
             "what it pays back"
         )
 
-    async def credit(self, neighbour: bytes, amount_msat: int) -> str:
-        """Credit a neighbour by hand; play money only. Raises PaymentError, also if the money is real."""
+    async def credit(self, written: str, amount_msat: int) -> str:
+        """Credit a neighbour or a rental by hand; play money only.
+
+        Args: written: as `find` or `find_rental` take it.
+        Raises: PaymentError, also if the money is real. UsageError: none or several fit, or the rental can't be paid.
+        """
         if not self._world.node.settles_by_proof:
-            raise PaymentError("payments by hand are for the sandbox only; over Lightning neighbours pay invoices")
+            raise PaymentError("payments by hand are for the sandbox only; over Lightning invoices are paid")
+        rental = self._payable(written, amount_msat)
+        account, kind = (self.find(written), PaymentKind.MANUAL) if rental is None else (rental.id, PaymentKind.RENT)
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
         self._node.obey(
-            InvoiceMade(
-                neighbour, PaymentKind.MANUAL, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s
-            )
+            InvoiceMade(account, kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
         )
         await payment.settle_invoice(preimage)
-        return f"{show_money(amount_msat)} (not real money) credited to {identity.short_text(neighbour)}"
+        whose = identity.short_text(account) if rental is None else _named(rental)
+        return f"{show_money(amount_msat)} (not real money) credited to {whose}"
+
+    def _payable(self, written: str, amount_msat: int) -> Rental | None:
+        """Return the rental that is meant; None if no rental is. Its open invoice will be replaced by what is paid."""
+        if not any(_is_named(one, written) for one in self._world.letting.rentals.values()):
+            return None
+        rental = self.find_rental(written)
+        if any(known.hex().startswith(written.lower()) for known in self._known()):
+            raise UsageError(f"{written!r} fits a neighbour and {_named(rental)}: write more letters")
+        if rental.state is RentalState.RELEASED:
+            raise UsageError(f"{_named(rental)} is released: it can't be paid any more")
+        if self._world.client(rental.id).invoice.asked:
+            raise UsageError(f"an invoice for {_named(rental)} is being made: try again in a moment")
+        least_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
+        if amount_msat <= least_msat:
+            fee = f"its activation fee, {show_money(least_msat)}"
+            raise UsageError(f"the first payment of {_named(rental)} must be more than {fee}, which is charged first")
+        return rental
 
     def fault(self, name: str, value: str) -> str:
         """Make the sandbox's payment node misbehave, or behave well again, so that operators can see what ngp does.
