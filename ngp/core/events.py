@@ -136,6 +136,13 @@ class TunnelPeerSet:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelPeerUnmetered:
+    """A tenant got no networks in the tunnel, as the kernel lacks a contract that would meter it."""
+
+    wireguard_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class InvoiceFailed:
     """Our payment node could not make an invoice."""
 
@@ -295,6 +302,7 @@ Event = (
     | RekeyAsked
     | NetworksHeld
     | TunnelPeerSet
+    | TunnelPeerUnmetered
     | SwitchRental
     | ReleaseRental
     | RentProven

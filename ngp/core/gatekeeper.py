@@ -47,6 +47,7 @@ from ngp.core.events import (
     SwitchRental,
     Tick,
     TunnelPeerSet,
+    TunnelPeerUnmetered,
     Undelivered,
     UsageRead,
 )
@@ -183,6 +184,8 @@ class Gatekeeper:
                 holding.held(world, event)
             case TunnelPeerSet():
                 holding.peer_set(world, event)
+            case TunnelPeerUnmetered():
+                landlord.unmetered(world, event)
             case MoneyBackAsked():
                 rental_refunds.asked(world, event)
             case RekeyAsked():

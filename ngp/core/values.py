@@ -472,11 +472,13 @@ class TunnelPeer:
         wireguard_key: the tenant's public key, 32 bytes.
         networks: the only addresses that it may send from, and that are sent to it; empty: nothing passes.
         rate_bytes_s: most bytes a second in each direction; None: no limit.
+        contracts: ids of the contracts that meter it in the kernel: without them it gets no networks.
     """
 
     wireguard_key: bytes
     networks: tuple[Prefix, ...]
     rate_bytes_s: int | None = None
+    contracts: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

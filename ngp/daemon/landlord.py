@@ -1,7 +1,8 @@
 """Landlord: what letting needs beside the core: the tunnel to the tenants, and the faces by which tenants ask.
 
 The core says who may use the tunnel. If the tunnel can't be changed right now, it is changed as soon as possible. Until
-then a new tenant has no service, as WireGuard accepts nobody that wasn't added.
+then a new tenant has no service, as WireGuard accepts nobody that wasn't added. A tenant whose traffic is metered gets
+its networks only while the kernel has its contracts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ngp import key_file
 from ngp.core.effects import AnswerTenant, Effect, Persist, RemoveTunnelPeer, SetTunnelPeer
-from ngp.core.events import Event, TunnelPeerSet
+from ngp.core.events import Event, TunnelPeerSet, TunnelPeerUnmetered
 from ngp.core.host_port import join_host_port
 from ngp.core.messages import Address
 from ngp.core.records import RentalRecord
@@ -86,7 +87,9 @@ class Landlord:
         tunnel: not set up yet.
         faces: not open yet.
         peers: returns all tenants that the tunnel should have now.
-        tell: receives an event when a tenant whose payment is held until then was added to the tunnel, or couldn't be.
+        are_granted: says whether the kernel has all of these contracts.
+        tell: receives an event when a tenant whose payment is held until then was added to the tunnel, or couldn't be;
+            and when a tenant got no networks, as the kernel doesn't meter it.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Landlord:
         letting: Letting,
         private_key: X25519PrivateKey,
         peers: Callable[[], Iterable[TunnelPeer]],
+        are_granted: Callable[[Sequence[bytes]], bool],
         tell: Callable[[Event], None],
     ) -> None:
         self.tunnel = tunnel
@@ -103,6 +107,7 @@ class Landlord:
         self._faces = faces
         self._private_key = private_key
         self._peers = peers
+        self._are_granted = are_granted
         self._tell = tell
         self._settings: LettingSettings | None = None
         self._is_behind = False
@@ -114,7 +119,7 @@ class Landlord:
                 await self._end()
             return
         if settings != self._settings:
-            self.tunnel.set_up(desired_tunnel(settings, self._private_key), tuple(self._peers()))
+            self._set_up(settings)
             self._settings, self._is_behind = settings, False
         for face in self._faces:  # also with the same settings: a face may have failed, or its file may be new
             await face.open(self.letting, settings)
@@ -154,9 +159,24 @@ class Landlord:
     def _set_peer(self, effect: SetTunnelPeer) -> None:
         if effect.held:
             self.catch_up()
-        why_not = self._change(lambda: self.tunnel.set_peers([effect.peer]))
-        if effect.held:
+        if not effect.held:
+            self._change(lambda: self.tunnel.set_peers([self._metered(effect.peer)]))
+        elif self._are_granted(effect.peer.contracts):
+            why_not = self._change(lambda: self.tunnel.set_peers([effect.peer]))
             self._tell(TunnelPeerSet(effect.held, why_not))
+        else:
+            self._tell(TunnelPeerSet(effect.held, "the kernel refused to meter it"))
+
+    def _set_up(self, settings: LettingSettings) -> None:
+        peers = tuple(self._metered(peer) for peer in self._peers())
+        self.tunnel.set_up(desired_tunnel(settings, self._private_key), peers)
+
+    def _metered(self, peer: TunnelPeer) -> TunnelPeer:
+        """Return a tenant as the tunnel may have it: without networks if the kernel lacks a contract that meters it."""
+        if not peer.networks or self._are_granted(peer.contracts):
+            return peer
+        self._tell(TunnelPeerUnmetered(peer.wireguard_key))
+        return TunnelPeer(peer.wireguard_key, ())
 
     def _change(self, deed: Callable[[], None]) -> str:
         """Change the tunnel, now or as soon as possible. Returns why it isn't changed now; "" if it is."""
@@ -180,7 +200,7 @@ class Landlord:
                     return
                 _log.error("the tunnel or its rules are gone: another program removed them; they are made anew")
                 self._is_behind = True
-            self.tunnel.set_up(desired_tunnel(self._settings, self._private_key), tuple(self._peers()))
+            self._set_up(self._settings)
         except KernelError:
             return
         self._is_behind = False

@@ -7,7 +7,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -275,7 +275,12 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
     letting = Letting(
         world, clock, node.obey, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
     )
-    return Landlord(tunnel, make_faces(state_dir), letting, private_key, lambda: served(world), node.tell)
+
+    def are_granted(contracts: Sequence[bytes]) -> bool:
+        return len(node.parts.network.read(contracts)) == len(contracts)
+
+    faces = make_faces(state_dir)
+    return Landlord(tunnel, faces, letting, private_key, lambda: served(world), are_granted, node.tell)
 
 
 def make_tunnel() -> Tunnel:

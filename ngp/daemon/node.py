@@ -126,6 +126,8 @@ class Node:
         try:
             self.host.refuse(self.settings, parts.network)
             former = charge_former(parts.network, parts.ledger, self.settings, self.host.desired)
+            if former is not None or not parts.network.kernel_state().meter:
+                self._close_tunnel()
             adopted = parts.network.set_up(self.host.desired)
             self.began_blank = not adopted.contracts
             now = parts.clock.now()
@@ -158,10 +160,22 @@ class Node:
         ]
         self._schedule_tick()
 
-    async def _let(self, settings: Settings) -> None:
-        """Let as net.conf says. Raises: ConfigError, KernelError."""
+    def _close_tunnel(self) -> None:
+        """Remove the tunnel that a killed daemon left without a meter of ours. Raises: ConfigError, KernelError.
+
+        Until the contracts are granted anew, nothing would charge its tenants.
+        """
+        self._find_landlord(self.settings)
+        if self.landlord is not None:
+            self.landlord.tunnel.clean_up()
+
+    def _find_landlord(self, settings: Settings) -> None:
         if settings.letting is not None and self.landlord is None and self._make_landlord is not None:
             self.landlord = self._make_landlord(self)
+
+    async def _let(self, settings: Settings) -> None:
+        """Let as net.conf says. Raises: ConfigError, KernelError."""
+        self._find_landlord(settings)
         if self.landlord is not None:
             await self.landlord.apply(settings.letting)
 

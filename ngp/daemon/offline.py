@@ -47,9 +47,9 @@ def clean_up(state_dir: Path, settings: Settings | None) -> str | None:
         raise
     try:
         network = main.make_network(settings, state_dir)
+        main.remove_tunnel()  # first: without a meter it would let tenants' traffic pass uncharged
         lost = last_books.charge(network, lambda: belongings.ledger_place(state_dir, settings), settings)
         network.clean_up(settings is not None and settings.closed_when_stopped)
-        main.remove_tunnel()
         forget_killed(state_dir)
     except BaseException:
         lock.abandon()

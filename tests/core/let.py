@@ -475,10 +475,14 @@ class Landlord:
             assert account.balance_msat >= 0 and rental.owed_msat >= 0
             self._check_limit(rental)
             assert rental.state.value != "active" or self.peers.get(rental.wireguard_key) == rental.networks
-        assert self.idle == {one.wireguard_key for one in rentals if one.state.value in ("reserved", "off")}
+        idle = [one for one in rentals if one.state.value in ("reserved", "off") and not one.meter.is_closing]
+        assert self.idle == {one.wireguard_key for one in idle}
         for tenant, networks in self.peers.items():
             rental = self.world.letting.by_key[tenant]
             assert rental.networks == networks
+            if rental.meter.is_closing:
+                assert rental.state.value == "reserved" and self.kernel.accounts[rental.id].limit.limit_units == 0
+                continue
             held = self.node.held & self.world.letting.payable.get(rental.id, set())
             assert rental.state.value == "active" or (rental.state.value == "pending" and held)
         heard = sum(amount for _, amount in self.node.paid[: self._read])

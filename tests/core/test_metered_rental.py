@@ -13,14 +13,16 @@ from let import FEE, RENT, SAT, Landlord, PaymentNodeOfLandlord, key, letting, o
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.rental.landlord import CLOSES_AFTER_S
 from ngp.core.rental.metering import RENT_AHEAD_S
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import MONTH_S, rent_msat
-from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT
+from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT, TunnelPeer
 
 PRICE = 5 << 20  # msat per GiB: 5 for a kilobyte
 KILOBYTE = 1024
 CREDIT = 1000 * SAT
+POOLS = ("203.0.113.0/32", "2001:db8::/64")
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def landlord(tmp_path: Path) -> Iterator[Landlord]:
 @pytest.fixture
 def by_bytes(tmp_path: Path) -> Iterator[Landlord]:
     """No rent: traffic alone costs something. There is one address of each family."""
-    terms = letting(offer(price_msat_per_gib=PRICE, rent_msat=0), pools=("203.0.113.0/32", "2001:db8::/64"))
+    terms = letting(offer(price_msat_per_gib=PRICE, rent_msat=0), pools=POOLS)
     with closing(Landlord(tmp_path, terms)) as made:
         made.face = "mesh"
         yield made
@@ -151,8 +153,107 @@ def test_the_kernel_cuts_at_the_byte_and_then_the_rental_is_reserved(by_bytes: L
     assert fill(by_bytes, KILOBYTE) == paid_for, "no daemon has read anything meanwhile"
     assert not by_bytes.carry(1, KILOBYTE, version=6), "both families use one account"
     by_bytes.read()
-    assert by_bytes.rental(1).state is RentalState.RESERVED and not by_bytes.peers
+    assert by_bytes.rental(1).state is RentalState.RESERVED
     assert 0 <= by_bytes.credit(1) < traffic(2)
+    by_bytes.check()
+
+
+def test_what_is_charged_still_leaves_the_tunnel_before_the_networks_go(by_bytes: Landlord) -> None:
+    """wireguard-go drops what waits for a tenant without networks: of 100 packets charged, up to 100 were lost."""
+    networks = by_bytes.rent(1, 1000).networks
+    fill(by_bytes, KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.rental(1).state is RentalState.RESERVED and by_bytes.peers == {key(1): networks}
+    assert not by_bytes.carry(1, 1), "the kernel's cut"
+    by_bytes.at(CLOSES_AFTER_S + 1)
+    assert not by_bytes.peers and by_bytes.idle == {key(1)}
+    by_bytes.check()
+
+
+@pytest.mark.parametrize("then", ["paid", "off", "released", "killed"])
+def test_while_the_networks_are_about_to_go_anything_may_happen(by_bytes: Landlord, then: str) -> None:
+    rental = by_bytes.rent(1, 1000)
+    fill(by_bytes, KILOBYTE)
+    by_bytes.read()
+    if then == "paid":
+        pay_more(by_bytes, 500)
+    elif then == "off":
+        by_bytes.happen(ev.SwitchRental(rental.id, False))
+    elif then == "released":
+        by_bytes.happen(ev.ReleaseRental(rental.id))
+    else:
+        by_bytes.crash()
+    stays = {key(1): rental.networks} if then == "paid" else {}
+    assert by_bytes.peers == stays
+    by_bytes.at(2 * CLOSES_AFTER_S)
+    assert by_bytes.peers == stays
+    by_bytes.check()
+
+
+def test_without_a_price_the_networks_go_with_the_credit(by_bytes: Landlord) -> None:
+    """A contract at price 0 draws on no account, so the kernel cuts nothing."""
+    by_bytes.rent(1, 1000)
+    by_bytes.reload(letting(offer(rent_msat=RENT), pools=POOLS))
+    pay_more(by_bytes, 500)
+    assert by_bytes.carry(1, KILOBYTE)
+    by_bytes.at(1500 * SAT * MONTH_S // RENT + 600)
+    assert by_bytes.rental(1).state is RentalState.RESERVED and not by_bytes.peers
+    by_bytes.check()
+
+
+# --- a kernel that refuses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("price", [0, PRICE])
+def test_a_tenant_gets_networks_only_with_the_contracts_that_meter_it(tmp_path: Path, price: int) -> None:
+    with closing(Landlord(tmp_path, letting(offer(price_msat_per_gib=price)))) as landlord:
+        landlord.face = "mesh"
+        rental = landlord.rent(1, 1000)
+        needed = (rental.id[:16], rental.id[16:]) if price else ()
+        assert landlord.tunnel_peer(1).contracts == needed and set(needed) == set(landlord.kernel.slots)
+        landlord.crash()
+        assert landlord.tunnel_peer(1).contracts == needed and set(needed) == set(landlord.kernel.slots)
+
+
+def test_what_the_kernel_refused_to_meter_is_tried_again_each_minute(by_bytes: Landlord) -> None:
+    rental = by_bytes.rent(1, 1000)
+    for _ in range(2):
+        by_bytes.kernel.revoke(rental.id[:16])
+        by_bytes._set_peer(TunnelPeer(key(1), ()))
+        by_bytes.happen(ev.TunnelPeerUnmetered(key(1)))
+        assert "nothing passes, as the kernel refused to meter it" in by_bytes.log[-1]
+        by_bytes.at(RENT_AHEAD_S - 2)
+        assert not by_bytes.peers and rental.id[:16] not in by_bytes.kernel.slots
+        by_bytes.at(3)
+        assert by_bytes.peers == {key(1): rental.networks} and rental.id[:16] in by_bytes.kernel.slots
+    before = len(by_bytes.log)
+    by_bytes.at(3 * RENT_AHEAD_S)
+    by_bytes.happen(ev.TunnelPeerUnmetered(key(2)))  # a tenant that has gone meanwhile
+    assert len(by_bytes.log) == before
+    by_bytes.check()
+
+
+def test_what_passed_while_no_daemon_ran_is_charged_at_the_price_that_the_kernel_had(by_bytes: Landlord) -> None:
+    """The daemon dies when the ledger has the new price, and the kernel hasn't: only the former price was covered."""
+    by_bytes.rent(1, 1000)
+    by_bytes.reload(letting(offer(price_msat_per_gib=3 * PRICE, rent_msat=0), pools=POOLS))
+    answer = by_bytes.ask(1, 500)
+    assert answer is not None
+    by_bytes.node.pay(bytes.fromhex(answer.bolt11))
+    start = by_bytes._start
+
+    def dead_for_a_while() -> None:
+        assert by_bytes.carry(1, 10 * KILOBYTE)
+        start()
+
+    with mock.patch.object(by_bytes, "_start", dead_for_a_while):
+        by_bytes.crash_after = 0
+        by_bytes.hear()
+    assert by_bytes.status(1).price_msat_per_gib == 3 * PRICE
+    assert by_bytes.status(1).charged_msat == traffic(10)
+    assert by_bytes.carry(1, KILOBYTE)
+    by_bytes.read()
+    assert by_bytes.status(1).charged_msat == traffic(13)
     by_bytes.check()
 
 

@@ -113,7 +113,7 @@ class LandlordWithFaces(Landlord):
         )
         self.letting._proofs = LiveProofs(key)
         self.outside = outside.Landlord(
-            TunnelOnPaper(), faces, self.letting, key, lambda: served(self.world), lambda _event: None
+            TunnelOnPaper(), faces, self.letting, key, lambda: served(self.world), lambda _: True, lambda _: None
         )
 
     def _decode(self, bolt11: str) -> DecodedInvoice:

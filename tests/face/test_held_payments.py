@@ -136,8 +136,9 @@ class FailingTunnel(TunnelOnPaper):
 def test_the_tunnel_says_whether_it_has_a_tenant_whose_payment_waits() -> None:
     events: list[Event] = []
     unused: Any = None
+    granted: set[bytes] = set()
     tunnel = FailingTunnel()
-    landlord = Landlord(tunnel, [], unused, X25519PrivateKey.generate(), lambda: (), events.append)
+    landlord = Landlord(tunnel, [], unused, X25519PrivateKey.generate(), lambda: (), granted.issuperset, events.append)
     landlord.letting = type("Letting", (), {"changed": lambda _: None})()  # type: ignore[assignment]
     terms = replace(letting(), tunnel=TUNNEL)
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer, WatchInvoice
-from ngp.core.events import AccountCounted, ReleaseRental, SwitchRental
+from ngp.core.events import AccountCounted, ReleaseRental, SwitchRental, TunnelPeerUnmetered
 from ngp.core.invoices import withdraw
 from ngp.core.listing import listed
 from ngp.core.messages import Prefix
@@ -28,6 +28,11 @@ from ngp.core.values import Adopted, Reading, TunnelPeer
 from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0
+CLOSES_AFTER_S = 2
+"""How long the tunnel still has the networks of a metered tenant after the kernel's cut.
+
+wireguard-go drops what waits in its queue for a tenant without networks. Those packets are charged already.
+"""
 _SERVICE = b"service"
 MOST_UNCHARGED_UNITS = 1 << 60
 """Traffic for more than this (a million sat) is charged at once: the ledger's numbers end at 2^63."""
@@ -127,6 +132,7 @@ def _serve(world: World, rental: Rental) -> None:
         rental.move(RentalState.ACTIVE)
         world.log(f"rental {_name(rental)} is active")
     rental.reserved_since_s = 0
+    rental.meter.is_closing = False
     metering.grant(world, rental)
     world.do(SetTunnelPeer(tunnel_peer(world, rental)))
 
@@ -137,10 +143,21 @@ def tunnel_peer(world: World, rental: Rental) -> TunnelPeer:
     Nothing passes for such a peer, but its WireGuard session goes on. A peer that came back without one would be
     reached only after the tenant's next handshake, for which an idle tenant takes two minutes.
     """
-    if rental.state in (RentalState.RESERVED, RentalState.OFF):
+    if rental.state in (RentalState.RESERVED, RentalState.OFF) and not rental.meter.is_closing:
         return TunnelPeer(rental.wireguard_key, ())
     offer = offer_of(world, rental)
-    return TunnelPeer(rental.wireguard_key, rental.networks, offer.rate_bytes_s if offer is not None else None)
+    rate_bytes_s = offer.rate_bytes_s if offer is not None else None
+    return TunnelPeer(rental.wireguard_key, rental.networks, rate_bytes_s, metering.needed(rental))
+
+
+def unmetered(world: World, event: TunnelPeerUnmetered) -> None:
+    """Try to meter a tenant again within a minute: the kernel lacks a contract of it."""
+    rental = world.letting.by_key.get(event.wireguard_key)
+    if rental is not None and rental.state is RentalState.ACTIVE and not rental.meter.is_refused:
+        rental.meter.is_refused = True
+        why = "the kernel refused to meter it (see the error before this one)"
+        world.log(f"rental {_name(rental)}: nothing passes, as {why}; tried again each minute", logging.ERROR)
+        _watch(world, rental)
 
 
 def served(world: World) -> list[TunnelPeer]:
@@ -160,11 +177,22 @@ def due(world: World, rental_id: bytes) -> None:
     if rental is None:
         return
     service_s = world.letting.clock.at_s(world.now)
+    _catch_up(world, rental)
     _reserve_if_used_up(world, rental)
     if rental.state is RentalState.RESERVED and service_s >= rental.reserved_since_s + _reserved_s(world, rental):
         end(world, rental, "not paid in time")
     metering.limit(world, rental)
     _watch(world, rental)
+
+
+def _catch_up(world: World, rental: Rental) -> None:
+    """Take a tenant's networks out of the tunnel after the kernel's cut; meter one that the kernel refused."""
+    meter = rental.meter
+    if meter.is_closing or meter.is_refused:
+        meter.is_closing = meter.is_refused = False
+        if rental.state is RentalState.ACTIVE:
+            metering.grant(world, rental)
+        world.do(SetTunnelPeer(tunnel_peer(world, rental)))
 
 
 def _reserve_if_used_up(world: World, rental: Rental) -> None:
@@ -184,7 +212,9 @@ def _reserve(world: World, rental: Rental, since_s: int) -> None:
     rental.move(RentalState.RESERVED, "no credit")
     rental.reserved_since_s = since_s
     metering.limit(world, rental)
-    world.do(SetTunnelPeer(tunnel_peer(world, rental)))
+    rental.meter.is_closing = rental.meter.is_in_kernel and rental.price_msat_per_gib > 0
+    if not rental.meter.is_closing:
+        world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     kept_d = _reserved_s(world, rental) / 86_400
     world.log(f"rental {_name(rental)} has no credit left: off; its addresses are kept for {kept_d:.0f} days")
 
@@ -203,6 +233,10 @@ def _watch(world: World, rental: Rental) -> None:
             at_s = min(at_s, world.letting.clock.at_s(world.now) + metering.RENT_AHEAD_S)
     elif rental.state is RentalState.RESERVED:
         at_s = rental.reserved_since_s + _reserved_s(world, rental)
+    soon_s = CLOSES_AFTER_S if rental.meter.is_closing else metering.RENT_AHEAD_S if rental.meter.is_refused else 0
+    if soon_s and rental.state in ACCRUES:
+        soon_at_s = world.letting.clock.at_s(world.now) + soon_s
+        at_s = soon_at_s if at_s is None else min(at_s, soon_at_s)
     if at_s is None or not world.letting.clock.goes_on:
         world.timers.clear(Due.RENTAL, rental.id)
     else:
@@ -267,6 +301,7 @@ def switch(world: World, event: SwitchRental) -> None:
         charge_owed(world, rental)
         close_period(world, rental, "off")
         rental.move(RentalState.OFF, "switched off by the operator")
+        rental.meter.is_closing = False
         metering.limit(world, rental)
         world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     elif event.on and rental.state is RentalState.OFF:
@@ -391,6 +426,7 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
     for rental in list(letting.rentals.values()):
         metering.restore(world, rental, contracts, accounts.get(rental.id))
         _reserve_if_used_up(world, rental)
+        rental.meter.is_closing = False  # the kernel's cut was long ago
         if rental.state is RentalState.RELEASED and rental.period.contract:  # nobody has closed its books
             metering.halt(world, rental)
         elif rental.meter.is_in_kernel:

@@ -8,7 +8,11 @@ the byte. When less is left than a full packet costs, the service ends.
 The counters are cumulative and are kept for the rental's whole life, whatever its periods. What is new in a reading is
 priced and owed; it is charged together with the rent (`ngp.core.rental.periods`).
 
-A new price holds from the payment of its invoice on, for what the meter reports from then on.
+A new price holds from the payment of its invoice on, for what the meter reports from then on. What the kernel carried
+while no daemon ran is charged at the price that the kernel had, as only that was covered.
+
+A tenant that pays for traffic has networks in the tunnel only while its contracts are in the kernel
+(`ngp.daemon.landlord`). So whatever goes wrong between, nothing passes uncharged.
 """
 
 from __future__ import annotations
@@ -63,13 +67,14 @@ def has_room(world: World) -> bool:
 # --- what was carried -------------------------------------------------------------------------------------------------
 
 
-def count(world: World, rental: Rental, reading: Reading) -> None:
-    """Price what a contract's cumulative counters show more than before, at the present price."""
+def count(world: World, rental: Rental, reading: Reading, price_msat_per_gib: int | None = None) -> None:
+    """Price what a contract's cumulative counters show more than before. Args: price_msat_per_gib: None: at present."""
     before = rental.counts.get(reading.contract, (0, 0))
     now = max(before[0], reading.used_to_bytes), max(before[1], reading.used_from_bytes)
     if now == before:
         return
-    cost_units = (sum(now) - sum(before)) * rental.price_msat_per_gib
+    price = rental.price_msat_per_gib if price_msat_per_gib is None else price_msat_per_gib
+    cost_units = (sum(now) - sum(before)) * price
     rental.counts[reading.contract] = now
     rental.traffic_units += cost_units
     rental.meter.spent_units += cost_units
@@ -146,6 +151,12 @@ def counted(world: World, rental: Rental, spent_units: int, readings: tuple[Read
     limit(world, rental)
 
 
+def needed(rental: Rental) -> tuple[bytes, ...]:
+    """Return the contracts without which the tunnel must let nothing pass; none if traffic was always free."""
+    is_metered = rental.price_msat_per_gib or rental.meter.is_in_kernel
+    return tuple(contract for contract, _ in rental.contracts) if is_metered else ()
+
+
 # --- begin and end ----------------------------------------------------------------------------------------------------
 
 
@@ -156,15 +167,15 @@ def restore(
 
     Args: contracts: those found in the kernel, by id. account: the one found there.
     """
-    found = [contracts[contract].reading for contract, _ in rental.contracts if contract in contracts]
+    found = [contracts[contract] for contract, _ in rental.contracts if contract in contracts]
     is_over = rental.state is RentalState.RELEASED and not rental.period.contract
     if is_over or not (found or rental.price_msat_per_gib or rental.used_bytes):
         return
     enter(world, rental)
     if rental.state is RentalState.PENDING and not found:
         return
-    for reading in found:
-        count(world, rental, reading)
+    for one in found:
+        count(world, rental, one.reading, one.grant.price_msat_per_gib)
     rental.meter.is_in_kernel = True
     rental.meter.spent_units = account.reading.spent_units if account is not None else 0
 

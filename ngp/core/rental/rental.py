@@ -75,12 +75,16 @@ class Meter:
         is_in_kernel: the kernel has the rental's contracts.
         spent_units: what the account had spent in the kernel when it had carried just the bytes that are counted.
         told_units: the account's limit as last set in the kernel; None: not known.
+        is_refused: the kernel lacks a contract, so the tunnel lets nothing pass; it is tried again within a minute.
+        is_closing: the credit has ended, but the tunnel still has the networks, for packets that are charged already.
         halted: contracts that were stopped for good and read for the last time.
     """
 
     is_in_kernel: bool = False
     spent_units: int = 0
     told_units: int | None = None
+    is_refused: bool = False
+    is_closing: bool = False
     halted: set[bytes] = field(default_factory=set)
 
 
