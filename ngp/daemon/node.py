@@ -126,7 +126,7 @@ class Node:
         try:
             self.host.refuse(self.settings, parts.network)
             former = charge_former(parts.network, parts.ledger, self.settings, self.host.desired)
-            if former is not None or not parts.network.kernel_state().meter:
+            if self.settings.letting is not None and (former is not None or not parts.network.kernel_state().meter):
                 self._close_tunnel()
             adopted = parts.network.set_up(self.host.desired)
             self.began_blank = not adopted.contracts
