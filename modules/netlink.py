@@ -19,7 +19,7 @@ NETFILTER, GENERIC = 12, 16  # Python's socket module has no names for these pro
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
 _MESSAGE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
-_KIND_BITS = 0x3FFF  # the other two bits are flags: nested; in network byte order
+_KIND_BITS = 0x3FFF  # of an attribute's type; the other two bits are flags: nested, in network byte order
 _NESTED = 0x8000
 _RECEIVE_BYTES = 64 << 10
 _TIMEOUT_S = 5.0
@@ -29,10 +29,10 @@ Order = tuple[int, int, bytes]  # kind, flags, body
 
 
 class Asker:
-    """A socket for questions.
+    """A netlink socket for questions and orders to the kernel.
 
     Args:
-        protocol: NETLINK_ROUTE, or another family of messages.
+        protocol: the netlink protocol: NETLINK_ROUTE, NETFILTER or GENERIC.
         strict: the kernel filters the answers to `dump` by the fields of the question (Linux 4.20).
 
     Raises: OSError.
@@ -74,7 +74,7 @@ class Asker:
     def transact(self, begin: Order, orders: Sequence[Order], end: Order) -> None:
         """Send changes that the kernel makes completely or not at all. Raises as `ask`.
 
-        Args: begin, end: the messages around the changes, which aren't acknowledged.
+        Args: begin, end: the messages before and after the changes; the kernel doesn't acknowledge them.
         """
         self._sequence += 1
         *others, (kind, flags, body) = orders
@@ -108,7 +108,10 @@ class Asker:
 
 
 def generic_family(generic: Asker, name: str) -> int:
-    """Return the number of a family's messages. Args: generic: of GENERIC. Raises OSError if there is none."""
+    """Return the message number of a generic netlink family. Raises OSError if the kernel has no such family.
+
+    Args: generic: a socket of the protocol GENERIC.
+    """
     answer = generic.ask(_CONTROL, GENERIC_HEADER.pack(_GET_FAMILY, 1) + text_attribute(_FAMILY_NAME, name))
     number: int = struct.unpack("=H", dict(attributes(answer[GENERIC_HEADER.size :]))[_FAMILY_ID])[0]
     return number

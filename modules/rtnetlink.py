@@ -47,7 +47,7 @@ _RTM_GETRULE = 34
 _RULE = struct.Struct("=12x")  # struct fib_rule_hdr
 _FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 10, 22, 23, 24
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
-_FAMILY_BYTES = 2  # before the address in struct rtvia
+_FAMILY_BYTES = 2  # the address family, which is before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _NDA_DST, _NDA_LLADDR = 1, 2
 _RTM_NEWNEIGH, _NTF_USE = 28, 0x01
@@ -164,12 +164,12 @@ def interfaces(kernel: Asker) -> list[Interface]:
 
 
 def ask_link(kernel: Asker, index: int) -> Interface:
-    """Return an interface. Raises OSError, also if there is none."""
+    """Return the interface with an index. Raises OSError, also if there is none."""
     return _interface(kernel.ask(_RTM_GETLINK, _LINK.pack(0, 0, index, 0, 0)))
 
 
 def make_link(kernel: Asker, name: str, kind: str) -> None:
-    """Make an interface of a kind that needs no more words. Raises OSError."""
+    """Make an interface of a kind that needs no further settings. Raises OSError."""
     body = text_attribute(_IFLA_IFNAME, name)
     body += nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, kind.encode()))
     kernel.order(_RTM_NEWLINK, bytes(_LINK.size) + body, CREATE | EXCLUSIVE)

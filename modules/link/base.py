@@ -1,4 +1,7 @@
-"""What all links share: a port per interface, opened when the interface appears; those of datagrams, also one inlet."""
+"""What all links share: one port for each interface, opened when the interface appears.
+
+A link whose datagrams a filter in the kernel takes in (UDP, Ethernet) also has one inlet for all of its ports.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ AnyPort = TypeVar("AnyPort", bound=Port)
 
 
 class PortLink(ABC, Generic[AnyPort]):
-    """Ports on interfaces."""
+    """A link with one port on each of its interfaces."""
 
     max_datagram_bytes: int
 
@@ -90,7 +93,7 @@ class PortLink(ABC, Generic[AnyPort]):
                     self._ports[name] = self._by_index[port.index] = port
 
     def name_neighbours(self, addresses: Sequence[str]) -> None:
-        """Go on finding neighbours as before: for links that need no addresses."""
+        """Do nothing: this link needs no neighbours' addresses. Links that use them have a method of their own."""
 
     def send(self, peer: LinkPeer, datagram: bytes) -> None:
         """Send to one neighbour; losses are counted, never raised. Raises ValueError above max_datagram_bytes."""

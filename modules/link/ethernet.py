@@ -2,8 +2,8 @@
 
 Frames don't pass routers, so the source MAC of a frame is the neighbour's, and no table has to be asked. Ethernet pads
 frames to 60 bytes, so the datagram's length is sent before the datagram; otherwise the receiver would take the padding
-for a part of it, and the signature wouldn't fit. scapy describes the frame. Importing scapy takes half a second, so it
-is imported only when an EthernetLink is made.
+for a part of the datagram, and the signature wouldn't fit. scapy describes the frame. Importing scapy takes half a
+second, so it is imported only when an EthernetLink is made.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ on our addresses on it:
   IPv6, ff02::1; a tun carries them if the program behind it does;
 - WireGuard with one peer carries the peer's allowed-ips, which usually include the peer's own address.
 
-A tunnel to several other ends (WireGuard with several peers, ipip without a remote) counts as one neighbour. Which of
-the ends the neighbour is must be said by an address: in NGP_INTERFACE, or as a peer address.
+A tunnel to several other ends (WireGuard with several peers, ipip without a remote) counts as one neighbour. An address
+must say which of these ends is the neighbour: in NGP_INTERFACE, or as a peer address.
 """
 
 from __future__ import annotations

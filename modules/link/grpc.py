@@ -1,15 +1,16 @@
 """gRPC link: ngp's datagrams in one gRPC call with each neighbour, where UDP and broadcasts are lost; TCP port 10325.
 
-Nobody is found by it: a neighbour is called at the addresses in NGP_INTERFACE, or it calls us. Its traffic must come
-over a mesh interface as with other links, since contracts belong to the link address there: `streams` says how that of
-a connection is known. Routers on the way are refused, so a host further away can't be sold traffic; it rents over
-LANDLORD_GRPC or LANDLORD_HTTPS.
+This link finds nobody: we call a neighbour at the addresses in NGP_INTERFACE, or the neighbour calls us. As with other
+links, the neighbour's traffic must come over a mesh interface, since contracts belong to the neighbour's link address
+there; `streams` finds out the link address of a connection. Connections through routers are refused, so a host behind a
+router can't buy traffic; it can rent addresses, by LANDLORD_GRPC or LANDLORD_HTTPS.
 
-Anyone on the link may connect, so everything has a bound. A connection beyond the bounds of its link address takes the
-place of its oldest one. If all places are taken, the oldest connection of a link address that never proved itself
-makes room. What a connection sends is taken in at the rates of the UDP link (`inlet.bpf.c`); what comes faster waits in
-the kernel, and then at the sender, so a flooding neighbour delays only itself. A neighbour that doesn't read loses
-messages, like one that is away. A silent one is pinged, and cut off if it gives no sign of life.
+Anyone on the link may connect, so everything has a limit. A connection beyond the limit of its link address takes the
+place of the oldest connection of that link address. If all places are taken, the oldest connection of a link address
+that never proved itself makes room. What a connection sends is taken in at the rates of the UDP link (`inlet.bpf.c`);
+what comes faster waits in the kernel, and then at the sender, so a flooding neighbour delays only itself. A neighbour
+that doesn't read loses messages, like a neighbour that is away. A silent neighbour is pinged, and cut off if it gives
+no sign of life.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ngp.modules.link.grpc_call import MAX_DATAGRAM_BYTES, Call
 
 PORT = 10325
 
-_READ_BYTES = 2048  # a step of work: small, so that the smallest frames can't hold up the loop
+_READ_BYTES = 2048  # read at a time: so little that even the smallest frames in it don't hold up the loop
 _UNSENT_BYTES = 64 << 10
 _MOST_LINKS = 4096
 _ACCEPT_PAUSE_S = 1.0
@@ -51,17 +52,21 @@ LinkKey = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What neighbours may ask of us. `of_one`: of one link address.
+    """What neighbours may ask of us. `of_one` is the limit for one link address; a `_burst` may come at once.
 
     Attributes:
-        accepts_s: connections taken from the kernel, most of them perhaps only to be closed.
-        accepts_of_one_s, accepts_of_one_burst: connections that are served.
-        trusted_s, trusted_burst: frames and datagrams of a link address that proved itself.
-        stranger_s, stranger_burst, strangers_s, strangers_burst: those of each other one, and of all others together.
-        pause_s: how long a connection isn't read that sent too much.
-        open_s: from the connection to the call. ping_s: silence until we ping. dead_s: silence until we hang up.
-            watch_s: how often we look.
-        connect_s: how long we wait for a connection. again_s, again_most_s: pauses between attempts.
+        connections, connections_of_one: open connections.
+        accepts_s: connections a second that we take from the kernel, if only to close them.
+        accepts_of_one_s, accepts_of_one_burst: new connections a second that we serve.
+        trusted_s, trusted_burst: frames and datagrams a second of a link address that proved itself.
+        stranger_s, stranger_burst: frames and datagrams a second of any other link address.
+        strangers_s, strangers_burst: frames and datagrams a second of all those other link addresses together.
+        pause_s: how many seconds we don't read a connection that sent too much.
+        open_s: seconds that a connection may take until its call.
+        ping_s, dead_s: seconds of silence until we ping, and until we hang up.
+        watch_s: seconds between our looks at the connections.
+        connect_s: how many seconds we wait when we open a connection.
+        again_s, again_most_s: the shortest and the longest pause between our attempts, in seconds.
     """
 
     connections: int = 512
@@ -90,11 +95,13 @@ class _Connection(asyncio.BufferedProtocol):
 
     Args:
         take: hands over datagrams.
-        may: takes a number of an allowance's uses; returns how many were left to take.
-        ended: called once, with the reason if it is to be counted.
+        may: takes an amount of work out of the link address's allowance; returns how much of it the allowance didn't
+            cover.
+        opened: called once, when datagrams can be sent.
+        ended: called once, with the reason if it is to be counted, else "".
 
     Attributes:
-        done: set when it is over. began_at: monotonic seconds.
+        done: set when the connection is over. began_at: when it began, by the loop's clock.
     """
 
     def __init__(
@@ -186,12 +193,12 @@ class _Connection(asyncio.BufferedProtocol):
             return
         self.done.set()
         if self._transport is not None:
-            self._flush()  # what the other end did wrong
+            self._flush()  # tells the other end what it did wrong
             self._transport.abort()
         self._ended(self, reason)
 
     def _tell(self) -> None:
-        """Say once that datagrams can be sent."""
+        """Call `opened` once, as soon as datagrams can be sent."""
         if self.call.is_open and not self._is_told:
             self._is_told = True
             self._opened(self)
@@ -201,7 +208,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     def _pay(self) -> None:
-        """Read on if what came was paid for, and the neighbour reads what we send; otherwise later."""
+        """Go on reading if the allowance covers what came, and the neighbour reads; else look again later."""
         if self.done.is_set() or self._transport is None:
             return
         self._owed = self._may(self._owed)
@@ -263,7 +270,7 @@ class _GrpcPort(Port):
         return False
 
     def broadcast(self, datagram: bytes) -> bool:
-        self.hello = datagram  # for those that come later
+        self.hello = datagram  # also sent on connections that begin later
         return all([each.send(datagram) for each in self.connections if each.call.is_open])
 
     def with_address(self, transport: str) -> _Connection | None:
@@ -328,7 +335,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         failures = [f"{why} on {interface}" for (interface, called), why in tried if called == address]
         if not failures:
             return Check(name, True, f"called by gRPC (TCP port {self._port})")
-        remedy = f"there: grpc in LINK_INTERFACE, and TCP port {self._port} open from here, with no router between"
+        remedy = f"at that neighbour: grpc in LINK_INTERFACE, and TCP port {self._port} open to us, no router between"
         return Check(name, False, f"doesn't answer by gRPC: {', '.join(failures)}", remedy)
 
     def open_port(self, interface: str, on_trial: bool) -> _GrpcPort | None:
@@ -357,7 +364,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         self._watch_all()
 
     def trust(self, peer: LinkPeer) -> None:
-        """Take in more of this link address, and let no stranger have the place of its connections."""
+        """From now on take in more from this link address, and let no stranger take the place of its connections."""
         link = (peer.interface, peer.link_address)
         if link not in self._trusted:
             self._trusted[link] = Allowance(self._limits.trusted_s, self._limits.trusted_burst)
@@ -366,7 +373,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         self._trusted.move_to_end(link)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin work that `close` awaits."""
+        """Start a task; `close` waits for its end."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -493,7 +500,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         return bool(strangers)
 
     def _may(self, link: LinkKey, work: int) -> int:
-        """Take this much from a link address's allowance; returns how much was too much."""
+        """Take work out of a link address's allowance; returns how much of it the allowance didn't cover."""
         now, trusted = asyncio.get_running_loop().time(), self._trusted.get(link)
         while work and (trusted.take(now) if trusted is not None else self._strangers.take(link, now)):
             work -= 1
@@ -517,7 +524,7 @@ def _is_ip(address: str) -> bool:
 
 
 def _host(address: str) -> tuple[str, str]:
-    """Split an address into itself and its interface, which may be empty."""
+    """Split `ADDRESS%INTERFACE` into both; the interface is "" if there is none."""
     host, _, interface = address.partition("%")
     return host, interface
 

@@ -6,7 +6,8 @@ grpcio would do the same, but it neither binds its sockets to an interface nor s
 say whose frames a message came in.
 
 Hostile input ends here: a connection carries one call, and every buffer, header and window has a bound. What an
-attacker can still cause is work. `receive` counts it, and the link takes in more only when that is paid for.
+attacker can still cause is work. `receive` counts this work, and the link reads on only if the sender's allowance
+covers it.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, RFC 9113
 """
@@ -124,7 +125,7 @@ class Call:
         if asked.get(b":path") != PATH or not _is_grpc(asked):
             refusal = [(b":status", b"200"), (b"content-type", _CONTENT_TYPE), (b"grpc-status", _UNIMPLEMENTED)]
             self._h2.send_headers(event.stream_id, refusal, end_stream=True)
-            raise PeerError("malformed", "a call for something else")
+            raise PeerError("malformed", f"a call that isn't {PATH.decode()} by gRPC")
         self._stream = event.stream_id
         self._h2.send_headers(self._stream, [(b":status", b"200"), (b"content-type", _CONTENT_TYPE)])
         self.is_open = self.is_answered = True
@@ -132,11 +133,11 @@ class Call:
     def _answered(self, event: events.ResponseReceived) -> None:
         said = dict(event.headers)
         if said.get(b":status") != b"200" or b"grpc-status" in said or not _is_grpc(said):
-            raise PeerError("malformed", "the call is refused")
+            raise PeerError("malformed", "the other end refuses the call")
         self.is_answered = True
 
     def _read(self, data: bytes) -> list[bytes]:
-        """Cut the call's bytes into messages, and return the datagrams in these that are complete."""
+        """Cut the call's bytes into messages, and return the datagrams of the complete messages."""
         datagrams, self._received = [], self._received + data
         while len(self._received) >= _PREFIX.size:
             is_compressed, size = _PREFIX.unpack_from(self._received)

@@ -19,8 +19,9 @@ from pathlib import Path
 from ngp.modules import bpf
 
 MOST_TRUSTED = 4096
-# Many, for two reasons: a read costs little, as signatures are checked later; and in the ring one neighbour's datagrams
-# can delay another's, while the queues behind it serve the neighbours in turn.
+# Datagrams that are read from the ring buffer at a time. Many, for two reasons: a read costs little, as signatures are
+# checked later; and in the ring one neighbour's datagrams can delay another's, while the queues behind the ring serve
+# the neighbours in turn.
 READS_AT_ONCE = 256
 _SO_ATTACH_BPF = 50
 _HEAD = struct.Struct("=I6s2xHBx16s")
@@ -81,7 +82,8 @@ class Inlet:
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, descriptor)
 
     def trust(self, index: int, mac: bytes) -> None:
-        """Give a link address its own token bucket; if there is no room, the one trusted longest ago loses its own."""
+        """Give a link address its own token bucket; if there is no room, the one trusted longest ago loses its
+        bucket."""
         link = _LINK.pack(index, mac)
         if link not in self._trusted:
             if len(self._trusted) >= MOST_TRUSTED:

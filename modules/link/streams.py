@@ -1,11 +1,12 @@
 """Streams: TCP sockets for neighbours on one interface, and the link address at the other end of a connection.
 
-As with datagrams (`udp`), the hop limit must be 255 both ways, so no segment comes through a router, and the frame says
-who the neighbour is, not the neighbour table, which one forged ARP or ND message changes:
+As with datagrams (`udp`), both ends send with hop limit 255 and require it, so no segment comes through a router. And
+the sender's MAC in a frame says who the neighbour is. The kernel's neighbour table doesn't: one forged ARP or ND
+message changes it.
 
 - Of a connection that a neighbour opens, the kernel keeps the frame of the first segment (TCP_SAVE_SYN, Linux 5.10).
-- When we open one, the kernel shows no frame. We take the address that the table has. The hop limit is required once it
-  is open: before that, the neighbour's kernel itself may have to refuse it, and uses the usual limit.
+- Of a connection that we open, the kernel shows no frame. We take the MAC that the neighbour table has. We require the
+  hop limit only when the connection is open: if the neighbour's kernel refuses it, that answer has the usual hop limit.
 - A filter then drops all segments in frames of another sender. So if the table was forged, we hear nothing, as when
   frames are sent elsewhere; what we do hear is from the link address that we report.
 
@@ -72,7 +73,10 @@ def open_socket(interface: str, version: int) -> socket.socket | None:
 
 
 def listen(interface: str, version: int, port: int) -> socket.socket | None:
-    """Listen for neighbours on an interface; nobody behind a router can connect. As `open_socket`."""
+    """Listen for neighbours on an interface; nobody behind a router can connect.
+
+    Returns and raises as `open_socket`.
+    """
     one = open_socket(interface, version)
     if one is None:
         return None

@@ -16,7 +16,7 @@ from ngp.modules.tunnel import host, rules
 from ngp.modules.tunnel.device import Device
 from ngp.modules.tunnel.host import FREE_IT, Host, is_free, read_sysctl, taken
 
-_FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 knows one switch for all
+_FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 has one switch for all interfaces
 _KIND = "kernel"
 _LAST_METRIC = 0xFFFFFFFF  # behind our own routes, and the tenants'
 _TOLD = 4
@@ -77,7 +77,10 @@ def _forwarding(desired: DesiredTunnel) -> Iterator[Check]:
 
 
 def _pools(desired: DesiredTunnel, here: Host, answered_max: Mapping[int, int]) -> Iterator[Check]:
-    """Check the pools; those that fare alike share a line, as a pool without some parts may be many."""
+    """Check the pools.
+
+    Pools with the same result share a line: a pool of net.conf that leaves parts out becomes many.
+    """
     alike: dict[Check, list[Prefix]] = {}
     own = here.addresses(desired.outside)
     for pool in desired.pools:
@@ -136,8 +139,9 @@ def _when_stopped(desired: DesiredTunnel, here: Host) -> Iterator[Check]:
 def _ways_out(
     desired: DesiredTunnel, here: Host, interfaces: Mapping[str, Interface], tunnel: Interface
 ) -> Iterator[Check]:
-    """Say by which interface packets from the pools leave. Behind another one, nobody may know their addresses.
+    """Say by which interface packets from the pools leave.
 
+    Behind any interface but LANDLORD_OUTSIDE, perhaps nobody knows a way back to the pools' addresses.
     A host without a route to the internet has no such line.
     """
     names = {each.index: each.name for each in interfaces.values()}

@@ -1,7 +1,7 @@
-"""Device: what both implementations of WireGuard can do, and how peers change without taking a network from another.
+"""Device: what both implementations of WireGuard (the kernel's and wireguard-go) can do, and how peers change.
 
-WireGuard moves a network that is given to a second peer, and says nothing. So a network is first taken from the peer
-that loses it, and given to the other in a second step.
+If a network is given to a second peer, WireGuard silently takes it from the first. So a network is first taken from
+the peer that loses it, and given to the other peer in a second step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Networks = Mapping[bytes, Iterable[Prefix]]  # of each peer, by its public key
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A peer as the device has it. `networks_text`: as written, since most readers need no more."""
+    """A peer as the device has it.
+
+    `networks_text`: its networks as the device writes them; few readers need them parsed.
+    """
 
     reading: PeerReading
     networks_text: tuple[str, ...]

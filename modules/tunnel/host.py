@@ -24,7 +24,7 @@ from ngp.modules.rtnetlink import Interface
 
 ALIAS = "ngp: tunnel to tenants"
 _PROTOCOL = 110  # of our routes and entries: above those that rt_protos names, below those of routing daemons
-_UNREACHABLE_METRIC = 0xFFFF0000  # an equal route of anybody else goes first
+_UNREACHABLE_METRIC = 0xFFFF0000  # of our routes that refuse; anybody else's route to the same network goes first
 _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNEIGH, _DELNEIGH, _GETNEIGH = 24, 25, 26, 28, 29, 30
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
@@ -39,7 +39,7 @@ FREE_IT = "free it, or set LANDLORD_PORT"
 # Nothing is sent there: an address that everybody routes, of a root name server.
 _SAMPLE = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
 
-# An interface's index, and None for a route that refuses.
+# A network, and the index of the interface to which it is routed; None: its packets are refused.
 Route = tuple[Prefix, int | None]
 Entry = tuple[int, Address]
 _Thing = TypeVar("_Thing", Route, Entry)
@@ -139,7 +139,7 @@ class Host:
                 ) from error
 
     def remove_route(self, route: Route) -> None:
-        """Remove a route; it may be gone."""
+        """Remove a route; no error if it is gone."""
         _or_gone(lambda: self.kernel.order(_DELROUTE, _route_body(route)))
 
     def add_entry(self, entry: Entry) -> None:
@@ -186,7 +186,10 @@ class Host:
 def _bring(
     standing: set[_Thing], wanted: set[_Thing], add: Callable[[_Thing], None], remove: Callable[[_Thing], None]
 ) -> None:
-    """Make a set of things exactly as wanted. What is refused stops nothing else; the first refusal is raised."""
+    """Make a set of things exactly as wanted.
+
+    A refusal doesn't stop the other changes; the first one is raised at the end.
+    """
     refusals = []
     for thing in wanted - standing:
         try:
@@ -239,7 +242,7 @@ def write_sysctl(key: str, value: str) -> None:
 
 
 def refuse_taken_port(port: int) -> None:
-    """Raise MomentError if another program has a UDP port."""
+    """Raise MomentError if another program uses this UDP port."""
     if not is_free(port):
         raise MomentError(f"{taken(port)}; {FREE_IT}")
 
@@ -250,7 +253,7 @@ def taken(port: int) -> str:
 
 
 def is_free(port: int) -> bool:
-    """Say whether nobody has a UDP port, of either family."""
+    """Say whether no program uses this UDP port, by IPv4 or by IPv6."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as tried:

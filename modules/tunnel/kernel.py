@@ -23,7 +23,7 @@ _PUBLIC_KEY, _FLAGS, _ENDPOINT, _HANDSHAKE, _RECEIVED, _SENT, _ALLOWED_IPS = 1, 
 _FAMILY, _ADDRESS, _MASK = 1, 2, 3
 _REMOVE_ME, _REPLACE_ALLOWED_IPS = 0x1, 0x2
 _NO_KEY = bytes(32)
-_MESSAGE_BYTES = 16 << 10  # an attribute holds 64 kB at most, and a socket's buffer little more
+_MESSAGE_BYTES = 16 << 10  # sent at a time: an attribute holds 64 kB at most, and a socket's buffer little more
 _LACKING = {errno.EOPNOTSUPP, errno.ENOENT, errno.EPROTONOSUPPORT}
 
 

@@ -1,7 +1,7 @@
 """Owners: which tenant has which network. No two tenants' networks overlap.
 
 WireGuard itself would give the network, or the smaller of two networks that overlap, to the tenant that came last, and
-say nothing. So this is asked before each change.
+say nothing. So ngp checks this before each change.
 """
 
 from __future__ import annotations

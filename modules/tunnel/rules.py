@@ -25,13 +25,13 @@ from ngp.modules.netlink import Asker, text_attribute
 
 TABLE = "inet ngp_let"
 INSTALL = "apt install nftables"
-_TIMEOUT_S = 20.0  # with ten thousand limits it takes seconds
+_TIMEOUT_S = 20.0  # for one run of nft, which takes seconds with ten thousand limits
 _NO_TABLE = {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}  # the others: no nf_tables at all
-# For the kernel (linux/netfilter/nf_tables.h, nfnetlink.h)
+# Numbers of the kernel's interface (linux/netfilter/nf_tables.h, nfnetlink.h).
 NFTABLES, _GET_TABLE = 10, 1
 HEADER = struct.pack("!BBH", 1, 0, 0)  # struct nfgenmsg: inet
 TABLE_NAME = text_attribute(1, TABLE.split()[1])  # in messages about tables, objects and elements
-BURST_BYTES = 128 << 10  # else a slow limit would pass no packet that segmentation offload has joined
+BURST_BYTES = 128 << 10  # may come at once: else a slow limit would pass no packet that segmentation offload has joined
 _HEADERS_BYTES = {4: 40, 6: 60}  # of IP and TCP
 WAYS = {"up": "saddr", "down": "daddr"}
 _FAMILY = {4: "ip", 6: "ip6"}

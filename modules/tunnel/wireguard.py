@@ -1,12 +1,12 @@
 """The landlord's tunnel: one WireGuard interface, to which each tenant is a peer.
 
-The kernel's WireGuard is used where there is one, else wireguard-go; nothing but `device.py` differs. Everything that
-is made says by itself that it is ours: the interface by its alias, routes and proxy entries by their protocol number,
-the rules by their table. So the tunnel of a killed daemon is taken over, and clean-up needs no record.
+The kernel's WireGuard is used if it has one, else wireguard-go; only the `Device` differs. Everything that is made says
+by itself that it is ours: the interface by its alias, routes and proxy entries by their protocol number, the rules by
+their table. So the tunnel of a killed daemon is taken over, and clean-up needs no record.
 
 A tenant can send from its networks only, since WireGuard drops other sources. A network is routed into the tunnel only
 as long as it is let; the rest of the pools is refused by a route of its own. Otherwise our default route would lead
-back to the router that sent us the packet, and it would go to and fro until its hop limit ends.
+back to the router that sent us the packet, and the packet would go to and fro until its hop limit ends.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ngp.modules.tunnel.owners import Owners
 from ngp.modules.tunnel.userspace import UserspaceDevice
 
 DEVICES: dict[str, Device] = {"kernel": KernelDevice(), "userspace": UserspaceDevice()}
-# Of a network, how many addresses are answered for by ARP and NDP at most: the kernel searches its entries one by one.
+# How many addresses of a network we answer for by ARP and NDP at most: the kernel searches its entries one by one.
 ANSWERED_MAX = {4: 256, 6: 16}
 _PORT_S, _POLL_S = 2.0, 0.01
-_SWITCHED_ON = re.compile(r"; proxy_ndp was off on (\S+)$")  # in the alias
+_SWITCHED_ON = re.compile(r"; proxy_ndp was off on (\S+)$")  # in the tunnel's alias: see `_switch_ndp`
 
 
 class WireGuard:
@@ -151,7 +151,7 @@ class WireGuard:
         return self._desired, self._device
 
     def _take_over(self, desired: DesiredTunnel) -> tuple[Device, Standing] | None:
-        """Return the tunnel that stands already, if it can be used; delete what can't.
+        """Return the tunnel that exists already; if it can't be used, delete it and return None.
 
         Raises KernelError if an interface that isn't ours has the name.
         """
@@ -175,7 +175,11 @@ class WireGuard:
         return found
 
     def _usable(self, desired: DesiredTunnel, kind: str, is_ours: bool) -> tuple[Device, Standing] | None:
-        """Return the interface as the tunnel if it can be. One without an alias can if a killed daemon just made it."""
+        """Return the device and state of an existing interface if it can be the tunnel, else None.
+
+        An interface without our alias can be the tunnel if its key is ours or missing: a daemon may have been killed
+        just after it had made the interface.
+        """
         for device in devices(desired.kind):
             if device.kind == kind:
                 with suppress(KernelError, OSError):
@@ -185,8 +189,8 @@ class WireGuard:
         return None
 
     def _refuse_pools(self, desired: DesiredTunnel) -> None:
-        """Raise KernelError if a pool would take the address of the router from us: we couldn't reach it any more."""
-        if desired.proxy or desired.outside in self._host().interfaces():  # routed, it may come later
+        """Raise KernelError if a pool contains our own address or the router's, which would be led into the tunnel."""
+        if desired.proxy or desired.outside in self._host().interfaces():  # if routed, it may come later
             for pool in desired.pools:
                 for address, whose in self._host().inhabitants(pool, desired.outside).items():
                     raise KernelError(f"pool {pool}: contains {address}, {whose}; name it in LANDLORD_POOLS (`except`)")
@@ -266,7 +270,7 @@ class WireGuard:
     def _switch_ndp(self, tunnel: Interface, wanted: str) -> None:
         """Let the kernel answer NDP by proxy entries on the outside interface ("": none), and nowhere else any more.
 
-        The tunnel's alias says where it was off before, so that clean-up finds that.
+        The tunnel's alias names the interface where that was off before, so that clean-up can switch it off again.
         """
         was_off = _SWITCHED_ON.search(tunnel.alias)
         if was_off is not None and was_off[1] == wanted:
