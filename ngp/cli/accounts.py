@@ -31,7 +31,7 @@ def _on_its_way(row: Row) -> str:
 
 
 def _neighbour(row: Row) -> str:
-    """Show a neighbour's key; of a tenant, its rental's id and what it rents."""
+    """Show a neighbour's key; for a tenant's account, the rental's id and its networks."""
     rents = f" rents {clean(row['networks'])}" if row.get("networks") else ""
     return f"{key(row.get('neighbour'))}{rents}"
 

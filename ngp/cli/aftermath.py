@@ -28,7 +28,10 @@ def told(place: Place) -> str:
 
 
 def look(place: Place) -> Check | None:
-    """Return what is in force without a daemon as a line of `ngp check`, not ok if traffic is affected; or None."""
+    """Return what is in force without a daemon as a line of `ngp check`, not ok if traffic is affected.
+
+    Returns None if nothing is.
+    """
     from ngp.core.values import Check
     from ngp.daemon import offline  # late: it imports every module, and isn't needed if a daemon runs
 

@@ -88,7 +88,7 @@ def _rest(place: Place, settings: Settings | None, text: str) -> list[Row]:
         return noted + [row for row in found if row.get("name") != "configuration"] + _directory(place)
     except Absent:
         standing = _standing(place)
-    except (RunningError, ConfigError):  # it is just starting or stopping, or its state directory is unknown
+    except (RunningError, ConfigError):  # the daemon is just starting or stopping, or its state directory is unknown
         standing = []
     if settings is None:
         return standing

@@ -94,7 +94,7 @@ class Daemon:
         question = json.dumps({"verb": verb, "arguments": arguments}).encode() + b"\n"
         with self._connect() as connection:
             connection.settimeout(self._answer_s)
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have refused already
+            with suppress(BrokenPipeError, ConnectionResetError):  # the daemon may have refused already
                 connection.sendall(question)
             for line in self._read(connection):
                 try:

@@ -70,7 +70,10 @@ def parse_since(text: str, now_s: float) -> int:
 
 
 def _find(place: Place, since_s: int | None) -> Iterable[Row]:
-    """Ask the daemon, or open the ledger if none runs; either fails before anything is printed."""
+    """Return the ledger's rows: from the daemon, or from the ledger itself if no daemon runs.
+
+    If that can't be done, the error comes before the first row is printed.
+    """
     try:
         return Daemon(place.state_dir).rows("ledger", since=since_s)
     except RunningError as absent:

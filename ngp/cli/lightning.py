@@ -56,7 +56,7 @@ _TOWERS = (
     click.Option(["--amount"], type=Whole(1), metavar="SAT", help="open: size of the channel"),
     click.Option(["--push"], type=Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
     click.Option(["--csv-delay"], type=Whole(1, 10_000, "the number of blocks", 1008), metavar="BLOCKS",
-                 help="open: how long the peer waits for its coins after it closes alone; else CSV_DELAY of net.conf"),
+                 help="open: how long the peer waits for its coins if it alone closes the channel [CSV_DELAY]"),
     click.Option(["--host"], metavar="HOST:PORT",
                  help="open: where the neighbour's node listens; else an address that it announced, port 9735"),
     click.Option(["--untried"], is_flag=True, help="connect: keep the URI, whether its node answers or not"),
@@ -143,7 +143,7 @@ def _print_towers(found: dict[str, Any], advised: bool = False) -> None:
 
 
 def _ask(place: Place, what: str, verb: str, **terms: object) -> int:
-    """Ask the daemon for something that the node may need a while for."""
+    """Ask the daemon for something for which the node may need a while, and print the answer."""
     progress = Progress(what)
     try:
         result = Daemon(place.state_dir, _OPEN_S, progress).ask(verb, **terms)

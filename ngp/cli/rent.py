@@ -47,7 +47,7 @@ class _Call:
 @verb_command(
     "rent",
     click.Argument(["words"], metavar="COMMAND", nargs=-1, required=True),
-    click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit; refund: a part"),
+    click.Option(["--amount"], type=Whole(1, example=24_000), metavar="SAT", help="new, add: credit; refund: how much"),
     click.Option(["--name"], metavar="NAME", help="new: what the rental is called"),
     click.Option(["--offer"], metavar="NAME", help="new: which of the landlord's offers [the first]"),
     click.Option(["--face"], type=click.Choice(["https", "grpc"]), help="trust: how the landlord is asked [https]"),
@@ -123,7 +123,7 @@ def _distrust(call: _Call) -> int:
 
 
 def _offers(call: _Call) -> int:
-    """List terms, and which limit refuses them; a landlord that doesn't answer is told, and the others are listed."""
+    """List offers, and which limits refuse them. Landlords that don't answer are named on stderr, and left out."""
     from ngp.cli import tenant_service
     from ngp.core.tenant.terms import refusals
 
@@ -224,7 +224,7 @@ def _agreed(call: _Call, question: str) -> None:
 
 
 def _status(call: _Call) -> int:
-    """List rentals as their landlords have them; one that doesn't answer is told, and the others are listed."""
+    """List rentals as their landlords have them. A landlord that doesn't answer is named on stderr, and left out."""
     from ngp.cli import tenant_service
     from ngp.tenant.books import BooksFile
 
@@ -295,7 +295,7 @@ def _rekey(call: _Call) -> int:
     if call.as_json:
         print_json({"id": changed.interface, "wireguard_key": changed.public_key})
     else:
-        streams.say(f"{changed.shown_name} has the key {changed.public_key}; the former one means nothing any more")
+        streams.say(f"{changed.shown_name} has the key {changed.public_key}; the old key is no longer valid")
     return 0
 
 
@@ -319,7 +319,7 @@ def _forget(call: _Call) -> int:
 
 
 def _what_is_lost(call: _Call, home: Home, tunnel: Tunnel) -> str:
-    """Say what the landlord has of ours, which nobody can have without the keys."""
+    """Say how much of our money the landlord still has: without the keys nobody can use or fetch it."""
     try:
         status = _landlord(call, home, tunnel).status(tunnel)
     except NgpError as error:
@@ -343,11 +343,11 @@ def _refund(call: _Call) -> int:
     if most_msat is None:
         raise no_refunds(landlord.place)
     if not most_msat:
-        raise UsageError(f"nothing of {tunnel.shown_name} can be fetched: only what is left when a rental is over can")
+        raise UsageError(f"nothing of {tunnel.shown_name} can be fetched: that is possible only when a rental is over")
     amount_msat = most_msat if call.amount is None else call.amount * SAT_MSAT
     if tenant_service.fetch(call.place, home, tunnel, landlord, amount_msat):
         return _told(call, f"{show_money(amount_msat)} have arrived", arrived=True)
-    return _told(call, f"the landlord pays {show_money(amount_msat)}; the payment node tells of its arrival", False)
+    return _told(call, f"the landlord pays {show_money(amount_msat)}; the payment node shows its arrival", False)
 
 
 def _told(call: _Call, text: str, arrived: bool) -> int:

@@ -60,7 +60,7 @@ def traffic(carrier: Tunnel | None, unasked: Sequence[str]) -> list[str]:
     return [
         f"all traffic of this machine uses {name}; until `ngp rent down {name}` nothing else leaves beside it",
         *(
-            f"the name server {one} (/etc/resolv.conf) is in the LAN and isn't asked: name one behind the tunnel, "
+            f"the name server {one} (/etc/resolv.conf) is in the LAN and can't be asked: name one behind the tunnel, "
             f"or write TENANT_BESIDE: [{one} udp 53]"
             for one in unasked
         ),

@@ -31,7 +31,7 @@ _DEEDS = {
     "on": "",
     "release": "takes back for good: others may rent its addresses",
 }
-"""What can be done to a rental, and what the operator is asked before; nothing if nobody loses by it."""
+"""What can be done to a rental, and the words of the question before; "" if nobody loses by it: then no question."""
 
 COLUMNS = (
     Column("id", field("id", key)),
@@ -92,7 +92,7 @@ def _list(place: Place, include_released: bool, as_json: bool) -> int:
 
 
 def _find(place: Place, include_released: bool) -> Iterable[Row]:
-    """Ask the daemon, or open the ledger if none runs."""
+    """Return the rentals: from the daemon, or from the ledger if no daemon runs."""
     try:
         return Daemon(place.state_dir).rows("rentals", all=include_released)
     except Absent as absent:

@@ -216,8 +216,8 @@ def _show_configuration(call: _Call, kept: KeptConfiguration, in_json: bool) -> 
     help="Rent dedicated public static IP subnets over WireGuard, paid over Lightning.\n\n"
     "\b\n"
     "AddCredit        an invoice for a new rental, or more credit for a running one\n"
-    "RentNewIP        the same, but refuses where there is a rental\n"
-    "Renew            the same, but refuses where there is none\n"
+    "RentNewIP        as AddCredit, but only for a new rental\n"
+    "Renew            as AddCredit, but only for a running rental\n"
     "GetRentalStatus  networks, credit, and until when it is paid\n"
     "GetConf          the WireGuard configuration again\n"
     "AutoPay          rents, and keeps the credit by your own Lightning node, within BuyOfferTerms of Config.yaml\n",

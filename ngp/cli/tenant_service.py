@@ -77,7 +77,7 @@ def only_autopay(folder: Path) -> Iterator[None]:
 def keep_by_hand_of(home: Home, tunnel: Tunnel, landlord: Landlord) -> int:
     """Run `staticIP AutoPay`. Returns the exit code, which is never 0."""
     log_to(home.folder / LOG_FILE)
-    home.limits()  # what is wrong in the file is said before a node is looked for
+    home.limits()  # refuses a bad Config.yaml before a payment node is looked for
 
     async def run() -> None:
         payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None, _NAME_LND)
@@ -104,7 +104,7 @@ def _kept(home: Home, tunnel: Tunnel, landlord: Landlord, payment: Payment) -> K
 
 
 def _routers_settings() -> Settings | None:
-    """Load the net.conf of this machine, whose limits hold for staticIP as well; None if there is none for this user.
+    """Load the net.conf of this machine, whose limits hold for staticIP as well; None if this user can read none.
 
     Raises: ConfigError: it can't be used.
     """
@@ -141,7 +141,7 @@ def landlord_at(place: Place, where: AnyPlace) -> Landlord:
 
 
 def neighbour_named(place: Place, written: str) -> NeighbourPlace:
-    """Return the neighbour whose key begins so; a whole key needs no daemon. Raises NgpError."""
+    """Return the neighbour whose key begins with `written`; a whole key needs no daemon. Raises NgpError."""
     if len(written) == _KEY_DIGITS:
         return read_neighbour(written)
     known = [bytes.fromhex(row["neighbour"]) for row in client.Daemon(place.state_dir).rows("neighbours")]
@@ -164,8 +164,9 @@ def rental_of(home: Home, text: str) -> Tunnel:
 
 @contextlib.asynccontextmanager
 async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel], Kept]]:
-    """Open the payment node of net.conf, or the one that is found; yields what makes a rental ready to be paid for.
+    """Open the payment node of net.conf, or, without net.conf, the one that `wallet.find` finds.
 
+    Yields: a function that returns what AutoPay needs to pay for a rental.
     Raises: NgpError.
     """
     settings = _settings(place)
@@ -185,7 +186,7 @@ async def purse_of(place: Place, home: Home) -> AsyncIterator[Callable[[Tunnel],
 
 @contextlib.asynccontextmanager
 async def _node_of(place: Place, home: Home, settings: Settings | None) -> AsyncIterator[Payment]:
-    """Open the payment node of net.conf, or the one that is found; it is ready. Raises: NgpError."""
+    """Open the payment node of net.conf, or, without net.conf, one that is found; ready to pay. Raises: NgpError."""
     if settings is None:
         payment = await wallet.find(home, _ask_uri if sys.stdin.isatty() else None, _NAME_NODE)
     else:
@@ -202,7 +203,7 @@ async def _node_of(place: Place, home: Home, settings: Settings | None) -> Async
 
 
 def limits_of(place: Place) -> Limits:
-    """Return the limits of net.conf, or those that it ships with. Raises ConfigError."""
+    """Return the limits of net.conf, or the default limits if there is no net.conf. Raises ConfigError."""
     return _tenant(place).limits
 
 
@@ -227,7 +228,7 @@ def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:
 
 
 def fetch(place: Place, home: Home, tunnel: Tunnel, landlord: Landlord, amount_msat: int) -> bool:
-    """Fetch what a landlord still has of ours. Returns whether our node has it already. Raises NgpError."""
+    """Fetch our money that a landlord still has. Returns whether it has already arrived. Raises NgpError."""
 
     async def run() -> bool:
         async with _node_of(place, home, _settings(place)) as payment:
@@ -291,7 +292,7 @@ def _settings(place: Place) -> Settings | None:
 
 
 def _tenant(place: Place) -> TenantSettings:
-    """Return what net.conf says about renting now, or what it ships with. Raises ConfigError."""
+    """Return what net.conf says about renting now, or the defaults if there is no net.conf. Raises ConfigError."""
     settings = _settings(place)
     return settings.tenant if settings is not None else TenantSettings()
 

@@ -62,8 +62,8 @@ VERBS = (
     Verb(
         "close", "", "drop traffic from and to mesh interfaces until ngp starts, if WHEN_STOPPED is closed",
         "For a machine that boots: with WHEN_STOPPED closed `ngp stop` leaves a firewall rule, which a reboot loses. "
-        "The interfaces needn't exist yet. With WHEN_STOPPED open it does nothing. If a daemon runs, or was killed, it "
-        "is refused.",
+        "The interfaces needn't exist yet. With WHEN_STOPPED open the command does nothing. If a daemon runs, or was "
+        "killed, the command is refused.",
         (("sudo ngp close", "what ngp-closed.service does before the network is up"),),
     ),
     Verb(
@@ -188,8 +188,8 @@ VERBS = (
         "COMMAND [--amount SAT] [--name NAME] [--offer NAME] [--face FACE] [--invoice BOLT11] [--no-pay] [--up] "
         "[--once] [--yes] [--json]",
         "rent static addresses from landlords: trust, offers, new, add, status, up, rekey, refund, autopay",
-        "`trust NAME HOST[:PORT] PIN` keeps a landlord, after it answered with the certificate of that SHA-256 (PIN) "
-        "or, with --face grpc, by that key (its identity, or its Lightning node's key); `trust NAME KEY` keeps a "
+        "`trust NAME HOST[:PORT] PIN` keeps a landlord, if it answers as PIN demands: PIN is the SHA-256 of its "
+        "certificate or, with --face grpc, its identity or its Lightning node's key. `trust NAME KEY` keeps a "
         "neighbour in the mesh, which our daemon asks. `landlords` lists them, `distrust NAME` forgets one. `offers "
         "[LANDLORD]` shows terms, and which TENANT_ limit of net.conf refuses them. `new LANDLORD` rents, with the "
         "landlord's least credit unless --amount says more; `add RENTAL` adds credit, a month's rent unless --amount "
@@ -200,7 +200,7 @@ VERBS = (
         "`refund RENTAL` fetches what is left of a rental that is over, to our node, or with the --invoice of another "
         "wallet; --amount takes a part. `rekey "
         "RENTAL` changes its WireGuard key, `forget RENTAL` drops it. `autopay [RENTAL...]` keeps the credit within "
-        "the TENANT_ limits, for as long as the tunnel works; it reads net.conf again when that changes, and never "
+        "the TENANT_ limits, for as long as the tunnel works; it reads net.conf again when the file changes, and never "
         "ends with 0 unless --once was given. RENTAL is the name, the interface, the first letters of the key, or an "
         "address. `staticIP` does the same with the files of the published StaticWire client.",
         (("sudo ngp rent trust example 192.0.2.1 873c30...b2d", "the fingerprint comes from the landlord"),

@@ -15,7 +15,7 @@ from ngp.core.rental.terms import Offer
 from ngp.core.settings import Settings
 from ngp.core.values import FULL_PACKET_BYTES, Check
 
-_KEPT_CREDIT_MSAT = 6_000_000  # of the published StaticWire client, as are the other limits below
+_KEPT_CREDIT_MSAT = 6_000_000  # as the published StaticWire client keeps it by default; `_unsellable` has its limits
 _FULL = f"a full packet ({FULL_PACKET_BYTES:,} bytes)"
 
 
@@ -30,7 +30,7 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
         why = f"is less than two full packets (2 x {FULL_PACKET_BYTES:,} bytes): these wait for renewals or never pass"
         yield "CONTRACT_DATA", show_data(limit), why, "100 MB, as shipped"
     if renewal is not None and 0 < renewal < FULL_PACKET_BYTES:
-        why = f"is less than {_FULL}: a contract isn't renewed that has more left, but too little for the next packet"
+        why = f"is less than {_FULL}: a contract with a little more left isn't renewed, and the next packet doesn't fit"
         yield "DATA_RENEWAL", show_data(renewal), why, "auto, as shipped; 0 for no renewal by data"
     if 0 < grace < FULL_PACKET_BYTES:
         why = f"is less than {_FULL}: no full packet passes on credit"
@@ -49,14 +49,14 @@ def _unsellable(offer: Offer) -> Iterator[tuple[str, str, str, str]]:
     for key, asked_msat, most_msat in (
         ("LANDLORD_RENT", offer.rent_msat, 48_000_000),
         ("LANDLORD_ACTIVATION_FEE", offer.activation_fee_msat, 64_000_000),
-        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, 1_999_000),  # it must be below 2000 sat
+        ("LANDLORD_INITIAL_CREDIT_MIN", offer.initial_credit_min_msat, 1_999_000),  # the client pays no more than that
         ("LANDLORD_PAYMENT_MIN", offer.payment_min_msat, 1_500_000),
     ):
         if asked_msat > most_msat:
             why = f"{of} is more than the published client pays by itself, unless its user raises its limits"
             yield key, show_money(asked_msat), why, f"{show_money(most_msat)} or less"
     if offer.credit_max_msat < _KEPT_CREDIT_MSAT:
-        why = f"{of} is less than the credit that the published client keeps, at which it fails"
+        why = f"{of} is less than the credit that the published client keeps: its payments would fail"
         right = f"{show_money(_KEPT_CREDIT_MSAT)} or more"
         yield "LANDLORD_CREDIT_MAX", show_money(offer.credit_max_msat), why, right
 

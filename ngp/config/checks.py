@@ -264,7 +264,8 @@ def _pays_fees(budget: Key[Any]) -> Check:
 def _closed(written: Written) -> Iterator[Finding]:
     lets_only = written[landlord_keys.LANDLORD] and keys.MESH_INTERFACES.name not in written.nodes
     if lets_only and written[keys.WHEN_STOPPED] == "closed":
-        yield written.finding(keys.WHEN_STOPPED, "closes mesh interfaces, and there are none: write open, or name them")
+        message = "closes mesh interfaces, and there are none: write open, or set MESH_INTERFACES"
+        yield written.finding(keys.WHEN_STOPPED, message)
 
 
 _BUDGET_KEYS: tuple[Key[Any], ...] = (

@@ -187,7 +187,7 @@ def refuse_untrusted(path: Path, status: os.stat_result) -> None:
 def refuse_readable(path: Path, status: os.stat_result, key: str, secret: str, instead: str = "") -> None:
     """Refuse a file that holds a secret and that others can read.
 
-    Args: key: whose value it is. secret, instead: as of a ModuleKey.
+    Args: key: whose value is the secret. secret, instead: as in `ModuleKey`.
 
     Raises:
         ConfigError: with the command that mends it.

@@ -152,7 +152,7 @@ DEFAULT_PRICE = Key(
     "price",
     _price,
     "5 msat",
-    "per kilobyte: asked when selling, and the most paid when buying, unless the next keys say otherwise",
+    "per kilobyte: asked when selling, and the most paid when buying, unless SELL_ and BUY_ keys say otherwise",
     ("default_msat_per_gib",),
 )
 SELL = Key(
@@ -218,7 +218,7 @@ DATA_RENEWAL = Key(
     "data (a bare number is bytes) or auto",
     values.or_word("auto", values.quantity(lambda text: data_bytes(text, bare=1))),
     "auto",
-    "data left when the client renews; auto = from the rate of use; both renewals 0 = never",
+    "data left when the client renews; auto = from the rate of use; 0 for DATA_ and TIME_RENEWAL = never",
     ("data_renewal_bytes",),
 )
 TIME_RENEWAL = Key(
@@ -226,7 +226,7 @@ TIME_RENEWAL = Key(
     "time or auto",
     values.or_word("auto", _time),
     "auto",
-    "time left when the client renews; auto = from the rate of use; both renewals 0 = never",
+    "time left when the client renews; auto = from the rate of use; 0 for DATA_ and TIME_RENEWAL = never",
     ("time_renewal_s",),
 )
 PAYMENT_AMOUNT = Key(
@@ -242,7 +242,7 @@ GRACE_DATA = Key(
     "data",
     _data,
     "256 kB",
-    "credit line of a neighbour with no free balance, whether it paid before or not: data",
+    "how much data a neighbour with no free balance gets on credit, whether it paid before or not",
     ("grace_data_bytes",),
 )
 GRACE_TIME = Key(
@@ -250,7 +250,7 @@ GRACE_TIME = Key(
     "time",
     _time,
     "10 s",
-    "how long the credit lasts, from its first byte; time and data begin anew when all of it is paid",
+    "how long credit lasts, from its first byte; a neighbour that paid all of it gets data and time again",
     ("grace_time_s",),
 )
 REFUND_WHEN_ASKED = Key(
@@ -322,7 +322,7 @@ PAYMENT_SERVICES = Key(
     "list of address port, or address protocol port",
     values.or_none(destinations.payment_services),
     "none",
-    "ports that neighbours need to pay this router, on it or on hosts behind it: uncharged, at the rate below",
+    "ports that neighbours need to pay this router, on it or on hosts behind it: uncharged, at PAYMENT_SERVICES_RATE",
     ("payment_services",),
 )
 PAYMENT_SERVICES_RATE = Key(

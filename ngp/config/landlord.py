@@ -108,7 +108,10 @@ def _numbers(offer: WrittenOffer, pools: Sequence[Pool]) -> tuple[int, ...]:
 
 
 def _bits(offer: WrittenOffer, version: int, pools: Sequence[Pool], numbers: Sequence[int]) -> int | None:
-    """Return an offer's prefix length for a family; one that is left out is the usual one where the pools have it."""
+    """Return an offer's prefix length for a family; None: it has no network of that family.
+
+    A length that the offer leaves out is the usual one (/32, /64) if the offer's pools have the family, else None.
+    """
     name = f"ipv{version}"
     if name in offer.given:
         found: int | None = offer.given[name]
@@ -166,7 +169,7 @@ def _rents(written: Written) -> Iterator[Finding]:
 
 
 def _sizes(written: Written) -> Iterator[Finding]:
-    """Refuse offers that name unknown pools, have no network, or one that no pool could ever give."""
+    """Refuse offers that name unknown pools, have no network, or promise a network that no pool could ever give."""
     pools = written[own.POOLS]
     free = FreeNetworks(pools)
     for offer in _offers(written) if pools else ():  # `_pools` has said that there are none
@@ -221,7 +224,7 @@ def _has_face(key: Key[Any], name: str) -> Check:
 
     def check(written: Written) -> Iterator[Finding]:
         if written[key] and name not in written.modules(FACE):
-            yield written.finding(key, f"needs the module {name}, which isn't available yet: write none")
+            yield written.finding(key, f"needs the module {name}, which isn't installed: write none")
 
     return check
 
@@ -235,10 +238,10 @@ def _one_port(written: Written) -> Iterator[Finding]:
 
 
 def _metered(written: Written) -> Iterator[Finding]:
-    """Refuse a price where the published client rents: it isn't told of one, and its books would never agree."""
+    """Refuse a price per kilobyte in the offer that is sold over HTTPS: the published client isn't told of prices."""
     offer = _offers(written)[0]
     if written[own.HTTPS] and _term(written, offer, "price") and _term(written, offer, "rent"):
-        message = "is above 0, but LANDLORD_HTTPS sells the first offer, by time alone: write 0, or another first"
+        message = "is above 0, but LANDLORD_HTTPS sells the first offer, by time alone: write 0, or put another first"
         yield _at(written, offer, "price", message)
 
 

@@ -1,6 +1,7 @@
 """Landlord's keys: the keys of net.conf by which a router lets addresses, and LEDGER, which several landlords share.
 
-They mean nothing unless LANDLORD is yes. Terms (rent, fee, ...) hold for every offer that has none of its own.
+The LANDLORD_ keys mean nothing unless LANDLORD is yes. Those for terms (rent, fee, ...) hold for every offer that
+doesn't say otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ngp.config.units import time_s
 
 _TERMS = landlord_values.TERM_PARSERS
 _time = values.quantity(time_s)
-_MOST_KEEPALIVE_S = 65535  # of WireGuard
+_MOST_KEEPALIVE_S = 65535  # WireGuard takes no more
 LEAST_MTU, MOST_MTU = 1280, 9000  # IPv6 needs the first, jumbo frames have about the second
 MOST_INVOICES = 100_000
 
@@ -30,7 +31,7 @@ POOLS = Key(
     "list of prefix, or {prefix, except}",
     values.or_none(landlord_values.pools),
     "none",
-    "what is let, without `except`; a pool with rentals in it can't be removed",
+    "prefixes that are let, but not the parts in `except`; a pool with rentals in it can't be removed",
     ("letting.pools",),
 )
 OFFERS = Key(
@@ -64,7 +65,7 @@ RATE = Key(
     "data a second, or none",
     _TERMS["rate"],
     "none",
-    "most that a rental carries in each direction; none = as fast as it goes",
+    "most that a rental carries in each direction; none = no limit",
     ("letting.terms.rate_bytes_s",),
 )
 ACTIVATION_FEE = Key(
@@ -104,7 +105,7 @@ RESERVED_TIME = Key(
     "time",
     _TERMS["reserved_time"],
     "2 months",
-    "how long addresses are kept without credit; back rent may come in parts, service resumes above 0",
+    "how long a tenant without credit keeps its addresses; service resumes when the back rent is paid, also in parts",
     ("letting.terms.reserved_s",),
 )
 INVOICE_TIME = Key(
@@ -112,7 +113,7 @@ INVOICE_TIME = Key(
     "time",
     values.between(_time, 60, 86_400, "1 min to 1 day"),
     "10 min",
-    "how long an invoice can be paid, and how long its addresses are held",
+    "how long an invoice can be paid; a new rental's addresses are kept for it until then",
     ("letting.invoice_s",),
 )
 INVOICES_MAX = Key(
@@ -128,7 +129,7 @@ HOLD = Key(
     "auto, yes or no",
     values.one_of("auto", "yes", "no"),
     "auto",
-    "hold invoices: a first payment is taken only when the tunnel is ready; auto = where the payment node can",
+    "hold invoices: a first payment is taken only when the tunnel is ready; auto = yes if the payment node can do that",
     ("letting.hold",),
 )
 MESH = Key(
@@ -160,7 +161,7 @@ HTTPS_KEY = Key(
     "file",
     values.or_word("none", landlord_values.file),
     "none",
-    "private key of that certificate, mode 0600",
+    "private key of LANDLORD_HTTPS_CERT, mode 0600",
     ("letting.https_key",),
 )
 GRPC = Key(
@@ -168,7 +169,7 @@ GRPC = Key(
     "address:port, or a list",
     values.or_none(landlord_values.listeners),
     "none",
-    "gRPC, which tells of a rental only to whoever proves its WireGuard key; `ngp check` says the pin",
+    "where tenants ask by gRPC; only a caller that proves its WireGuard key sees its rental; `ngp check` says the pin",
     ("letting.grpc",),
     needs_restart=True,
 )
@@ -212,7 +213,7 @@ ROUTING = Key(
     "routed or proxy",
     values.one_of("routed", "proxy"),
     "routed",
-    "routed = the pools are routed to this host; proxy = it answers for them by ARP and NDP on LANDLORD_OUTSIDE",
+    "routed = the pools are routed to this host; proxy = this host answers ARP and NDP for them on LANDLORD_OUTSIDE",
     ("letting.tunnel.routing",),
 )
 TUNNEL = Key(
@@ -220,7 +221,7 @@ TUNNEL = Key(
     "auto, kernel or userspace",
     values.one_of("auto", "kernel", "userspace"),
     "auto",
-    "WireGuard of the kernel, or wireguard-go; auto = the kernel's where it has one",
+    "WireGuard of the kernel, or wireguard-go; auto = the kernel's if it has WireGuard",
     ("letting.tunnel.kind",),
     needs_restart=True,
 )

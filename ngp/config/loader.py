@@ -44,7 +44,8 @@ _MOST_PROBLEMS = 30
 _SECRET = re.compile("macaroon|password|passphrase|secret|seed|token|private|credential", re.IGNORECASE)
 _KEYS_BY_NAME = {key.name: key for key in keys.KEYS}
 _SHOWN = {key.name for key in keys.KEYS if not key.secret}
-"""The keys whose values may be shown if they can't be used. A module's may be a secret, even a misplaced one."""
+"""The keys whose bad values errors may show. A module's key isn't one: its value may be a secret, or look like one that
+was meant for another key."""
 
 
 def default_path(candidates: Sequence[Path] = DEFAULT_PATHS) -> Path:

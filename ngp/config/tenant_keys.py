@@ -1,4 +1,4 @@
-"""Tenant's keys: the limits of what ngp pays landlords by itself."""
+"""Tenant's keys: what ngp pays landlords without asking, and which traffic uses a rented tunnel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _command(node: Node) -> str:
 
 
 RENT_MAX = Key(
-    "TENANT_RENT_MAX", "money", _money, "48000 sat", "most rent of a month that is paid by itself",
+    "TENANT_RENT_MAX", "money", _money, "48000 sat", "most rent of a month that autopay pays",
     ("tenant.rent_max_msat",),
 )  # fmt: skip
 ACTIVATION_MAX = Key(
@@ -37,15 +37,16 @@ PAYMENT_MAX = Key(
     ("tenant.payment_max_msat",),
 )  # fmt: skip
 TARGET_CREDIT = Key(
-    "TENANT_TARGET_CREDIT", "money", _money, "6000 sat", "credit that is kept, unless TENANT_TARGET_TIME costs less",
+    "TENANT_TARGET_CREDIT", "money", _money, "6000 sat",
+    "credit that autopay keeps, or the rent of TENANT_TARGET_TIME if that is less",
     ("tenant.target_credit_msat",),
 )  # fmt: skip
 TARGET_TIME = Key(
-    "TENANT_TARGET_TIME", "time", _time, "5 days", "how long the kept credit lasts at most",
+    "TENANT_TARGET_TIME", "time", _time, "5 days", "autopay keeps no more credit than for this time",
     ("tenant.target_time_s",),
 )  # fmt: skip
 WARN_TIME = Key(
-    "TENANT_WARN_TIME", "time", _time, "1 day", "how long before the credit ends there are warnings",
+    "TENANT_WARN_TIME", "time", _time, "1 day", "how long before the end of the credit the log warns",
     ("tenant.warn_time_s",),
 )  # fmt: skip
 PROBE = Key(
@@ -68,7 +69,7 @@ ALL_TRAFFIC = Key(
 )
 BESIDE = Key(
     "TENANT_BESIDE",
-    "list of prefix, prefix tcp, or prefix tcp port; or udp",
+    "list of prefix, prefix protocol, or prefix protocol port; tcp or udp",
     values.or_none(destinations.ways),
     "none",
     "what may leave beside the tunnel with TENANT_ALL_TRAFFIC, besides the LAN, the landlord and ngp's messages",

@@ -22,7 +22,7 @@ ALL_INTERFACES = "all"
 MOST_NAME_BYTES = 15  # IFNAMSIZ - 1, linux/if.h
 _MOST_PATTERN_CHARACTERS = 64
 _MOST_INTERFACES = 256
-_NOT_IN_NAMES = frozenset("/:\"'\\`")  # the first two by the kernel (dev_valid_name)
+_NOT_IN_NAMES = frozenset("/:\"'\\`")  # the kernel refuses the first two (dev_valid_name), we the others
 
 
 def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
