@@ -22,7 +22,7 @@ from typing import Any
 
 from ngp.core.allowance import Allowance, SharedAllowance
 from ngp.core.host_port import join_host_port
-from ngp.errors import refused
+from ngp.errors import KernelError, refused
 from ngp.modules.face.tls import TlsStream
 
 PAUSE_S = 1.0
@@ -250,7 +250,29 @@ class Door:
         finally:
             stream.abort()
 
+    def check(self, places: Iterable[Place]) -> str:
+        """Say why a start couldn't listen at one of these places; "" if it could.
+
+        Our own daemon, which may have them, is no obstacle. Whether we may have a port at all is another check.
+        """
+        for place in places:
+            try:
+                self._bound(place).close()
+            except KernelError as error:
+                if not isinstance(error.__cause__, PermissionError):
+                    return str(error)
+        return ""
+
     def _listen(self, place: Place) -> socket.socket:
+        listener = self._bound(place)
+        try:
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise self._refused(place, error) from error
+        return listener
+
+    def _bound(self, place: Place) -> socket.socket:
         host, port = place
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # Without the protocol's number asyncio doesn't know TCP, and leaves Nagle's algorithm on.
@@ -263,15 +285,14 @@ class Door:
             if ":" in host:  # an IPv4 address may be in the list, too
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((host, port))
-            listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
-            raise refused(
-                f"{self._key} {join_host_port(host, port)}",
-                error,
-                "give an address of this host and a free port (`ss -ltnp` shows who listens)",
-            ) from error
+            raise self._refused(place, error) from error
         return listener
+
+    def _refused(self, place: Place, error: OSError) -> KernelError:
+        remedy = "give an address of this host and a free port (`ss -ltnp` shows who listens)"
+        return refused(f"{self._key} {join_host_port(*place)}", error, remedy)
 
 
 def who_is(address: str) -> Hashable:

@@ -68,7 +68,7 @@ class GrpcFace:
             _log.info("tenants may rent over gRPC at %s, pin %s", shown(settings.grpc), identity.text(public))
 
     def check(self, settings: LettingSettings) -> list[Check]:
-        """Return the pin that tenants need."""
+        """Return the pin that tenants need, and what keeps the face from listening."""
         if not settings.grpc:
             return []
         try:
@@ -76,7 +76,9 @@ class GrpcFace:
         except NgpError as error:
             return [Check("grpc", False, str(error), kind="configuration")]
         pin = identity.text(identity.public_key(key)) if key is not None else "is made at the start"
-        return [Check("grpc", True, f"{shown(settings.grpc)}; pin {pin}")]
+        why_not = self._door.check(settings.grpc)
+        pinned = Check("grpc", True, f"{shown(settings.grpc)}; pin {pin}")
+        return [pinned, *([Check("grpc", False, why_not, kind="kernel")] if why_not else [])]
 
     async def close(self) -> None:
         """Stop serving, and end all connections; safe to call twice."""

@@ -53,18 +53,22 @@ class HttpsFace:
             _log.info("tenants may rent over HTTPS at %s, fingerprint %s; %s", where, pin, SHOWS)
 
     def check(self, settings: LettingSettings) -> list[Check]:
-        """Return the fingerprint that tenants need, and what the API gives away."""
+        """Return the fingerprint that tenants need, what the API gives away, and what keeps the face from listening."""
         if not settings.https:
             return []
+        why_not = self._door.check(settings.https)
+        return [self._fingerprint(settings), *([Check("https", False, why_not, kind="kernel")] if why_not else [])]
+
+    def _fingerprint(self, settings: LettingSettings) -> Check:
         files = CertificateFiles.of(settings, self._state_dir)
         where = shown(settings.https)
         if files.is_ours and not files.certificate.exists():
-            return [Check("https", True, f"{where}; the certificate is made at the start; {SHOWS}")]
+            return Check("https", True, f"{where}; the certificate is made at the start; {SHOWS}")
         try:
             files.context()
-            return [Check("https", True, f"{where}; fingerprint {files.pin()}; {SHOWS}")]
+            return Check("https", True, f"{where}; fingerprint {files.pin()}; {SHOWS}")
         except ConfigError as error:
-            return [Check("https", False, str(error), kind="configuration")]
+            return Check("https", False, str(error), kind="configuration")
 
     async def close(self) -> None:
         """Stop serving, and end all connections; safe to call twice."""

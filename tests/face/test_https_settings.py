@@ -21,7 +21,9 @@ from core_tests.staticwire import tls_context
 from ngp.core.rental.terms import LettingSettings
 from ngp.errors import ConfigError, KernelError
 from ngp.modules.face.certificate import FILE, CertificateFiles
+from ngp.modules.face.grpc import GrpcFace
 from ngp.modules.face.https import HttpsFace
+from ngp.ports import Face
 
 
 @pytest.fixture
@@ -168,6 +170,31 @@ def test_closing_ends_all_connections_and_may_be_repeated(shop: Shop) -> None:
         with pytest.raises((OSError, ValueError)):
             session.post("/api/GetSellOfferTerms/")
     assert not shop.face._door._connections
+
+
+@pytest.mark.parametrize("key", ["https", "grpc"])
+def test_a_check_says_of_a_face_that_it_cannot_start(tmp_path: Path, key: str) -> None:
+    face: Face = HttpsFace(tmp_path) if key == "https" else GrpcFace(tmp_path)
+
+    def failing(*places: tuple[str, int]) -> list[str]:
+        return [line.found for line in face.check(replace(terms_of_shop(), **{key: places})) if not line.ok]
+
+    good = ("127.0.0.1", free_port())
+    assert failing(good) == []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        other = taken.getsockname()
+        (said,) = failing(good, other)
+        assert f"LANDLORD_{key.upper()} 127.0.0.1:{other[1]}: Address already in use" in said and "ss -ltnp" in said
+    assert failing(good, other) == []
+    (said,) = failing(("2001:db8::77", 443))
+    assert f"LANDLORD_{key.upper()} [2001:db8::77]:443" in said and "an address of this host" in said
+
+
+def test_our_own_daemon_is_no_obstacle_for_a_check(shop: Shop, tmp_path: Path) -> None:
+    with closing(shop.session()) as session:
+        assert all(line.ok for line in HttpsFace(tmp_path).check(shop.terms)), "as `ngp check` asks, beside the daemon"
+        session.post("/api/GetSellOfferTerms/")
+    assert pin_at(shop.port)
 
 
 # --- what the operator is told ----------------------------------------------------------------------------------------
