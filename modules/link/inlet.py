@@ -82,8 +82,10 @@ class Inlet:
         one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, descriptor)
 
     def trust(self, index: int, mac: bytes) -> None:
-        """Give a link address its own token bucket; if there is no room, the one trusted longest ago loses its
-        bucket."""
+        """Give a link address its own token bucket.
+
+        If there is no room, the link address that was trusted longest ago loses its bucket.
+        """
         link = _LINK.pack(index, mac)
         if link not in self._trusted:
             if len(self._trusted) >= MOST_TRUSTED:

@@ -193,7 +193,7 @@ def _why_unreachable(far: FarEnd) -> str:
     if far.allowed is not None:
         return "can't be found: no WireGuard peer there has allowed-ips with an address that could be the neighbour's"
     if not far.to_one:
-        return f"can't be found: no address says which of the other ends of this {far.kind or 'interface'} it is"
+        return f"can't be found: this {far.kind or 'interface'} has several other ends; no address says which is meant"
     return "can't be found: the interface has no address of its own"
 
 
