@@ -30,11 +30,12 @@ class OwnInvoice:
     """The invoice of ours that the neighbour should pay: a client for a top-up, a server for a refund.
 
     Attributes:
-        payment_hash: of the invoice that waits for its payment; b"" if none does.
+        payment_hash: hash of the invoice that waits for its payment; b"" if there is no such invoice.
         asked: our node is making an invoice.
         not_before_mono_s: until then no other invoice is made, and this one isn't sent again.
         declined: how many invoices the neighbour declined in a row.
-        hurried_mono_s: when we last didn't wait until `not_before_mono_s`, as the neighbour said that it would pay now.
+        hurried_mono_s: when we last didn't wait until `not_before_mono_s`, because the neighbour said that it would pay
+            now.
     """
 
     payment_hash: bytes = b""
@@ -79,7 +80,7 @@ class Account:
 
     @property
     def used_msat(self) -> int:
-        """What was used so far: the bill. Our account with a server counts what our own meter saw if that is more."""
+        """What was used so far: the bill. For our account with a server it is our own meter's count if that is more."""
         return self.charged_msat
 
     @property
@@ -89,5 +90,5 @@ class Account:
 
     @property
     def worth_keeping(self) -> bool:
-        """True if money is, was or may soon be on the account. An account without money can only have used grace."""
+        """True if money is, was or may soon be on the account. If False, nothing but grace was ever used."""
         return bool(self.paid_msat or self.running or self.invoice.payment_hash or self.invoice.asked)

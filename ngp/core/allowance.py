@@ -11,7 +11,7 @@ class Allowance:
 
     Args:
         rate: uses per second.
-        burst: how many unused ones are saved up at most; None: those of one second.
+        burst: how many unused uses are saved up at most; None: as many as one second brings.
     """
 
     __slots__ = ("_burst", "_rate", "_then", "_tokens")
@@ -22,7 +22,7 @@ class Allowance:
         self._then: float | None = None
 
     def take(self, now: float) -> bool:
-        """Use one up, or return False. Args: now: monotonic seconds."""
+        """Take one use. Returns False, and takes nothing, if none is left. Args: now: monotonic seconds."""
         if self._then is not None:
             self._tokens = min(self._burst, self._tokens + max(0.0, now - self._then) * self._rate)
         self._then = now
@@ -36,8 +36,8 @@ class SharedAllowance:
     """An allowance for all users together, of which each user may take only a small part.
 
     Args:
-        rate, burst: uses per second of all users, and how many are saved up, as of an `Allowance`.
-        part_rate, part_burst: the same for each user.
+        rate, burst: uses per second of all users together, and how many are saved up (see `Allowance`).
+        part_rate, part_burst: uses per second of a single user, and how many are saved up.
         most: how many users are remembered. If there are more, the one silent for longest is forgotten: it then begins
             with a full part again, but `rate` still limits all users together.
     """
@@ -50,7 +50,7 @@ class SharedAllowance:
         self._parts: OrderedDict[Hashable, Allowance] = OrderedDict()
 
     def take(self, who: Hashable, now: float) -> bool:
-        """Use one up, or return False. Args: now: monotonic seconds."""
+        """Take one use for a user. Returns False if the user or all together have none. Args: now: monotonic seconds."""
         part = self._parts.get(who)
         if part is None:
             part = self._parts[who] = Allowance(self._part_rate, self._part_burst)

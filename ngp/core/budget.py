@@ -48,7 +48,7 @@ class Spending:
         self.total_msat += amount_msat
 
     def note(self, amount_msat: int, at_s: int, now: Now) -> None:
-        """Count a payment for the budgets of an hour and a day only, as one that the other sums already have."""
+        """Count a payment for the budgets of an hour and a day only, because the other sums have it already."""
         at_mono_s = now.monotonic_s - max(0, now.utc_s - at_s)
         self.recent.setdefault(at_s, Spent(0, at_mono_s, now.monotonic_s)).amount_msat += amount_msat
 

@@ -81,7 +81,7 @@ class Contract:
         returned_mono_s: when the latest bytes from the destination were counted.
         renewed_at_bytes: what had been used at the last renewal.
         pools: the pools in which the contract is counted until it is used (see `openings`).
-        of_stranger: the contract takes up room for contracts with neighbours that no money passed to or from.
+        of_stranger: no money has passed to or from the neighbour, and contracts with such neighbours have limited room.
     """
 
     role: ClassVar[Role]

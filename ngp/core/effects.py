@@ -71,9 +71,9 @@ class GrantContract:
 
 @dataclass(frozen=True, slots=True)
 class HaltContract:
-    """Stop a contract in the kernel but keep it there. `Halted` answers when none of its packets is on its way.
+    """Stop a contract in the kernel but keep it there. Answered by `Halted` when none of its packets is on its way.
 
-    The contract's books are closed with the reading that `Halted` brings, not before.
+    The contract's books are closed with the reading in `Halted`, not before.
     """
 
     grant: Grant
@@ -131,16 +131,16 @@ class MakeInvoice:
 
 @dataclass(frozen=True, slots=True)
 class WatchInvoice:
-    """Wait for the payment of a hold invoice. Answered by InvoiceHeld; not at all once the invoice is over."""
+    """Wait for the payment of a hold invoice. Answered by InvoiceHeld; there is no answer if the invoice ends unpaid."""
 
     payment_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SettleInvoice:
-    """Take the payment that a hold invoice holds. Answered by RentProven.
+    """Have our node take the payment of a hold invoice, which waits there. Answered by RentProven.
 
-    If the node can't do it, it is asked for the invoice's state again, as by WatchInvoice.
+    If the node can't take it, the node is asked again for the invoice's state, as by WatchInvoice.
     """
 
     preimage: bytes = field(repr=False)
@@ -195,7 +195,7 @@ class RecallBills:
     """Read the bills of closed contracts that a client hasn't acknowledged yet. Answered by one page, `BillsRecalled`.
 
     Attributes:
-        after: the page begins after this place in the order of closing.
+        after: (time of closing in UTC seconds, id) of the last contract before the page.
     """
 
     identity: bytes
@@ -204,7 +204,14 @@ class RecallBills:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTenant:
-    """Answer a tenant's request: done for this rental, perhaps with an invoice; or the reason why it isn't done."""
+    """Answer a tenant's request.
+
+    Attributes:
+        request: the number of the request.
+        why_not: why it was refused; "": it was done.
+        rental: id of the rental for which it was done.
+        bolt11: the invoice that belongs to the answer; "": none does.
+    """
 
     request: int
     why_not: str = ""
@@ -225,7 +232,8 @@ class SetTunnelPeer:
     """Let a tenant's traffic through the tunnel, or change its networks or rate.
 
     Attributes:
-        held: hash of a payment that waits for this: then answered by TunnelPeerSet.
+        held: hash of a payment that waits for this effect, which is then answered by TunnelPeerSet; b"": none waits, and
+            there is no answer.
     """
 
     peer: TunnelPeer
@@ -241,7 +249,7 @@ class RemoveTunnelPeer:
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Hand a neighbour's call to the landlord, or its answer to the tenant here that waits for it."""
+    """Hand over what a neighbour sent about renting: a call to our landlord, or an answer to a tenant on this machine."""
 
     identity: bytes
     link: tuple[str, bytes]

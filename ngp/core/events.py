@@ -51,7 +51,10 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class BillsRecalled:
-    """A page of what `RecallBills` asked for, in the order of closing. `after`: where the next page begins, if any."""
+    """A page of what `RecallBills` asked for, in the order of closing.
+
+    `after`: (time of closing, id) of the page's last contract; the next page begins after it. None: no page follows.
+    """
 
     identity: bytes
     lines: tuple[StatementLine, ...]
@@ -129,7 +132,12 @@ class InvoiceHeld:
 
 @dataclass(frozen=True, slots=True)
 class TunnelPeerSet:
-    """The tunnel has a tenant whose payment waits for that, or can't have it. Attributes: why_not: "" if it has."""
+    """The tunnel was to serve a tenant whose payment waits for that.
+
+    Attributes:
+        payment_hash: of the payment that waits.
+        why_not: why the tunnel can't serve the tenant; "": it serves the tenant now.
+    """
 
     payment_hash: bytes
     why_not: str
@@ -173,7 +181,7 @@ class CreditAsked:
         wireguard_key: the tenant's, 32 bytes.
         amount_msat: the credit, without the activation fee.
         face: https, grpc or mesh.
-        offer: for a new rental; "": the first one.
+        offer: name of the offer for a new rental; "": the first one in net.conf.
         peer: the neighbour that asks over the mesh link; b"" for another face.
     """
 
@@ -230,7 +238,7 @@ class SwitchRental:
 
 @dataclass(frozen=True, slots=True)
 class RentProven:
-    """Somebody shows a preimage that proves the payment of a tenant's invoice, if it does."""
+    """Somebody shows a preimage for a tenant's invoice; the core checks whether it proves the payment."""
 
     proof: Paid
 

@@ -119,13 +119,14 @@ class Gatekeeper:
         return world.effects
 
     def _limit_lines(self, event: Event) -> None:
-        """Leave out what a neighbour causes too many lines of."""
+        """Leave out log lines of this step if the neighbour that caused it causes too many."""
         if not isinstance(event, MessageReceived | Undelivered | HeldPacket):
             return
         world, now = self.world, self.world.now.monotonic_s
         if isinstance(event, HeldPacket):
             neighbour = world.peers.by_link.get(event.link)
-            identity = neighbour.identity if neighbour is not None else b""  # few lines tell of links without ngp
+            # Lines about links without ngp are few already: `first_packets` limits them.
+            identity = neighbour.identity if neighbour is not None else b""
         else:
             identity = event.identity
         if identity:
@@ -419,7 +420,7 @@ class Gatekeeper:
         world = self.world
         if due is Due.EXPIRY:
             if contract.used_bytes and contract.expires_mono_s > world.now.monotonic_s:
-                world.watch_end(contract)  # the timer was early, in case nobody used the contract
+                world.watch_end(contract)  # the timer rang before the end, to close a contract that nobody used
             else:
                 world.halt(contract, CloseReason.EXPIRED)
         elif isinstance(contract, Purchase):

@@ -27,10 +27,10 @@ The time is twice as long as a client tries to pay. The invoice itself is valid 
 differ.
 """
 LATE_S = 60.0
-"""How long the invoice of a rental is told as unpaid after it has expired.
+"""For how long after its expiry the invoice of a rental is still told to the tenant as unpaid.
 
-A tenant's client takes an invoice that isn't told any more for a paid one. It stops asking when the invoice has
-expired, by its own clock.
+A tenant's client asks for the unpaid invoice. If it isn't told that invoice any more, it takes it for paid. It stops
+asking when the invoice has expired by its own clock, which may be behind ours.
 """
 RETRY_S = 5.0
 CANCEL_AGAIN_S = 10.0
@@ -130,7 +130,11 @@ def _cancel(world: World, payment_hash: bytes) -> None:
 
 
 def invoice_cancelled(world: World, payment_hash: bytes) -> ClientAccount | ServerAccount | None:
-    """Record that an invoice can't be paid any more. Returns the account that may get another now, if any."""
+    """Record that an invoice can't be paid any more.
+
+    Returns:
+        The account for which another invoice may be made now; None if no account waited for this.
+    """
     record = world.money.invoices.get(payment_hash)
     if record is None or record.state is not PaymentState.WITHDRAWN:
         return None

@@ -1,6 +1,6 @@
 """Lines: how many lines of the log neighbours may cause, so that none can push out what the operator must read.
 
-The log is a few megabytes, and a neighbour can cause lines for nothing: it stops and is back, or asks for a contract
+The log is a few megabytes, and a neighbour can cause lines for nothing: it stops and comes back, or asks for a contract
 and declines it. So the lines that a neighbour's messages and packets cause are limited. A neighbour that money passed
 to or from has an allowance of its own; all others on an interface share one, since keys cost nothing. Warnings have
 another allowance than the rest: a neighbour must not hide them behind lines that it causes at will. The next line that

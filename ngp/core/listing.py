@@ -8,7 +8,10 @@ _MOST_NAMED = 3
 
 
 def listed(names: Iterable[str], between: str = ", ") -> str:
-    """Return the first three names, and how many more there are. Args: between: if the names have commas, "; "."""
+    """Return the first three names, and how many more there are.
+
+    Args: between: what separates the names; "; " if the names contain commas.
+    """
     every = list(names)
     left_out = len(every) - _MOST_NAMED
     more = f"{between.lstrip(',')}and {left_out} more" if left_out > 0 else ""

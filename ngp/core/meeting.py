@@ -41,7 +41,8 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
         neighbour.met_mono_s = world.now.monotonic_s
     neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
     if changed or returned:
-        if neighbour.kept and (returned or was != (hello.sells, hello.buys)):  # not for addresses: the record has none
+        # If only the addresses changed, nothing is written: the record doesn't have them.
+        if neighbour.kept and (returned or was != (hello.sells, hello.buys)):
             world.do(Persist(neighbour.record()))
         world.tell_kernel(neighbour)
     if hello.wants_reply:

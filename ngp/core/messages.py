@@ -133,7 +133,7 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Refuse terms; a server or a client may. With a counter-offer the negotiation goes on, without one it is over.
+    """Refuse terms, as a server or as a client. With a counter-offer the negotiation goes on, without one it is over.
 
     Attributes:
         contract: the contract's id; empty if this refuses an `Ask` for a quote.
@@ -147,7 +147,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Say that a contract is over on the sender's side, or was never there. It ends on the other side as well.
+    """Say that the sender's side of a contract is over, or never existed. The contract ends on the other side as well.
 
     Attributes:
         reason: a `CloseReason` if the sender closed it. It is text, so that a later version can add reasons.
@@ -237,9 +237,9 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A part of what a tenant asks a landlord; docs/rental-protocol.md says what the whole is.
+    """A part of a tenant's call to a landlord; docs/rental-protocol.md describes whole calls.
 
-    Attributes: number: chosen by the sender; the answer has it too. part: from 0 on. parts: how many there are.
+    Attributes: number: chosen by the tenant, for this call and its answer. part: from 0 on. parts: how many there are.
     """
 
     number: int
@@ -252,7 +252,7 @@ class Call:
 class Answer:
     """A part of a landlord's answer to a call. The whole is empty if the landlord lets nothing to this neighbour.
 
-    Attributes: as those of the call.
+    Attributes: as those of `Call`; `number` is the call's.
     """
 
     number: int

@@ -14,8 +14,8 @@ class PaymentNode:
     """What the core needs to know about our payment module.
 
     Attributes:
-        payee: public key of its node.
-        holds: it can make hold invoices.
+        payee: public key of the module's Lightning node; b"" if it has none.
+        holds: the module can make hold invoices.
     """
 
     network: str
@@ -34,8 +34,8 @@ class Money:
         invoices, payments: by payment hash.
         spending: what was paid, for the budgets.
         reach: the channels of our payment node; None if the node doesn't report channels: then payments are unbounded.
-        unheard_of: payments of ours that the node didn't know when it was asked for the first time.
-        forgotten_s: last change of any payment that `payments` has forgotten, UTC by our clock at that time.
+        unheard_of: payments of ours that the node didn't know when it was asked about them for the first time.
+        forgotten_s: the latest change of any payment that isn't in `payments` any more, UTC by our clock at that time.
         cursor: how far the node's stream of settlements was read.
     """
 

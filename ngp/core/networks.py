@@ -3,7 +3,7 @@
 Nothing else would show the cause: packets are dropped as if nobody sold their destination, and each daemon looks
 healthy.
 
-A network has two names. A payment node names its chain (`testnet4`), and hellos carry this name. An invoice begins with
+A payment network has two names. A payment node names its chain (`testnet4`), and hellos carry this name. An invoice begins with
 a prefix that names only a kind of chain (BOLT 11; `tb`: any testnet, `tbs`: any signet). Both comparisons, of two
 hellos and of an invoice with our own node, are made here.
 """
@@ -27,7 +27,10 @@ def is_same(one: str, other: str) -> bool:
 
 
 def takes_invoice(ours: str, invoices: str) -> bool:
-    """Say whether an invoice may be for our chain, by the network in its prefix."""
+    """Say whether an invoice may be for our chain.
+
+    Args: ours: the name that our node gives. invoices: the name that the invoice's prefix stands for.
+    """
     return _INVOICES.get(ours, ours) == invoices
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from ngp.core.messages import Role
 
+# Most unused contracts: of a neighbour that money passed to or from, of another one, of all others on an interface.
 MOST_OF_TRADER = 4096
 MOST_OF_STRANGER = 1024
 MOST_OF_STRANGERS = 4096

@@ -21,12 +21,14 @@ from ngp.core.values import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, Pay
 from ngp.core.world import World
 
 MOST_INVOICE_EXPIRY_S = 43_200
+"""An invoice that is valid for longer than this (12 hours) isn't paid."""
 FIRST_FAILURE_PAUSE_S = 1.0
 TRACK_S = 5.0
 TRACK_AT_MOST_S = 60.0
 """The older a pending payment is, the less often we ask for it: after a twelfth of its age, at most a minute."""
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
+"""A payment that is pending for longer than this doesn't keep us from paying other invoices of the neighbour."""
 REFUND_PAUSE_S = 3600
 """Least time between two refunds that a client asked for."""
 FAILED_REFUND_PAUSE_S = 300
@@ -87,7 +89,7 @@ def pending(world: World, identity: bytes) -> list[PaymentRecord]:
 
 
 def backoff_of(world: World, account: ServerAccount) -> Backoff:
-    """Return a server's backoff. Those through which we never sent anything share one, as new keys cost nothing."""
+    """Return a server's backoff. Servers through which we never sent anything share one, as new keys cost nothing."""
     return account.backoff if account.sent else world.buying.backoff
 
 
@@ -104,7 +106,7 @@ def pay(
     """Store a payment as pending, count it in the budgets with its highest possible fee, and order it.
 
     Args:
-        identity: the account that it is for.
+        identity: whose account the payment is for.
         payee: the neighbour's payment node; b"": unknown.
     """
     record = PaymentRecord(
@@ -151,8 +153,8 @@ def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
     """Say whether the node says that it never heard of a payment, and must be asked once more.
 
     After a broken connection our order may still be in the node's buffers. We must not record the payment as failed
-    while the node then pays it. A node that was stopped may answer our question before it reads the order, when it
-    goes on. So only the same answer twice in a row counts.
+    while the node then pays it. A node that was suspended and goes on may answer our question before it reads the order.
+    So the answer counts only if it comes twice in a row.
     """
     if outcome.status is not PaymentStatus.FAILED or outcome.reason != UNKNOWN_PAYMENT:
         world.money.unheard_of.discard(outcome.payment_hash)

@@ -24,7 +24,7 @@ class Neighbour:
 
     Attributes:
         missed: the neighbour was away, and we haven't sent yet what it may have missed.
-        tells: how often that may be sent.
+        tells: how often we may send what the neighbour may have missed.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.

@@ -82,7 +82,7 @@ def _is_sold_whole(prefix: Prefix) -> bool:
 
 
 def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
-    """Decide what to propose for a destination that a client names: just this one, for the client knows its routes.
+    """Decide what to propose for a destination that a client names: no wider one, for the client knows its routes.
 
     A prefix costs as much as its most expensive part. Otherwise a client could reach that part at the wider prefix's
     lower price.

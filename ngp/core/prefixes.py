@@ -15,9 +15,10 @@ def host_prefix(address: Address) -> Prefix:
 
 
 def tunnel_address(network: Prefix) -> str:
-    """Return the address of a rented network that the tenant's end of the tunnel has; the others may be routed on.
+    """Return the address in a rented network that the tenant's end of the tunnel gets, with `/32` or `/128`.
 
-    The first one of an IPv6 subnet is every router's own (RFC 4291, 2.6.1), so the tunnel has the second.
+    The tenant may route the network's other addresses on. The first address of an IPv6 subnet belongs to all of its
+    routers (RFC 4291, 2.6.1), so the tunnel gets the second.
     """
     first = network[1] if network.version == 6 and network.num_addresses > 1 else network[0]
     return f"{first}/{network.max_prefixlen}"

@@ -58,7 +58,7 @@ def ceil_to_sat_msat(amount_msat: int) -> int:
 
 
 def show_money(msat: int) -> str:
-    """Write an amount in sat where it is whole, else in msat."""
+    """Write an amount in sat if it is a whole number of sat, else in msat."""
     return f"{msat} msat" if msat % SAT_MSAT else f"{msat // SAT_MSAT} sat"
 
 

@@ -178,7 +178,7 @@ class RentalRecord:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """Service time (`ngp.core.rental.service`): `before_ms` when the monotonic clock of a boot showed `since_ms`."""
+    """Service time (`ngp.core.rental.service`): it was `before_ms` when the boot's monotonic clock showed `since_ms`."""
 
     boot: int
     before_ms: int
@@ -187,7 +187,7 @@ class ServiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class CursorRecord:
-    """How far the payment node's stream of settlements was read; written together with the credit of the last one."""
+    """How far the payment node's stream of settlements was read; written together with the last settlement's credit."""
 
     cursor: int
 
@@ -260,9 +260,10 @@ class Snapshot:
     Attributes:
         blocked: identities that the operator blocked.
         contracts: of kind `traffic` only.
-        rentals: those that aren't released, and those with money left, an open period, or an invoice that may be paid.
+        rentals: those that aren't released; and the released ones with money left, an open period, or an invoice that
+            may still be paid.
         others: networks that other landlords with the same database let or hold now.
-        service: None: nothing was let yet.
+        service: the service time; None: nothing was let yet.
         forgotten_s: when any payment of ours that isn't in `payments` last changed, UTC seconds; 0: there is none.
     """
 

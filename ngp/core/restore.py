@@ -43,7 +43,11 @@ from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, LastingTer
 from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400
-SAME_END_S = 10.0  # the ledger has whole seconds, and a start with very many contracts grants the last ones late
+SAME_END_S = 10.0
+"""A contract's end in the kernel and its end in the ledger count as the same if they differ by no more than this.
+
+The ledger has whole seconds, and a start with very many contracts grants the last ones late.
+"""
 _LASTING = attrgetter(*LastingTerms._fields)
 
 
@@ -94,7 +98,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
 
 def _neighbours(world: World, snapshot: Snapshot, running: dict[bytes, AdoptedContract]) -> None:
     """Restore the neighbours, with the numbers that the kernel has for them."""
-    number_of: dict[tuple[bytes, Link], int | None] = {}  # of all that have contracts
+    number_of: dict[tuple[bytes, Link], int | None] = {}  # neighbours with contracts; None: the kernel has none of them
     for contract in snapshot.contracts:
         key = (contract.identity, (contract.interface, contract.link_address))
         found = running.get(contract.contract)
@@ -186,7 +190,7 @@ def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -
     """Return the fields that sales and purchases share. A contract that was being renewed or halted is active again."""
     identity, link = record.identity, (record.interface, record.link_address)
     neighbour = world.peers.neighbours.get((identity, link))
-    if neighbour is not None:  # a hundred thousand contracts share these values
+    if neighbour is not None:  # the same objects for all its contracts, of which there may be a hundred thousand
         identity, link = neighbour.identity, neighbour.link
     state = State(record.state)
     return {

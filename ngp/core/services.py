@@ -45,7 +45,7 @@ def room_for_services(free_here: Iterable[Rule]) -> int:
 
 
 def crowded(free: Iterable[R], services: Iterable[R]) -> Iterator[tuple[Prefix, int]]:
-    """Yield each prefix that needs too many pairs, with their number."""
+    """Yield each prefix that needs more pairs than the kernel has room for, with the number that it needs."""
     free, services = tuple(free), tuple(services)
     for prefix in dict.fromkeys(rule.prefix for rule in (*free, *services)):
         rated = {(rule.protocol, rule.port) for rule in services if rule.prefix == prefix}

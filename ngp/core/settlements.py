@@ -61,7 +61,7 @@ def settlement_seen(world: World, seen: Settlement) -> Applied:
         return Applied.FOREIGN
     if record.state is PaymentState.SETTLED and seen.amount_msat <= record.amount_msat:
         return Applied.REPLAYED
-    _credit(world, record, seen.amount_msat)  # after a proof: what was paid beyond the invoice's sum
+    _credit(world, record, seen.amount_msat)  # if a proof came before: only what was paid beyond the invoice's sum
     return Applied.APPLIED
 
 

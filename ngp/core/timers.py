@@ -65,7 +65,7 @@ class Timers:
         return rung
 
     def next_mono_s(self) -> float | None:
-        """Return when the next timer is due, or None."""
+        """Return when the next timer is due; None if none is set."""
         while self._heap and self._at.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None

@@ -22,6 +22,7 @@ from ngp.core.reach import UNBOUNDED, Bounds
 from ngp.core.world import TOP_UP_LASTS_S, World
 
 DUST_LASTS_S = 60
+"""A top-up is raised to the dust limit only if this amount pays for no more than this time."""
 REMEMBERED_S = 86_400.0
 """How long invoices and payments that are over stay in memory, so that a late or repeated message finds its record."""
 MOST_PAUSE_S = 60.0

@@ -23,8 +23,8 @@ class LinkPeer:
     Attributes:
         interface: name of the interface.
         link_address: MAC, 6 bytes; empty on layer-3 interfaces (WireGuard, ipip, tun), which have none.
-        transport: where the link module sends answers to (`192.0.2.1`, `fe80::1%eth0`, a MAC). Two values that differ
-            only in it are equal.
+        transport: where the link module sends answers to (`192.0.2.1`, `fe80::1%eth0`, a MAC). Two peers that differ
+            only in `transport` are equal.
     """
 
     interface: str
@@ -316,9 +316,10 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class HeldPacket:
-    """A packet that no contract covers waits in the queue; `handle` is good for one verdict.
+    """A packet that no contract covers, and that waits in the kernel's queue.
 
     Attributes:
+        handle: names the packet for one verdict.
         link: (interface, link address) that the packet came from.
         route: our route to the destination; None: unknown.
     """
@@ -373,8 +374,8 @@ class PaymentCapabilities:
         real_money: False for the sandbox; every listing says so.
         settles_by_proof: the module has no payment network: handing a preimage to `settle_invoice` settles the invoice.
         least_amount_msat: smallest invoice that the module makes (1,000 where only whole sat are possible).
-        why_no_holding: why it can't make hold invoices, whose payment waits until we take it or give it back, with the
-            remedy; "" if it can.
+        why_no_holding: why the module can't make hold invoices, whose payment waits until we take it or give it back,
+            with the remedy; "" if it can.
     """
 
     real_money: bool
@@ -385,9 +386,11 @@ class PaymentCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class PaymentInfo:
-    """The node behind the module: its public key and the network it is on.
+    """The Lightning node that the payment module uses.
 
     Attributes:
+        account_id: the node's public key.
+        network: the Lightning network that the node is on: `mainnet`, `testnet4`, ...; `sandbox`.
         addresses: `host:port` where others reach the node, as it announces them. A node whose addresses change is
             still the same node.
     """
@@ -483,15 +486,15 @@ class TunnelPeer:
 
 @dataclass(frozen=True, slots=True)
 class DesiredTunnel:
-    """The landlord's tunnel as it should be while the daemon runs; the peers come beside it.
+    """The landlord's tunnel as it should be while the daemon runs. Its peers, the tenants, are set one by one.
 
     Attributes:
         interface: its name. mtu: in bytes.
         port: UDP, on all addresses.
         private_key: 32 bytes; a secret.
         outside: interface towards the internet.
-        pools: prefixes from which networks are let, without what is excluded: what is sent to them and isn't let is
-            refused, not routed back.
+        pools: prefixes from which networks are let, without what is excluded. Packets to a part of them that isn't let
+            are refused, not routed back.
         proxy: answer for let addresses on `outside` by ARP and NDP.
         kind: `auto`, `kernel` or `userspace`.
     """

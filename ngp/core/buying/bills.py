@@ -31,7 +31,7 @@ from ngp.core.records import BilledRecord, PaymentKind, PaymentState
 from ngp.core.topups import sendable, usual_msat
 from ngp.core.world import World
 
-TOLERANCE_SHARE = 10  # a tenth of what our meter counts
+TOLERANCE_SHARE = 10  # one part in so many of what our meter counts may be written off as lost: a tenth
 DISOWN_PAUSE_S = 0.5
 MOST_DISOWNED_AGAIN = 256
 CREDITED_WITHIN_S = 60
@@ -56,11 +56,13 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
         else:
             _contract_stated(world, neighbour, account, purchase, line.used_bytes)
-        # A contract that we don't meter must end at the server too. Not said each time: a message costs a signature.
+        # A contract that we don't meter must end at the server too. We don't say so for each bill, since each message
+        # costs a signature.
         if disowns and unmetered:
             account.disown_not_before_mono_s = world.now.monotonic_s + DISOWN_PAUSE_S
             world.send(neighbour, Cancel(line.contract))
-    if statement.paid_msat > statement.charged_msat + statement.refunded_msat:  # or money was credited by hand
+    # The server has more of our money than it charged: from our payments, or its operator credited some by hand.
+    if statement.paid_msat > statement.charged_msat + statement.refunded_msat:
         metering.paid_for(world, account)
     _look_for_missing(world, account, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
@@ -75,14 +77,17 @@ def _names_purchase(world: World, neighbour: Neighbour, statement: Statement) ->
 
 
 def _never_bought(world: World, neighbour: Neighbour, statement: Statement) -> None:
-    """End at the server what it bills and we don't know, as after we restored an older ledger; nothing is written."""
+    """Tell a server to end the contracts that it bills and that our ledger doesn't know; nothing is written.
+
+    This happens after we restored an older ledger.
+    """
     if statement.lines and neighbour.tells.take(world.now.monotonic_s):
         for line in statement.lines:
             world.send(neighbour, Cancel(line.contract))
 
 
 def _compare(world: World, account: ServerAccount) -> None:
-    """Compare the account's bill with our meter, write off a part of what may be lost, and dispute what is beyond."""
+    """Compare the account's bill with our meter: write off what may have been lost, and dispute the bill if too high."""
     may_be_lost_msat, account.since_bill_msat = divmod(account.since_bill_msat, TOLERANCE_SHARE)
     missing_msat = account.billed_msat - account.metered_msat - account.tolerated_msat
     written_off_msat = max(0, min(missing_msat, may_be_lost_msat))

@@ -79,7 +79,7 @@ def _remember(world: World, purchase: Purchase) -> None:
 
 
 def paid_for(world: World, account: ServerAccount) -> None:
-    """Make contracts active that we accepted on credit: the server has our money, and does the same."""
+    """Make contracts active that we accepted on credit: the server has our money, and makes them active, too."""
     for purchase in account.unpaid.values():
         if purchase.state is State.ACCEPTED:
             world.move(purchase, State.ACTIVE)

@@ -25,8 +25,8 @@ from ngp.core.pricing import show_price
 from ngp.core.world import World
 
 MOST_DECLINED = 256
-DECLINED_S = 30.0  # a server remembers a refusal no longer than this
-LOOP_S = 10.0
+DECLINED_S = 30.0  # how long we remember what we declined; no server remembers a refusal longer
+LOOP_S = 10.0  # a sale that carried traffic within this time is in use
 _WHY_NOT_SOLD = {
     RejectReason.NOT_SELLING: "it doesn't sell to us",
     RejectReason.BLOCKED: "its operator blocks us",
@@ -148,12 +148,12 @@ def _objection(
 
 def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None) -> str:
     """Return why not to buy a destination from a neighbour; "" if our traffic goes there, or it is bought already."""
-    # What we bought there already needs no `sends_to`: our traffic is counted in that contract.
+    # A destination that we buy from this neighbour already needs no `sends_to`: that contract counts our traffic.
     bought = world.purchases.exact(neighbour.identity, destination)
     if bought is None and sends_to is None:
         return "our traffic doesn't go there through it; if it should, look at our route"
     if bought is None and sends_to != destination:
-        return f"only a part of it is routed through it, so we ask for {sends_to} alone"
+        return f"only a part of it is routed through that neighbour, so we ask for {sends_to} alone"
     if destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
         return "that is a default route or a part of one"
     return ""

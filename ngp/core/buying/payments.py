@@ -44,7 +44,8 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     known = world.money.payments.get(payment_hash)
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:  # if valid for longer, it might be paid twice
+    # An invoice that is valid for longer than we remember its payment might be paid twice.
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if may_be_forgotten(world, decoded.expires_in_s):
         return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)

@@ -25,7 +25,7 @@ ledger, while an offer costs the server nothing."""
 
 _WHY_NOT = {
     DeclineReason.TERMS: "its operator decides, by `ngp refund` or by REFUND_WHEN_ASKED in its net.conf",
-    DeclineReason.AMOUNT: "what we have with it is too little for a payment",
+    DeclineReason.AMOUNT: "what we prepaid and didn't use is too little for a payment",
     DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {REFUND_PAUSE_S // 60} min ago, or failed less than "
         f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; its operator can pay at any time, by `ngp refund`"
