@@ -173,7 +173,7 @@ def test_a_neighbour_that_nobody_chose_sells_nothing(lab: Lab) -> None:
                 persona.say(offer(destination))
                 assert crowd.pump(60, lambda persona=persona, number=number: len(persona.heard(Reject)) == number)  # type: ignore[misc]
             assert not persona.heard(Accept)
-    assert "our traffic doesn't go there through it" in trade.client.log()
+    assert "our traffic to there doesn't go through that neighbour" in trade.client.log()
 
 
 def renew_for_ever(net: ThreeHosts, crowd: Crowd, remote: str) -> None:

@@ -50,7 +50,10 @@ class SharedAllowance:
         self._parts: OrderedDict[Hashable, Allowance] = OrderedDict()
 
     def take(self, who: Hashable, now: float) -> bool:
-        """Take one use for a user. Returns False if the user or all together have none. Args: now: monotonic seconds."""
+        """Take one use for a user. Returns False if the user, or all together, have none.
+
+        Args: now: monotonic seconds.
+        """
         part = self._parts.get(who)
         if part is None:
             part = self._parts[who] = Allowance(self._part_rate, self._part_burst)

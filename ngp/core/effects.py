@@ -131,7 +131,7 @@ class MakeInvoice:
 
 @dataclass(frozen=True, slots=True)
 class WatchInvoice:
-    """Wait for the payment of a hold invoice. Answered by InvoiceHeld; there is no answer if the invoice ends unpaid."""
+    """Wait for the payment of a hold invoice. Answered by InvoiceHeld; if the invoice is over, there is no answer."""
 
     payment_hash: bytes
 
@@ -232,8 +232,8 @@ class SetTunnelPeer:
     """Let a tenant's traffic through the tunnel, or change its networks or rate.
 
     Attributes:
-        held: hash of a payment that waits for this effect, which is then answered by TunnelPeerSet; b"": none waits, and
-            there is no answer.
+        held: hash of a payment that waits for this effect, which is then answered by TunnelPeerSet; b"": no payment
+            waits, and there is no answer.
     """
 
     peer: TunnelPeer
@@ -249,7 +249,7 @@ class RemoveTunnelPeer:
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Hand over what a neighbour sent about renting: a call to our landlord, or an answer to a tenant on this machine."""
+    """Hand over what a neighbour sent about renting: a call to our landlord, or an answer to this machine's tenant."""
 
     identity: bytes
     link: tuple[str, bytes]

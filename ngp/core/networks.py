@@ -3,9 +3,9 @@
 Nothing else would show the cause: packets are dropped as if nobody sold their destination, and each daemon looks
 healthy.
 
-A payment network has two names. A payment node names its chain (`testnet4`), and hellos carry this name. An invoice begins with
-a prefix that names only a kind of chain (BOLT 11; `tb`: any testnet, `tbs`: any signet). Both comparisons, of two
-hellos and of an invoice with our own node, are made here.
+A payment network has two names. A payment node names its chain (`testnet4`), and hellos carry this name. An invoice
+begins with a prefix that names only a kind of chain (BOLT 11; `tb`: any testnet, `tbs`: any signet). Both comparisons,
+of two hellos and of an invoice with our own node, are made here.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
     """Say whether the node says that it never heard of a payment, and must be asked once more.
 
     After a broken connection our order may still be in the node's buffers. We must not record the payment as failed
-    while the node then pays it. A node that was suspended and goes on may answer our question before it reads the order.
-    So the answer counts only if it comes twice in a row.
+    while the node then pays it. When a suspended node goes on, it may answer our question before it reads the order. So
+    the answer counts only if it comes twice in a row.
     """
     if outcome.status is not PaymentStatus.FAILED or outcome.reason != UNKNOWN_PAYMENT:
         world.money.unheard_of.discard(outcome.payment_hash)

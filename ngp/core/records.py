@@ -178,7 +178,7 @@ class RentalRecord:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """Service time (`ngp.core.rental.service`): it was `before_ms` when the boot's monotonic clock showed `since_ms`."""
+    """Service time (`ngp.core.rental.service`): `before_ms` when the monotonic clock of `boot` showed `since_ms`."""
 
     boot: int
     before_ms: int

@@ -59,8 +59,8 @@ class World:
         credit: outstanding grace, by link and interface.
         letting: what is let to tenants, whose accounts are among `clients`.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
-        logged: when `log_seldom` wrote a line about something, the oldest first.
-        lines: how many lines neighbours may cause.
+        logged: when `log_seldom` last wrote a line about something, the oldest first.
+        lines: how many lines of the log neighbours may cause.
         strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
             among them.
         room: slots of the kernel's contract table.
@@ -342,7 +342,7 @@ class World:
     def lasting_terms(self, contract: Sale | Purchase) -> LastingTerms:
         """Return the part of a contract's grant that stays as long as the contract doesn't change.
 
-        A refusal needs no account in the kernel.
+        A contract that was refused has no account there: it only makes the kernel drop packets.
         """
         account, price, low_water = b"", 0, None
         if isinstance(contract, Sale):
@@ -411,7 +411,7 @@ class World:
     # --- room ---------------------------------------------------------------------------------------------------------
 
     def has_traded(self, role: Role, identity: bytes) -> bool:
-        """Say whether money has passed between us and a neighbour. Args: role: ours."""
+        """Say whether money has passed between us and a neighbour. Args: role: the role in which we dealt with it."""
         accounts = self.clients if role is Role.SERVER else self.servers
         account = accounts.get(identity)
         return account is not None and account.paid_msat > 0

@@ -38,7 +38,7 @@ class ServerAccount(Account):
         missing_msat: how much of what we paid is missing in the server's statements, as after it restored an older
             ledger.
         unmetered_msat: up to which sum we still believe bills of traffic that was carried while our meter didn't count.
-            None: not fixed yet; it will be the money of ours that the server has in hand when the first such bill comes.
+            None: not fixed yet; it will be our money that the server has in hand when the first such bill comes.
         disown_not_before_mono_s: until then no further `Cancel` answers bills of contracts that we don't meter.
     """
 

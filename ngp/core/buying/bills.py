@@ -87,7 +87,7 @@ def _never_bought(world: World, neighbour: Neighbour, statement: Statement) -> N
 
 
 def _compare(world: World, account: ServerAccount) -> None:
-    """Compare the account's bill with our meter: write off what may have been lost, and dispute the bill if too high."""
+    """Compare the account's bill with our meter, and write off what may be lost; dispute what is still too high."""
     may_be_lost_msat, account.since_bill_msat = divmod(account.since_bill_msat, TOLERANCE_SHARE)
     missing_msat = account.billed_msat - account.metered_msat - account.tolerated_msat
     written_off_msat = max(0, min(missing_msat, may_be_lost_msat))

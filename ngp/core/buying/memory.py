@@ -18,7 +18,7 @@ class BuyingMemory:
     """What a buyer remembers beside its purchases.
 
     Attributes:
-        declined: when we last declined a proposal, by its server's identity, link and destination; only the latest ones.
+        declined: when we last declined a proposal, by its server's identity, link and destination; only the latest.
         ended: purchases that are over, because the statement with their last bytes comes later.
         backoff: the pause after failed payments that all servers share through which we haven't sent anything yet.
         questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.

@@ -151,7 +151,7 @@ def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends
     # A destination that we buy from this neighbour already needs no `sends_to`: that contract counts our traffic.
     bought = world.purchases.exact(neighbour.identity, destination)
     if bought is None and sends_to is None:
-        return "our traffic doesn't go there through it; if it should, look at our route"
+        return "our traffic to there doesn't go through that neighbour; if it should, look at our route"
     if bought is None and sends_to != destination:
         return f"only a part of it is routed through that neighbour, so we ask for {sends_to} alone"
     if destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:

@@ -44,7 +44,7 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         return why_not
     networks = letting.allocate(offer)
     if networks is None and letting.others:
-        letting.others = ()  # they may have given something back: the ledger knows
+        letting.others = ()  # other landlords may have given networks back: the ledger will say which are taken
         landlord.settings_changed(world)
         networks = letting.allocate(offer)
     if networks is None:
@@ -70,9 +70,9 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
 
 
 def networks_held(world: World, event: NetworksHeld) -> None:
-    """Go on with a rental whose networks the ledger holds now; if another landlord has them, try others."""
+    """Go on with a rental whose networks the ledger holds now; if another landlord has them, try other networks."""
     rental = world.letting.rentals.get(event.rental)
-    if rental is None:  # released meanwhile
+    if rental is None:  # it was released and forgotten meanwhile
         world.do(Persist(ForgetNeighbours((event.rental,))))
     elif rental.state is RentalState.RELEASED:
         landlord.begin_late(world, rental, event.taken)
@@ -103,9 +103,11 @@ def _refuse_new(world: World, rental: Rental, why_not: str) -> None:
 
 
 def _why_not_metered(world: World, event: CreditAsked, offer: Offer, has_room: bool = False) -> str:
-    """Return why a price for traffic can't be agreed; "" if it can, or if there is none.
+    """Return why a price for traffic can't be agreed; "" if it can, or if the offer has none.
 
-    The client of the HTTPS face isn't told of a price.
+    Over the HTTPS face it can't: a tenant isn't told the price there.
+
+    Args: has_room: room is kept in the kernel for the rental already.
     """
     if not offer.price_msat_per_gib:
         return ""
@@ -150,7 +152,7 @@ def _note_asked(world: World, event: CreditAsked, rental: Rental, offer: Offer) 
 def _make_invoice(world: World, rental: Rental) -> None:
     """Ask our node for an invoice, which will replace the one before."""
     settings = world.settings.letting
-    if settings is None:  # since a moment ago
+    if settings is None:  # net.conf was reloaded a moment ago, and lets nothing now
         _refuse_new(world, rental, NOT_LETTING)
         return
     fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
@@ -162,8 +164,8 @@ def _make_invoice(world: World, rental: Rental) -> None:
 def invoice_made(world: World, event: InvoiceMade) -> None:
     """Keep the rental with its invoice, and answer the tenant. The invoice itself is in the same transaction.
 
-    The invoice before is withdrawn only now, as a tenant's client takes it for paid if it is told of none. Should it be
-    paid too, it counts as credit.
+    An earlier invoice is withdrawn only now that there is a new one: if a tenant's client were told of no invoice, it
+    would take the earlier one for paid. If that is paid all the same, the payment counts as credit.
     """
     rental = world.letting.rentals.get(event.identity)
     request = world.letting.asking.pop(event.identity, None)
@@ -183,7 +185,7 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
     rental = world.letting.rentals.get(event.identity)
     request = world.letting.asking.pop(event.identity, None)
     if request is not None:
-        # why is for the operator, whose log has it: it names our node, its address and its files
+        # `event.why` names our node, its address and its files: it is for the operator alone, whose log has it.
         world.do(AnswerTenant(request, why_not="the landlord's payment node makes no invoice now: ask again later"))
     if rental is not None and rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
         landlord.end(world, rental, "no invoice")

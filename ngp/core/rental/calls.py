@@ -1,4 +1,4 @@
-"""Calls: values of a tenant's call to its landlord, by whichever face it comes."""
+"""Calls: the parts of a tenant's call to its landlord, which are the same for every face."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked. Attributes: method: its name. request: as it was sent, with its nonce and keys in it."""
+    """What a tenant asks. Attributes: method: its name. request: its bytes as they were sent, with nonce and keys."""
 
     method: str
     request: bytes
@@ -35,7 +35,7 @@ class Payee:
     Attributes:
         network: `bitcoin`, ..., `sandbox`.
         key: its public key, 33 bytes; b"" if it has none.
-        signature: its signature of the landlord's identity, zbase32; "" as long as there is none.
+        signature: its signature of the landlord's identity, zbase32; "" if it has made none.
     """
 
     network: str

@@ -41,7 +41,10 @@ def new_preimage(world: World, rental: Rental, settings: LettingSettings) -> byt
 
 
 def held(world: World, event: InvoiceHeld) -> None:
-    """Serve a tenant whose payment waits, or give the payment back. What is withdrawn goes back already."""
+    """Serve a tenant whose payment waits, or give the payment back.
+
+    If the invoice is withdrawn already, nothing is done: our node is told to give its payment back.
+    """
     record = world.money.invoices.get(event.payment_hash)
     if record is None or record.state is not PaymentState.OPEN:
         return
@@ -60,9 +63,9 @@ def held(world: World, event: InvoiceHeld) -> None:
 def _why_not(world: World, rental: Rental, blocks_left: int) -> str:
     settings = world.settings.letting
     if settings is None or not are_within(settings.pools, rental.networks):
-        return "net.conf lets its networks no longer"
+        return "net.conf no longer lets its networks"
     if blocks_left < LEAST_BLOCKS_LEFT:
-        return f"it was held for too long, and ends by itself after {blocks_left} more blocks"
+        return f"the payment was held for too long, and ends by itself after {blocks_left} more blocks"
     return ""
 
 

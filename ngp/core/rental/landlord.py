@@ -1,7 +1,7 @@
 """Landlord: the rules of a rental's life. A tenant pays; rent uses the credit up; the operator may step in.
 
-Whatever is paid counts at once and once (`ngp.core.settlements`), also if the invoice was withdrawn. A payment that
-can't be served stays on the rental's account, and is the tenant's.
+Each payment counts immediately, and only once (`ngp.core.settlements`), even if its invoice was withdrawn. If a payment
+comes too late for the service, it stays on the rental's account, and belongs to the tenant.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ MOST_UNCHARGED_UNITS = 1 << 60
 """Traffic for more than this (a million sat) is charged at once: the ledger's numbers end at 2^63."""
 GIVE_BACK_FIRST = "put it back, or give these rentals back first: ngp rentals release RENTAL"
 IN_TUNNEL = frozenset({RentalState.ACTIVE, RentalState.RESERVED, RentalState.OFF})
-"""Rentals whose tenants are peers of the tunnel, some of them without networks."""
+"""Rentals in these states have a peer in the tunnel; without credit, or switched off, the peer has no networks."""
 MOST_RESERVED_S = 2 * MONTH_S
-"""How long addresses are kept whose offer is no longer in net.conf."""
+"""How long a rental without credit keeps its addresses if its offer is no longer in net.conf."""
 
 
 # --- money ------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def begin_late(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None:
 
 
 def _has_no_other(world: World, rental: Rental) -> bool:
-    """Say whether the tenant hasn't rented anew meanwhile: its key has one place in the tunnel."""
+    """Say whether the tenant hasn't rented anew meanwhile: in the tunnel its key can have only one rental."""
     newest = world.letting.by_key.get(rental.wireguard_key)
     return newest is None or newest is rental or newest.state is RentalState.RELEASED
 
@@ -138,7 +138,7 @@ def _serve(world: World, rental: Rental) -> None:
 
 
 def tunnel_peer(world: World, rental: Rental) -> TunnelPeer:
-    """Return what the tunnel should have for a rental: without credit, a peer that has no networks.
+    """Return what the tunnel should have for a rental: without credit, or switched off, a peer that has no networks.
 
     Nothing passes for such a peer, but its WireGuard session goes on. A peer that came back without one would be
     reached only after the tenant's next handshake, for which an idle tenant takes two minutes.
@@ -256,9 +256,10 @@ def usage_read(world: World, rental: Rental, reading: Reading) -> None:
 
 
 def account_exhausted(world: World, rental: Rental) -> None:
-    """After the kernel refused a packet for want of money, and the readings were counted: look whether it was right.
+    """Check the kernel's limit after the kernel refused a packet for want of money, and the readings were counted.
 
-    A packet that costs more than is left is refused rightly: the service goes on while a full packet is paid for.
+    The refusal can be right although the service goes on, if the packet cost more than was left: the service ends only
+    when the money left doesn't pay for a full packet of the usual size.
     """
     if rental.state is RentalState.ACTIVE:
         metering.count_again(world, rental)
@@ -273,7 +274,7 @@ def account_counted(world: World, event: AccountCounted) -> None:
 
 
 def contract_halted(world: World, rental: Rental, contract: bytes, reading: Reading | None) -> None:
-    """Close the books of a rental that is over, after the kernel's last reading; one that never began has none."""
+    """Close the books of a rental that is over, after the kernel's last reading. A rental that never began has none."""
     if metering.halted(world, rental, contract, reading) and world.letting.rentals.get(rental.id) is rental:
         close_period(world, rental, "released")
         rental.traffic_units = 0
@@ -281,7 +282,7 @@ def contract_halted(world: World, rental: Rental, contract: bytes, reading: Read
 
 
 def save_totals(world: World, rental: Rental) -> None:
-    """Write how much of its traffic was metered, which is seldom done, to spare the flash."""
+    """Write how much of a rental's traffic was metered. This is done seldom, to spare the flash."""
     world.do(Persist(rental.record()))
     if (period := open_record(rental)) is not None:
         world.do(Persist(period))
@@ -351,7 +352,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
 
 
 def withdraw_invoices(world: World, rental: Rental, why: str) -> None:
-    """Withdraw the open invoices of a rental: after a kill there may be two, of which one replaced the other."""
+    """Withdraw a rental's open invoices: there may be two if the daemon was killed while one replaced the other."""
     for invoice in filter(None, map(world.money.invoices.get, world.letting.payable.get(rental.id, ()))):
         if invoice.state is PaymentState.OPEN:
             withdraw(world, invoice, why)
@@ -412,7 +413,7 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
     accounts = {found.limit.account: found for found in adopted.accounts}
     letting.clock.restore(service, world.now)
     for record in sorted(records, key=lambda one: (one.state != RentalState.RELEASED, one.started_s)):
-        letting.add(Rental.of(record))  # the last one of a tenant is the one that it asks about
+        letting.add(Rental.of(record))  # the rental of a key that is added last is the one that its tenant asks about
     for rental in letting.rentals.values():
         world.client(rental.id).running += bool(rental.period.contract)
     for payment in world.money.invoices.values():
@@ -427,7 +428,7 @@ def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecor
         metering.restore(world, rental, contracts, accounts.get(rental.id))
         _reserve_if_used_up(world, rental)
         rental.meter.is_closing = False  # the kernel's cut was long ago
-        if rental.state is RentalState.RELEASED and rental.period.contract:  # nobody has closed its books
+        if rental.state is RentalState.RELEASED and rental.period.contract:  # killed before its books were closed
             metering.halt(world, rental)
         elif rental.meter.is_in_kernel:
             metering.grant(world, rental)

@@ -19,7 +19,7 @@ def are_within(pools: Sequence[Pool], networks: Iterable[Prefix]) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Letting:
-    """All rentals that aren't over, and those that are but have money left.
+    """All rentals that aren't over, and those that are over but have money left.
 
     Attributes:
         by_key: the tenant's newest rental, by WireGuard key.
@@ -27,8 +27,8 @@ class Letting:
         metered: rentals whose traffic is metered, or will be if their invoice is paid, by the contracts in the kernel.
         payable: the rentals' invoices that may still be paid, by payment hash.
         free: what isn't let or held, as far as this landlord knows.
-        others: what other landlords with the same database had at the start, or later when one of them had something
-            that seemed free here.
+        others: networks that other landlords with the same database let or hold, as far as we know: the ledger names
+            them at the start, and whenever it refuses a network that seemed free here.
     """
 
     clock: ServiceClock = field(default_factory=ServiceClock)
@@ -60,7 +60,7 @@ class Letting:
         self.free = FreeNetworks(tuple(pools), [*held, *self.others])
 
     def paid_for(self) -> list[Rental]:
-        """Return the rentals that hold networks and were paid; anybody can ask for one, so a question doesn't count."""
+        """Return the rentals that hold networks and were paid. Those that were only asked for don't count."""
         return [one for one in self.rentals.values() if one.holds_networks and one.state is not RentalState.PENDING]
 
     def outside(self, pools: Iterable[Pool]) -> list[Rental]:

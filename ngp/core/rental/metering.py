@@ -35,7 +35,7 @@ from ngp.core.values import (
 from ngp.core.world import World
 
 RENT_AHEAD_S = 60
-"""For so long the kernel's limit is right without a change: the rent of this time is kept back."""
+"""The kernel's limit keeps back the rent of so many seconds: for this time no packet spends money that rent needs."""
 UNLIMITED_BYTES, ENDLESS_S = 1 << 62, 1e9
 MOST_ACCOUNTS = 65_000
 """The kernel's table has 65,536. A tenant without an account there would have its traffic for nothing."""
@@ -48,12 +48,12 @@ def enter(world: World, rental: Rental) -> None:
 
 
 def is_entered(world: World, rental: Rental) -> bool:
-    """Say whether there is room for a rental in the kernel."""
+    """Say whether room in the kernel is kept for a rental."""
     return rental.id[:16] in world.letting.metered
 
 
 def leave(world: World, rental: Rental) -> None:
-    """Give that room back."""
+    """Give back the room in the kernel that was kept for a rental."""
     for contract, _ in rental.contracts:
         world.letting.metered.pop(contract, None)
 
@@ -98,7 +98,7 @@ def pays_a_packet(world: World, rental: Rental) -> bool:
 
 
 def limit(world: World, rental: Rental) -> None:
-    """Bring the account's limit in the kernel up to date. While the service is off it is nothing."""
+    """Bring the account's limit in the kernel up to date. While the service is off, the limit is 0."""
     meter = rental.meter
     if not meter.is_in_kernel:
         return
@@ -109,7 +109,7 @@ def limit(world: World, rental: Rental) -> None:
 
 
 def grant(world: World, rental: Rental) -> None:
-    """Bring a rental's account and contracts in the kernel up to date, or make them. Not if it was never metered."""
+    """Bring a rental's account and contracts in the kernel up to date, or make them, unless it was never metered."""
     if not rental.price_msat_per_gib and not rental.meter.is_in_kernel:
         return
     enter(world, rental)

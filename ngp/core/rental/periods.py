@@ -1,4 +1,4 @@
-"""Periods: contracts of kind `subnet`. A period lasts from one payment of a rental to the next; it has the charges."""
+"""Periods: contracts of kind `subnet`. A period lasts from one payment of a rental to the next, and has its charges."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class FreeNetworks:
     """What is free in some pools.
 
     Args:
-        pools: they may not overlap.
+        pools: they must not overlap.
         taken: networks that are let or held already; those outside the pools are ignored.
     """
 

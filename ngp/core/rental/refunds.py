@@ -1,4 +1,4 @@
-"""Refunds of rentals: what is left when a rental is over is the tenant's, who fetches it with an invoice.
+"""Refunds of rentals: money that is left when a rental is over belongs to the tenant, who fetches it with an invoice.
 
 Money is left if a payment came too late to be served, or if the operator ended the rental. Anybody who can prove the
 rental's key may fetch it, once; a face checks that proof. The invoice is paid like any other: stored first, within the

@@ -52,12 +52,13 @@ ACCRUES = frozenset({RentalState.ACTIVE, RentalState.RESERVED})
 
 @dataclass(slots=True)
 class Period:
-    """A contract of kind `subnet`: a rental from one payment to the next. No id: no period is open.
+    """A contract of kind `subnet`: a rental from one payment to the next.
 
     Attributes:
+        contract: id, 16 bytes; b"": no period is open.
         opened_at_s: UTC.
         charged_msat: rent and traffic, and the activation fee in the first period.
-        began_to_bytes, began_from_bytes: the rental's counters when it began.
+        began_to_bytes, began_from_bytes: the rental's counters when the period began.
     """
 
     contract: bytes = b""
@@ -69,11 +70,11 @@ class Period:
 
 @dataclass(slots=True)
 class Meter:
-    """What the kernel has of a rental, in memory only.
+    """What we know of a metered rental's contracts and account in the kernel; kept in memory only.
 
     Attributes:
         is_in_kernel: the kernel has the rental's contracts.
-        spent_units: what the account had spent in the kernel when it had carried just the bytes that are counted.
+        spent_units: what the account has spent in the kernel for the bytes in `Rental.counts`.
         told_units: the account's limit as last set in the kernel; None: not known.
         is_refused: the kernel lacks a contract, so the tunnel lets nothing pass; it is tried again within a minute.
         is_closing: the credit has ended, but the tunnel still has the networks, for packets that are charged already.
@@ -90,7 +91,7 @@ class Meter:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Rental:
-    """One rental. Its money is on the client's account of the same identity, so books and audits know it already.
+    """One rental. Its money is on a client's account with the rental's id as identity, so audits cover it, too.
 
     Attributes:
         id: 32 random bytes, also the identity of its account.
@@ -172,7 +173,7 @@ class Rental:
 
     @property
     def traffic_msat(self) -> int:
-        """What metered traffic costs that isn't charged yet, in whole msat: a part of one is left for later."""
+        """What metered traffic costs that isn't charged yet, in whole msat; a fraction of a msat is charged later."""
         return self.traffic_units // UNITS_PER_MSAT
 
     def owed_at_msat(self, service_s: int) -> int:

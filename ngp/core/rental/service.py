@@ -20,7 +20,7 @@ class ServiceClock:
     Attributes:
         boot: a number that differs after each start of the machine; 0: unknown, every start counts as a new one.
         before_ms: service time when the monotonic clock showed `since_ms`.
-        goes_on: False while nothing is let.
+        goes_on: False while net.conf lets nothing: then service time stands still.
     """
 
     boot: int = 0
@@ -37,7 +37,7 @@ class ServiceClock:
         return self.at_ms(now) // 1000
 
     def mono_s(self, service_s: int) -> float:
-        """Return when the monotonic clock will show a service time; the millisecond after it, so that it has come."""
+        """Return when, by the monotonic clock, a service time is reached; 1 ms is added, so that no timer is early."""
         return (service_s * 1000 - self.before_ms + self.since_ms + 1) / 1000
 
     def restore(self, record: ServiceRecord | None, now: Now) -> None:
@@ -50,9 +50,9 @@ class ServiceClock:
             self.since_ms = record.since_ms
 
     def turn(self, on: bool, now: Now) -> None:
-        """Go on, or stand, from now on."""
+        """Let service time go on, or stand still, from now on."""
         self.before_ms, self.since_ms, self.goes_on = self.at_ms(now), int(now.monotonic_s * 1000), on
 
     def record(self, now: Now) -> ServiceRecord:
-        """Return what the ledger should have now. After a record of a clock that stands, a start counts no time."""
+        """Return what the ledger should have now. If service time stands still, a start adds nothing to the record."""
         return ServiceRecord(self.boot if self.goes_on else 0, self.at_ms(now), int(now.monotonic_s * 1000))

@@ -18,15 +18,16 @@ class RentalStatus:
 
     Attributes:
         id: 32 bytes.
-        reason: why it is in this state; "" where that is clear.
+        reason: why the rental is in this state; "" if the state says enough.
         price_msat_per_gib: for traffic, in the present period.
         charged_msat: rent and traffic so far, to this second, without the activation fee.
         started_at_s: UTC, of the first invoice.
         now_at_s: `started_at_s` plus the service time since then. A clock that was corrected doesn't show here.
-        left_s: how long the credit lasts; negative while back rent is owed; None: as long as no rent is asked.
+        left_s: how long the credit lasts; negative: back rent is owed for so long; None: no rent is asked, so the
+            credit lasts for any time.
         rate_since_s: when the present rent began, on the clock of `now_at_s`.
         reserved_until_s: on the clock of `now_at_s`; 0 unless the rental is reserved and its offer still exists.
-        unpaid_invoice: the invoice that waits for its payment, BOLT11; "".
+        unpaid_invoice: the invoice that waits for its payment, BOLT11; "" if there is none.
         used_to_bytes, used_from_bytes: metered so far, to the tenant and from it; 0 if its traffic isn't metered.
         fetchable_msat: what the tenant may have paid back now, with one invoice: of this rental, or of an earlier one
             with the same key.
@@ -66,7 +67,7 @@ class Asked:
         is_first: it is for a new rental, and includes the activation fee.
         added_msat: the credit that its payment adds, without the activation fee.
         offer: the terms that hold from the payment on.
-        status: before the payment.
+        status: the rental before the payment.
     """
 
     bolt11: str
@@ -83,7 +84,7 @@ class Configuration:
     Attributes:
         landlord_key: the landlord's public key, 32 bytes.
         endpoints: `host:port`, IPv6 addresses in brackets; never empty.
-        keepalive_s: 0: none.
+        keepalive_s: seconds between keepalive packets; 0: none are sent.
     """
 
     networks: tuple[Prefix, ...]

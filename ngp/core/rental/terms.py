@@ -152,7 +152,7 @@ class LettingSettings:
         return next((one for one in self.offers if not name or one.name == name), None)
 
     def no_offer(self, name: str) -> str:
-        """Say that no offer has a name, and which there are."""
+        """Return the error text for a name that no offer has; it lists the names of all offers."""
         return f"there is no offer {name!r}; there are {', '.join(one.name for one in self.offers)}"
 
 

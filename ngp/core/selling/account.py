@@ -26,6 +26,7 @@ GRACE_SHARES_PER_INTERFACE = 64
 """How many neighbours on one interface may use unpaid grace at a time, including defaulters of the last hour."""
 
 FROM_THE_FIRST = (0, b"")
+"""The place before the first closed contract, in the order of closing (`ClientAccount.recall_after`)."""
 
 Key = TypeVar("Key")
 

@@ -19,7 +19,7 @@ from ngp.core.world import World
 
 STRANGER_HOLD_S = 3.0
 STRANGERS_WARN_EVERY_S = 3600.0
-SILENT_AT_FIRST_S = 15.0  # longer than a neighbour's daemon is ever silent
+SILENT_AT_FIRST_S = 15.0  # until the first warning about an interface; no neighbour's daemon is silent for longer
 UNHEARD_S = 60.0
 MOST_STRANGER_PACKETS = 1024
 MOST_HELD_PER_CONTRACT = 64

@@ -20,6 +20,7 @@ from ngp.core.topups import MOST_PAUSE_S, grows, note_why_not, pause_s, receivab
 from ngp.core.world import World
 
 FIRST_PAUSE_S = 0.5
+"""Pause after the first invoice that a client declined; each further one in a row doubles the pause."""
 
 
 def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:

@@ -136,7 +136,7 @@ def account_counted(world: World, event: AccountCounted) -> None:
 
 
 def _redeem_opening(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Take a contract off the count of openings, and another one with it, once it carried bytes that are paid for."""
+    """Once a contract carried bytes that are paid for, take it and one more opening off the neighbour's count."""
     if account.balance_msat >= 0 and sale.used_bytes and world.uncount_opening(sale):
         world.count_idle(sale, -1)
 

@@ -81,7 +81,7 @@ def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 
 
 
 def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
-    """Send the open offer: of a contract, or of its renewal."""
+    """Send the terms that wait for the client's answer: of a new contract, or of a renewal."""
     terms, renews = sale.renewal_offer or sale, sale.renewal_offer is not None
     world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + QUOTE_VALID_S)
     world.send(
@@ -124,7 +124,8 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None
         _propose(world, neighbour, existing, message_id)
         return
     covering = existing or world.sales.find(neighbour.identity, terms.destination.network_address)
-    if covering is not None and covering.refused:  # now it asks: its terms changed, or it wants only a part of that
+    # A client that refused a destination and asks now has other terms, or wants only a part of that destination.
+    if covering is not None and covering.refused:
         forget(world, covering)
         existing = world.sales.exact(neighbour.identity, terms.destination)
     if existing is not None or not may_quote(world, neighbour):
@@ -299,7 +300,7 @@ def quote_due(world: World, sale: Sale) -> None:
 def _refuse(world: World, sale: Sale, for_s: float) -> None:
     """Have the kernel drop packets to a refused destination for a while, so that a flood costs us nothing.
 
-    Decide about the packets that are held for it.
+    The packets that are held for the contract get their verdict now.
     """
     world.timers.clear(Due.QUOTE, sale.id)
     metering.decide(world, sale, Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP)

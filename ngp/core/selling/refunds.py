@@ -161,7 +161,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
         return False
     valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
     offered = account.refund.offered_msat if valid and not account.refund.promised_msat else 0
-    if not offered:  # paid only after an offer, as fees could drain us; then it may be sent again
+    if not offered:  # without offers, fees could drain us; after an offer the client may send the invoice again
         world.count("refund_refused")
         return False
     reason, instead = _unpayable(world, account, refund.amount_msat, offered)
@@ -196,7 +196,7 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
     account.refund.pending = None
     missing_msat = max(0, account.refund.promised_msat - account.balance_msat)
     # Meanwhile another neighbour may have sent an invoice with the same hash. The ledger would refuse a second payment
-    # with it, and with it the whole batch.
+    # with this hash, and with the payment the whole batch of records.
     is_used = world.money.knows(refund.payment_hash)
     if neighbour is not None and not missing_msat and not is_used:
         amounts = refund.amount_msat, refund.fee_limit_msat
@@ -213,7 +213,7 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
 
 
 def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> int:
-    """Return the most that routing a refund may cost. If the client asked for it, no more than we earned with it.
+    """Return the most that routing a refund may cost: if the client asked for it, no more than we earned by the client.
 
     The fees that we paid before are taken off what we earned. They are computed as what we spent on the neighbour minus
     what it received, in both roles: these two sums are kept for years and over restarts, single fees aren't.

@@ -40,7 +40,7 @@ class Sale(Contract):
 
     @property
     def refused(self) -> bool:
-        """True while a refusal is remembered."""
+        """True if the client refused or didn't answer in time: for a while the kernel drops packets for it."""
         return self.state in (State.REJECTED, State.LAPSED)
 
     @property
@@ -50,7 +50,7 @@ class Sale(Contract):
 
     @property
     def highest_msat_per_gib(self) -> int:
-        """The highest price of bytes that may still come: the kernel has one for all, and must not charge less."""
+        """The highest price of bytes that may still come: the kernel has one price for all, and mustn't charge less."""
         if len(self.prices) == 1:
             return self.prices[0][1]
         to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]

@@ -29,8 +29,10 @@ class Account:
 
     Attributes:
         started: something was paid.
-        since_s, paid_since_msat, rate_sat_s: of the present rent: when it began, what was paid then, sat a second.
-        carried_msat: the credit at `since_s`; begins as the negative activation fee.
+        since_s: when the present rent began, with a payment.
+        paid_since_msat: that payment, with the activation fee if it was the first.
+        carried_msat: the credit just before that payment; for the first payment, minus the activation fee.
+        rate_sat_s: the present rent, sat a second.
     """
 
     started: bool = False
@@ -55,8 +57,8 @@ class Order:
     """A payment that was, or is about to be, sent. Money msat.
 
     Attributes:
-        is_first: includes the activation fee.
-        rate_sat_s: the rent that it was promised.
+        is_first: the payment includes the activation fee.
+        rate_sat_s: the rent that the landlord promised for this payment.
         at_s: when its invoice was made, by the landlord's clock: from then on that rent counts.
         node: public key of the payment node.
     """
@@ -73,7 +75,7 @@ class Order:
 
     @property
     def fee_msat(self) -> int:
-        """The activation fee in it."""
+        """The activation fee, as far as this payment includes one."""
         return self.amount_msat - self.added_msat
 
 
@@ -84,7 +86,7 @@ def faults_of_invoice(
 
     Args:
         wanted_msat: the credit that was asked for.
-        offered: the terms before, None if they weren't asked for.
+        offered: the terms that the landlord named before it made the invoice; None if they weren't asked for.
         is_first: whether there is no rental by our own books; None if our books don't say.
     """
     return list(_faults(asked, invoice, wanted_msat, offered, is_first))
@@ -147,8 +149,8 @@ def _disagreements(account: Account, status: Status, now_s: float) -> Iterator[s
         )
     if status.activation_fee_msat > account.activation_fee_msat:
         yield (
-            f"the landlord counts an activation fee of {show_money(status.activation_fee_msat)}, but it was "
-            f"{show_money(account.activation_fee_msat)}"
+            f"the landlord counts an activation fee of {show_money(status.activation_fee_msat)}, but the fee "
+            f"recorded here is {show_money(account.activation_fee_msat)}"
         )
     paid_by_others = status.payments > account.payments
     if status.rate_sat_s > account.rate_sat_s and not paid_by_others:

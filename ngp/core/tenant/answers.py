@@ -1,6 +1,6 @@
-"""Answers: what a landlord says over the HTTPS interface, read from JSON and held to what it may be.
+"""Answers: what a landlord says over the HTTPS interface, read from JSON and checked value by value.
 
-A landlord may be hostile, or broken. Each answer becomes a value or a AnswerError, nothing else. Amounts on this
+A landlord may be hostile, or broken. Each answer becomes a value or an AnswerError, nothing else. Amounts on this
 interface are whole sat, times UTC seconds.
 """
 
@@ -20,7 +20,7 @@ MOST_SAT = 21_000_000 * 100_000_000
 MOST_TIME_S = 1 << 40
 MOST_RATE_SAT_S = 1e6
 WIDEST_BITS: Mapping[int, int] = {4: 16, 6: 32}
-"""The largest networks that are believed: packets from a wider one would be most of what the host sends."""
+"""By IP version: the least prefix length of a rented network. A wider one could draw most traffic into the tunnel."""
 _MOST_NETWORKS = 16
 _MOST_TEXT = 4096
 
@@ -38,10 +38,10 @@ class Status:
     Attributes:
         credit_msat: rounded down; negative while back rent is owed.
         left_s: how long the credit lasts.
-        unpaid_invoice: one of this rental that waits for its payment, BOLT11; "".
+        unpaid_invoice: an invoice of this rental that waits for its payment, BOLT11; "" if there is none.
         state, offer: "" where the face doesn't say them. reason: why it is in this state.
         reserved_until_s: 0 unless it is reserved, and the face says how long.
-        fetchable_msat: what is left of a rental that is over, and can be had back; None: the face gives nothing back.
+        fetchable_msat: what is left of a rental that is over, and can be paid back; None: the face pays nothing back.
         price_msat_per_gib: for traffic. used_to_bytes, used_from_bytes: metered so far, to the tenant and from it. None
             where the face doesn't say them.
     """
@@ -139,7 +139,7 @@ def read_networks(found: object) -> tuple[Prefix, ...]:
 
 
 def _network(written: object) -> Prefix:
-    """Read a prefix. Python takes any text for an IPv6 address's zone (after %), also a command; so there may be none.
+    """Read a prefix. Python takes any text, even a command, as an IPv6 address's zone (after %), so none is allowed.
 
     The networks come into lines that wg-quick runs as root (`ngp.tenant.policy`).
     """

@@ -138,7 +138,7 @@ def wg_quick_text(
     """Write the file for wg-quick. It has the private key, so it must be kept secret.
 
     Args:
-        has_resolvconf: wg-quick can set name servers; otherwise they are written as a comment, as it would fail.
+        has_resolvconf: wg-quick can set name servers. If it can't, it would fail, so they are written as a comment.
         more: further lines of the section Interface, our own.
     """
     lines = ["[Interface]", f"PrivateKey = {private_key}", f"Address = {_joined(configuration.addresses)}"]

@@ -1,4 +1,4 @@
-"""Way: traffic that may leave beside a tunnel that carries all of a machine's traffic."""
+"""Way: traffic that need not pass the tunnel when TENANT_ALL_TRAFFIC sends all else of this machine through it."""
 
 from __future__ import annotations
 
