@@ -138,7 +138,7 @@ def _offers(call: _Call) -> int:
             code = int(error.exit_code)
             continue
         rows += [rent_show.offer_row(name, one, refusals(one.terms, limits, is_first=True)) for one in found]
-    rent_show.offers(rows, call.as_json)
+    rent_show.offers(rows, len(names), call.as_json)
     return code
 
 
@@ -209,7 +209,7 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
         status = tenant_service.pay(call.place, home, tunnel, quote)
     if not home.conf_path(tunnel).exists():
         renting.keep_configuration(home, landlord, tunnel, status, keeps_route=True)
-    rent_show.rentals([rent_show.row(tunnel, landlord, status, time.time())], call.as_json)
+    rent_show.rentals([rent_show.row(tunnel, landlord, status, time.time())], 1, call.as_json)
     if not call.as_json:
         streams.say("", rent_show.NEXT.format(name=tunnel.shown_name))
 
@@ -242,7 +242,7 @@ def _status(call: _Call) -> int:
         if BooksFile(home.state_path(one)).read().pending is not None:
             why_not = f"a payment's outcome isn't known yet; {why_not}"
         rows.append(rent_show.row(one, landlord, status, answered_at_s) | {"proven": not why_not, "why_not": why_not})
-    rent_show.rentals(rows, call.as_json)
+    rent_show.rentals(rows, len(tunnels), call.as_json)
     return code
 
 

@@ -91,9 +91,9 @@ def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str]) -> Row:
     }
 
 
-def offers(rows: Sequence[Row], as_json: bool) -> None:
-    """Print offers."""
-    _print(rows, _OFFERS, _NONE_TRUSTED, as_json)
+def offers(rows: Sequence[Row], asked: int, as_json: bool) -> None:
+    """Print offers. Args: asked: how many landlords were."""
+    _print(rows, _OFFERS, "" if asked else _NONE_TRUSTED, as_json)
 
 
 def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float) -> Row:
@@ -104,9 +104,9 @@ def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float
     return rental_row(tunnel, name, landlord.place.face, status, answered_at_s) | {"name": tunnel.name}
 
 
-def rentals(rows: Sequence[Row], as_json: bool) -> None:
-    """Print rentals, and what is left of those that are over."""
-    _print(rows, _RENTALS, "nothing is rented: ngp rent new LANDLORD", as_json)
+def rentals(rows: Sequence[Row], asked: int, as_json: bool) -> None:
+    """Print rentals, and what is left of those that are over. Args: asked: for how many the landlords were asked."""
+    _print(rows, _RENTALS, "" if asked else "nothing is rented: ngp rent new LANDLORD", as_json)
     for one in () if as_json else rows:
         if one["fetchable_msat"]:
             name = one["name"] or one["id"]
@@ -114,9 +114,10 @@ def rentals(rows: Sequence[Row], as_json: bool) -> None:
 
 
 def _print(rows: Sequence[Row], columns: Sequence[Column], empty: str, as_json: bool) -> None:
+    """Print a listing. Args: empty: printed if there is none; "": there are some, and why none is listed was told."""
     if as_json:
         print_json(list(rows))
-    else:
+    elif rows or empty:
         print_table(rows, columns, empty)
 
 

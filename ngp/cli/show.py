@@ -54,7 +54,7 @@ def clean(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(clean, value)) or "-"
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 

@@ -40,6 +40,8 @@ from ngp.tenant.payer import Payer
 from ngp.tenant.proof import CommandProof, EchoProof, Proof
 from ngp.tenant.renting import Quote
 
+_log = logging.getLogger("ngp.tenant")
+
 TENANT_FOLDER = "tenant"
 LOG_FILE = "debug.log"
 _LOG_BYTES, _LOG_FILES = 1 << 20, 3
@@ -268,20 +270,33 @@ def bring_down(place: Place, home: Home, tunnel: Tunnel) -> None:
 
 
 def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: bool) -> int:
-    """Run `ngp rent autopay`. Returns the exit code: 0 only with `once`."""
+    """Run `ngp rent autopay`. Returns the exit code: 0 only with `once`, and if all were kept.
+
+    What ends one rental's payments, a refusal by its landlord for example, is told and ends no other's.
+    """
     log_to(home.folder / LOG_FILE)
+    refused: list[NgpError] = []
+
+    async def keep(one: Kept) -> None:
+        changed = _changes(home.folder / CONFIG, *([place.config_path] if place.has_config else ()))
+        try:
+            await autopay.keep(one, once, changed, alone=len(tunnels) == 1)
+        except NgpError as error:
+            _log.error("%s: %s", one.tunnel.shown_name, error)
+            refused.append(error)
 
     async def run() -> None:
         async with purse_of(place, home) as kept, asyncio.TaskGroup() as group:
             for one in tunnels:
-                changed = _changes(home.folder / CONFIG, *([place.config_path] if place.has_config else ()))
-                group.create_task(autopay.keep(kept(one), once, changed, alone=len(tunnels) == 1))
+                group.create_task(keep(kept(one)))
 
     try:
         code = until_signalled(run)
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from several
-    return 0 if once and code == ExitCode.OTHER else code
+    if code != ExitCode.OTHER:  # a signal
+        return code
+    return int(refused[0].exit_code) if refused else 0 if once else code
 
 
 def _settings(place: Place) -> Settings | None:

@@ -191,6 +191,18 @@ def test_autopay_says_which_limit_refuses_and_ends_with_5(router: Router) -> Non
         assert done.returncode == ExitCode.PAYMENT and "TENANT_RENT_MAX" in done.stderr
 
 
+def test_a_refused_rental_is_named_and_the_others_are_paid_for(router: Router) -> None:
+    router.trust()
+    for name in ("one", "two"):
+        router.rent("new", "example", "--name", name, "--yes")
+    first, second = router.landlord.rentals.values()
+    first.rate *= 3  # what our books say is less
+    done = router.rent("autopay", "--once")
+    assert done.returncode == ExitCode.PAYMENT, done.stderr
+    assert "one: landlord" in done.stderr and "the rent rose" in done.stderr and "two: " not in done.stderr
+    assert (first.payments, second.payments) == (1, 3)
+
+
 def test_a_defect_ends_autopay_of_several_rentals_with_a_message_and_not_with_0(router: Router) -> None:
     router.trust()
     for name in ("one", "two"):
@@ -226,6 +238,18 @@ def test_a_new_fingerprint_is_trusted_for_the_rentals_too(router: Router, tmp_pa
     router.landlord.pin = right
     assert router.trust().returncode == 0
     assert router.rent("status").returncode == 0
+
+
+def test_that_there_is_none_is_said_only_if_there_is_none(router: Router) -> None:
+    assert "no landlord is trusted" in router.rent("offers").stdout
+    assert "nothing is rented" in router.rent("status").stdout
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    router.landlord.silent |= {"getstatus", "GetSellOfferTerms"}
+    with mock.patch("ngp.tenant.https.ANSWER_S", 0.2):
+        for verb, whom in (("offers", "example"), ("status", "one")):
+            done = router.rent(verb)
+            assert done.returncode == ExitCode.OTHER and done.stdout == "" and f"ngp: {whom}: " in done.stderr
 
 
 def test_words(router: Router) -> None:
