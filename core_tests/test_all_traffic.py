@@ -233,6 +233,22 @@ def test_a_second_tunnel_carries_its_own_packets_and_the_first_one_everything(ma
     assert machine.stands() == machine.before
 
 
+def test_a_barrier_that_a_firewall_removed_is_told(machine: Machine) -> None:
+    market = machine.market
+    market.done("up", "shop")
+    assert "ngp_rent" not in market.rent("status").stderr
+    machine.tenant.sh("nft", "flush", "ruleset")
+    told = "the nftables table inet ngp_rent is gone"
+    for words in (("status",), ("autopay", "--once")):
+        done = market.rent(*words)
+        assert told in done.stderr and "sudo ngp rent up shop sets it again" in done.stderr, words
+    market.done("up", "shop")
+    assert told not in market.rent("status").stderr
+    market.done("down", "shop")
+    machine.tenant.sh("nft", "flush", "ruleset")
+    assert told not in market.rent("status").stderr, "nothing has to be kept"
+
+
 def test_the_setting_that_is_taken_back_is_undone_by_the_next_up(machine: Machine) -> None:
     market = machine.market
     market.done("up", "shop")

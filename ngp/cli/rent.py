@@ -226,6 +226,7 @@ def _agreed(call: _Call, question: str) -> None:
 def _status(call: _Call) -> int:
     """List rentals as their landlords have them. A landlord that doesn't answer is named on stderr, and left out."""
     from ngp.cli import tenant_service
+    from ngp.tenant import routing
     from ngp.tenant.books import BooksFile
 
     home, tunnels = _rentals(call)
@@ -243,6 +244,8 @@ def _status(call: _Call) -> int:
             why_not = f"a payment's outcome isn't known yet; {why_not}"
         rows.append(rent_show.row(one, landlord, status, answered_at_s) | {"proven": not why_not, "why_not": why_not})
     rent_show.rentals(rows, len(tunnels), call.as_json)
+    if lacks := routing.lacks(home):
+        streams.note(f"ngp: {lacks}")
     return code
 
 
@@ -287,10 +290,9 @@ def _down(call: _Call) -> int:
 def _rekey(call: _Call) -> int:
     """Give a rental another WireGuard key."""
     from ngp.tenant import autopay, rekey
-    from ngp.tenant.books import BooksFile
 
     home, (tunnel,) = _rentals(call)
-    with autopay.alone_with(BooksFile(home.state_path(tunnel)), tunnel):
+    with autopay.alone_with(home, tunnel):
         changed = rekey.change(home, _landlord(call, home, tunnel), tunnel)
     if call.as_json:
         print_json({"id": changed.interface, "wireguard_key": changed.public_key})
@@ -302,6 +304,7 @@ def _rekey(call: _Call) -> int:
 def _forget(call: _Call) -> int:
     """Drop a rental's keys, when the user agrees."""
     from ngp.cli import tenant_service
+    from ngp.tenant import autopay, renting
     from ngp.tenant.books import BooksFile
 
     home, (tunnel,) = _rentals(call)
@@ -312,8 +315,10 @@ def _forget(call: _Call) -> int:
         paid, lost = show_money(books.account.paid_msat), _what_is_lost(call, home, tunnel)
         drop = f"drop the keys of {tunnel.shown_name}, for which {paid} were paid?"
         _agreed(call, f"{drop} They can't be had again; {lost}.")
-    tenant_service.bring_down(call.place, home, tunnel)
-    home.forget_tunnel(tunnel)
+    with autopay.alone_with(home, tunnel):
+        tenant_service.bring_down(call.place, home, tunnel)
+        renting.unlink(home.conf_path(tunnel))
+        home.forget_tunnel(tunnel)
     streams.say(f"the keys of {tunnel.shown_name} are gone")
     return 0
 

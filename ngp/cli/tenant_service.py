@@ -286,9 +286,13 @@ def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: b
             refused.append(error)
 
     async def run() -> None:
-        async with purse_of(place, home) as kept, asyncio.TaskGroup() as group:
-            for one in tunnels:
-                group.create_task(keep(kept(one)))
+        watching = asyncio.create_task(_watch_barrier(home))
+        try:
+            async with purse_of(place, home) as kept, asyncio.TaskGroup() as group:
+                for one in tunnels:
+                    group.create_task(keep(kept(one)))
+        finally:
+            watching.cancel()
 
     try:
         code = until_signalled(run)
@@ -297,6 +301,15 @@ def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: b
     if code != ExitCode.OTHER:  # a signal
         return code
     return int(refused[0].exit_code) if refused else 0 if once else code
+
+
+async def _watch_barrier(home: Home) -> None:
+    """Say within a minute that what keeps packets from leaving beside a tunnel is gone, and once an hour after that."""
+    while True:
+        lacks = await asyncio.to_thread(routing.lacks, home)
+        if lacks:
+            _log.error("%s", lacks)
+        await asyncio.sleep(autopay.WARN_AGAIN_S if lacks else autopay.LOOK_AGAIN_S)
 
 
 def _settings(place: Place) -> Settings | None:

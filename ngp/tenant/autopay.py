@@ -98,20 +98,19 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
 def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
     """Take over a payment that was made by hand from another wallet. Raises NgpError."""
     file = BooksFile(home.state_path(tunnel))
-    with alone_with(file, tunnel):
+    with alone_with(home, tunnel):
         books = file.read()
         if books.pending is None and not disagreements(books.account, status, time.time()):
             file.write(replace(books, account=follow(books.account, status)))
 
 
 def _alone(kept: Kept) -> AbstractContextManager[None]:
-    return alone_with(kept.books, kept.tunnel)
+    return alone_with(kept.home, kept.tunnel)
 
 
-def alone_with(books: BooksFile, tunnel: Tunnel) -> AbstractContextManager[None]:
+def alone_with(home: Home, tunnel: Tunnel) -> AbstractContextManager[None]:
     """Keep other processes from paying for the same rental meanwhile."""
-    lock = books.path.with_name(f"{tunnel.interface}.lock")
-    return files.only_one(lock, f"another payment for {tunnel.shown_name}", "wait until it is over")
+    return files.only_one(home.lock_path(tunnel), f"another payment for {tunnel.shown_name}", "wait until it is over")
 
 
 async def _look(kept: Kept) -> float:

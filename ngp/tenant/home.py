@@ -260,7 +260,7 @@ class Home:
         raise UsageError(f"{tunnel.shown_name} is in {self._config} no longer, or has another key: try again")
 
     def forget_tunnel(self, tunnel: Tunnel) -> None:
-        """Drop a tunnel's keys and its file: they can't be had again. Its books stay, as budgets count them.
+        """Drop a tunnel's keys and its files: they can't be had again. Its books stay, as budgets count them.
 
         Raises: NgpError.
         """
@@ -271,6 +271,7 @@ class Home:
             if not kept:
                 del self._values[_TUNNELS]
         self.conf_path(tunnel).unlink(missing_ok=True)
+        self.lock_path(tunnel).unlink(missing_ok=True)
         if books.exists():
             books.replace(self._own_state_path(tunnel))
 
@@ -310,6 +311,10 @@ class Home:
         """
         own = self._own_state_path(tunnel)
         return self.folder / STATE if tunnel.is_first and not own.exists() else own
+
+    def lock_path(self, tunnel: Tunnel) -> Path:
+        """Return the file that a process locks while it pays for a tunnel."""
+        return self.folder / f"{tunnel.interface}.lock"
 
     def all_state_paths(self) -> list[Path]:
         """Return the books of all tunnels, forgotten ones too."""

@@ -5,6 +5,7 @@ Nothing here pays. An invoice is shown, or paid by `ngp.tenant.payer`, only afte
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -183,6 +184,14 @@ def _link(path: Path) -> tuple[str, str]:
     except OSError as error:
         return "", f"{WIREGUARD_FOLDER}: {error.strerror}"
     return str(link), ""
+
+
+def unlink(path: Path) -> None:
+    """Remove the link by which wg-quick finds a file; anything else of that name stays."""
+    link = WIREGUARD_FOLDER / path.name
+    with contextlib.suppress(OSError):
+        if link.is_symlink() and link.readlink() == path:
+            link.unlink()
 
 
 def describe_invoice(quote: Quote) -> list[tuple[str, str]]:

@@ -83,6 +83,26 @@ def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) 
             _run(["ip", f"-{version}", "route", "flush", "table", str(table)], needed=False)
 
 
+def lacks(home: Home) -> str:
+    """Return what is wrong with the barrier of the tunnel that everything uses; "" if nothing, or if it isn't known.
+
+    A firewall that is loaded anew removes it (`nft flush ruleset`), and only root can look.
+    """
+    if os.geteuid() != 0:
+        return ""
+    try:
+        carrier = _carrier(_standing())
+    except KernelError:  # of a machine that can't have brought a tunnel up
+        return ""
+    if carrier is None or _run(["nft", "list", "table", *barrier.TABLE.split()], needed=False):
+        return ""
+    name = next((one.shown_name for one in home.tunnels() if policy.table_of(one.root_key) == carrier), "RENTAL")
+    return (
+        f"the nftables table {barrier.TABLE} is gone (`nft flush ruleset` removes it), so packets may leave beside the "
+        f"tunnel: sudo ngp rent up {name} sets it again"
+    )
+
+
 def _alone(home: Home) -> AbstractContextManager[None]:
     return files.only_one(home.folder / "routing.lock", "another `ngp rent up` or `down`", "try again in a moment")
 

@@ -219,7 +219,11 @@ def test_a_rental_is_forgotten_with_its_keys_and_nothing_else(router: Router) ->
         assert router.rent("new", "example", "--name", name, "--yes").returncode == 0
     assert router.rent("distrust", "example").returncode == ExitCode.USAGE
     assert router.rent("forget", "one").returncode == ExitCode.USAGE
+    (router.folder / "wireguard").mkdir()
+    assert router.rent("conf", "one").returncode == 0
+    assert len(list((router.folder / "wireguard").iterdir())) == 1, "root's files are linked"
     assert router.rent("forget", "one", "--yes").returncode == 0
+    assert not list((router.folder / "wireguard").iterdir()) and len(list(router.tenant.glob("sw_*.lock"))) == 1
     (row,) = json.loads(router.rent("status", "--json").stdout)
     assert row["name"] == "two"
     assert router.rent("autopay", "--once").returncode == 0  # its books are still known, and agree
