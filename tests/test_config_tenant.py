@@ -17,6 +17,15 @@ def tenant(*lines: str) -> TenantSettings:
     return parse("\n".join(("MESH_INTERFACES: mesh0", *lines)), FILE).tenant
 
 
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [("198.51.100.7:9735", "198.51.100.7 tcp 9735"), ("'[2001:db8::7]:9735'", "2001:db8::7 tcp 9735")],
+)
+def test_a_port_behind_a_colon_is_told_with_what_is_right(written: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"write {right}"):
+        parse(f"MESH_INTERFACES: mesh0\nTENANT_BESIDE: {written}\n", Path("net.conf"))
+
+
 def test_the_defaults_are_those_of_the_settings() -> None:
     assert tenant() == TenantSettings()
 

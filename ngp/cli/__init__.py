@@ -29,6 +29,11 @@ First on the router that sells, then on the router that buys:
   sudo ngp start -v    gate, meter and settle
   ngp top              watch
 
+\b
+Static addresses from a landlord, and letting your own (docs/staticwire.md):
+  sudo ngp rent        rent them, and pay for them; no daemon is needed
+  ngp rentals          who rents from this router, with LANDLORD: yes
+
 `ngp VERB --help` explains a verb, with examples.
 """
 

@@ -130,6 +130,7 @@ def _offers(call: _Call) -> int:
     home = _home(call)
     names = call.words[1:] or tuple(home.landlords())
     rows, code, limits = [], 0, tenant_service.limits_of(call.place)
+    real = tenant_service.real_money(call.place)
     for name in names:
         try:
             found = tenant_service.landlord_at(call.place, home.trusted(name)).offers()
@@ -137,7 +138,7 @@ def _offers(call: _Call) -> int:
             streams.note(f"ngp: {name}: {error}")
             code = int(error.exit_code)
             continue
-        rows += [rent_show.offer_row(name, one, refusals(one.terms, limits, is_first=True)) for one in found]
+        rows += [rent_show.offer_row(name, one, refusals(one.terms, limits, is_first=True), real) for one in found]
     rent_show.offers(rows, len(names), call.as_json)
     return code
 
@@ -209,8 +210,8 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
         status = tenant_service.pay(call.place, home, tunnel, quote)
     if not home.conf_path(tunnel).exists():
         renting.keep_configuration(home, landlord, tunnel, status, keeps_route=True)
-    rent_show.rentals([rent_show.row(tunnel, landlord, status, time.time())], 1, call.as_json)
-    if not call.as_json:
+    rent_show.rentals([rent_show.row(tunnel, landlord, status, time.time(), quote.real_money)], 1, call.as_json)
+    if not call.as_json and not call.up:
         streams.say("", rent_show.NEXT.format(name=tunnel.shown_name))
 
 
@@ -230,7 +231,7 @@ def _status(call: _Call) -> int:
     from ngp.tenant.books import BooksFile
 
     home, tunnels = _rentals(call)
-    rows, code = [], 0
+    rows, code, real = [], 0, tenant_service.real_money(call.place)
     for one in tunnels:
         landlord = _landlord(call, home, one)
         try:
@@ -242,7 +243,8 @@ def _status(call: _Call) -> int:
         why_not = asyncio.run(tenant_service.why_not(call.place, home, one))
         if BooksFile(home.state_path(one)).read().pending is not None:
             why_not = f"a payment's outcome isn't known yet; {why_not}"
-        rows.append(rent_show.row(one, landlord, status, answered_at_s) | {"proven": not why_not, "why_not": why_not})
+        shown = rent_show.row(one, landlord, status, answered_at_s, real)
+        rows.append(shown | {"proven": not why_not, "why_not": why_not})
     rent_show.rentals(rows, len(tunnels), call.as_json)
     if lacks := routing.lacks(home):
         streams.note(f"ngp: {lacks}")
@@ -264,7 +266,14 @@ def _conf(call: _Call) -> int:
 
 
 def _up(call: _Call) -> int:
+    from ngp.tenant.books import BooksFile
+
     home, (tunnel,) = _rentals(call)
+    name = tunnel.shown_name
+    if not home.conf_path(tunnel).exists() and not BooksFile(home.state_path(tunnel)).read().account.started:
+        raise UsageError(
+            f"{name} isn't paid for yet: ngp rent add {name}; if another wallet paid, ngp rent conf {name}"
+        )
     return _up_tunnel(call, home, tunnel)
 
 
@@ -275,6 +284,8 @@ def _up_tunnel(call: _Call, home: Home, tunnel: Tunnel) -> int:
     if not call.as_json:
         unasked = tenant_service.unasked_name_servers(call.place) if carrier is not None else []
         streams.say(f"the tunnel {tunnel.interface} is up", *rent_show.traffic(carrier, unasked), rent_show.OPEN)
+        if call.words[0] == "new":
+            streams.say(rent_show.KEEP.format(name=tunnel.shown_name))
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ngp.cli import streams
-from ngp.cli.show import Column, Row, field, lines_of, money, price, print_json, print_table
+from ngp.cli.show import Column, Row, field, lines_of, money, price, print_json, print_not_real, print_table
 from ngp.core.pricing import show_money
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 IS_OPEN = "The address is open to the whole internet: everybody can reach every port of this machine at it."
 FIREWALL = "set a firewall that drops what comes in, for example: sudo ufw default deny incoming; sudo ufw enable"
 OPEN = f"{IS_OPEN} {FIREWALL.capitalize()}"
-NEXT = f"{OPEN}. Then: sudo ngp rent up {{name}}; and sudo ngp rent autopay {{name}} keeps the credit"
+KEEP = "sudo ngp rent autopay {name} keeps the credit"
+NEXT = f"{OPEN}. Then: sudo ngp rent up {{name}}; and {KEEP}"
 _NONE_TRUSTED = "no landlord is trusted: ngp rent trust NAME HOST[:PORT] PIN, or for a neighbour NAME KEY"
 
 _LANDLORDS = (Column("name", field("name")), Column("host", field("host")), Column("face", field("face")),
@@ -72,8 +73,11 @@ def landlords(rows: Sequence[Row], as_json: bool) -> None:
     _print(rows, _LANDLORDS, _NONE_TRUSTED, as_json)
 
 
-def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str]) -> Row:
-    """Return a landlord's offer. Over HTTPS it has no name, and says neither networks nor how many are free."""
+def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str], real_money: bool | None) -> Row:
+    """Return a landlord's offer. Over HTTPS it has no name, and says neither networks nor how many are free.
+
+    Args: real_money: whether our node pays with it; None: not known.
+    """
     terms = offer.terms
     return {
         "landlord": landlord,
@@ -88,6 +92,7 @@ def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str]) -> Row:
         "credit_max_msat": terms.credit_max_msat,
         "reserved_s": offer.reserved_s,
         "refused_by": list(refused_by),
+        "real_money": real_money,
     }
 
 
@@ -96,12 +101,12 @@ def offers(rows: Sequence[Row], asked: int, as_json: bool) -> None:
     _print(rows, _OFFERS, "" if asked else _NONE_TRUSTED, as_json)
 
 
-def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float) -> Row:
-    """Return a rental. Args: answered_at_s: when the landlord said the status, UTC by our clock."""
+def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float, real_money: bool | None) -> Row:
+    """Return a rental. Args: as of `rental_row`."""
     from ngp.tenant.rows import rental_row
 
     name = tunnel.landlord or str(landlord.place)
-    return rental_row(tunnel, name, landlord.place.face, status, answered_at_s) | {"name": tunnel.name}
+    return rental_row(tunnel, name, landlord.place.face, status, answered_at_s, real_money) | {"name": tunnel.name}
 
 
 def rentals(rows: Sequence[Row], asked: int, as_json: bool) -> None:
@@ -119,6 +124,8 @@ def _print(rows: Sequence[Row], columns: Sequence[Column], empty: str, as_json: 
         print_json(list(rows))
     elif rows or empty:
         print_table(rows, columns, empty)
+        if any(each.get("real_money") is False for each in rows):
+            print_not_real()
 
 
 def invoice(tunnel: Tunnel, quote: Quote, as_json: bool, with_code: bool) -> None:
@@ -130,6 +137,7 @@ def invoice(tunnel: Tunnel, quote: Quote, as_json: bool, with_code: bool) -> Non
     if as_json:
         shown: dict[str, Any] = {"amount_msat": quote.amount_msat, "added_msat": quote.asked.added_msat}
         shown |= {"invoice": quote.asked.bolt11 if with_code else None, "expires_at": iso(quote.expires_at_s)}
+        shown |= {"real_money": quote.real_money}
         print(json.dumps(shown), flush=True)
         return
     what = "a new rental" if quote.asked.is_first else "more credit"

@@ -217,7 +217,12 @@ def lines_of(fields: Sequence[tuple[str, str]]) -> list[str]:
 def print_unless_real(rows: Sequence[Row]) -> None:
     """Print below a listing that its money is the sandbox's or a test chain's, unless all of it is known to be real."""
     if any(row.get("real_money") is not True for row in rows):
-        print(f"\nAll amounts are {NOT_REAL}: the sandbox's, or a test network's.")
+        print_not_real()
+
+
+def print_not_real() -> None:
+    """Print below a listing that its money is the sandbox's or a test chain's."""
+    print(f"\nAll amounts are {NOT_REAL}: the sandbox's, or a test network's.")
 
 
 def console() -> Console:

@@ -72,7 +72,7 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
     _show_invoice(call, tunnel, quote)
     status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
     call.say("", "the invoice is paid")
-    _show_status(call, tunnel, landlord, status)
+    _show_status(call, tunnel, landlord, status, quote.real_money)
     if quote.asked.is_first:
         _show_configuration(call, renting.keep_configuration(home, landlord, tunnel, status), in_json=False)
     return 0
@@ -89,7 +89,7 @@ def _renew(call: _Call) -> int:
 def _status(call: _Call) -> int:
     """Show a rental's networks, credit and rent."""
     _, tunnel, landlord = _existing(call)
-    _show_status(call, tunnel, landlord, landlord.status(tunnel))
+    _show_status(call, tunnel, landlord, landlord.status(tunnel), None)
     return 0
 
 
@@ -162,6 +162,7 @@ def _show_invoice(call: _Call, tunnel: Tunnel, quote: Quote) -> None:
             "added_msat": asked.added_msat,
             "rent_msat_per_month": asked.terms.rent_msat,
             "expires_at": iso(quote.expires_at_s),
+            "real_money": quote.real_money,
             "wireguard_key": tunnel.public_key,
         }
         print(json.dumps(shown), flush=True)
@@ -172,8 +173,8 @@ def _show_invoice(call: _Call, tunnel: Tunnel, quote: Quote) -> None:
     call.say(qr_lines(quote.asked.bolt11.upper()), quote.asked.bolt11, "", "waiting until it is paid; Ctrl-C ends that")
 
 
-def _show_status(call: _Call, tunnel: Tunnel, landlord: HttpsLandlord, status: Status) -> None:
-    row = rental_row(tunnel, str(landlord.place), landlord.place.face, status, time.time())
+def _show_status(call: _Call, tunnel: Tunnel, landlord: HttpsLandlord, status: Status, real_money: bool | None) -> None:
+    row = rental_row(tunnel, str(landlord.place), landlord.place.face, status, time.time(), real_money)
     if call.as_json:
         print_json([row])
         return

@@ -28,6 +28,7 @@ from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
 from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
+from ngp.remembered_node import RememberedNode
 from ngp.tenant import autopay, barrier, files, interface, money_back, routing, wallet
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
@@ -207,6 +208,17 @@ async def _node_of(place: Place, home: Home, settings: Settings | None) -> Async
 def limits_of(place: Place) -> Limits:
     """Return the limits of net.conf, or the default limits if there is no net.conf. Raises ConfigError."""
     return _tenant(place).limits
+
+
+def real_money(place: Place) -> bool | None:
+    """Say whether what our node pays is real money; None: the node hasn't said it yet. Raises ConfigError."""
+    settings = _settings(place)
+    if settings is None:
+        return None
+    if settings.payment_module == "sandbox":
+        return False
+    known = RememberedNode(place.state_dir, settings.payment_module).read()
+    return None if known is None else known.network == "mainnet"
 
 
 def refuse_unpayable(place: Place, home: Home, tunnel: Tunnel, amount_msat: int) -> None:

@@ -23,6 +23,7 @@ PROTOCOL_NUMBERS: Mapping[str, int] = {
     "sctp": 132, "udplite": 136,
 }  # fmt: skip
 _SERVICE_PROTOCOLS = ("tcp", "udp")
+_WITH_PORT = re.compile(r"([0-9.]{7,15}|\[[0-9a-fA-F:]+\]):([0-9]{1,5})", re.ASCII)
 _PORT_PROTOCOLS = ("tcp", "udp", "sctp", "dccp", "udplite")
 
 
@@ -61,6 +62,8 @@ def free_destinations(node: Node) -> tuple[FreeDestination, ...]:
 
 
 def _free_destination(node: Node) -> FreeDestination:
+    if isinstance(node, Scalar) and (joined := _WITH_PORT.fullmatch(node.text)):
+        raise refuse(node, f"has its port behind a colon: write {joined[1].strip('[]')} tcp {joined[2]}")
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a prefix"))
     fields = fields_of(entry, {"prefix": prefix, "protocol": _protocol, "port": _port})
     if "prefix" not in fields:

@@ -125,4 +125,4 @@ def _wg_quick(deed: str, path: Path) -> None:
         ) from None
     if done.returncode:
         said = " ".join(done.stderr.split())[-_MOST_TOLD:]
-        raise KernelError(f"wg-quick {deed} failed ({said}); WireGuard of the kernel, or wireguard-go, is needed")
+        raise KernelError(f"wg-quick {deed} failed ({said}); if this kernel has no WireGuard: apt install wireguard-go")

@@ -50,6 +50,11 @@ class Quote:
         """The whole sum."""
         return self.decoded.amount_msat or 0
 
+    @property
+    def real_money(self) -> bool:
+        """Say whether the sum is real money: not the sandbox's, or a test network's."""
+        return self.decoded.network == "mainnet"
+
 
 @dataclass(frozen=True, slots=True)
 class KeptConfiguration:
@@ -202,5 +207,7 @@ def describe_invoice(quote: Quote) -> list[tuple[str, str]]:
         rows.append(("activation fee", f"{show_money(fee_msat)}, once"))
     rows.append(("credit added", show_money(asked.added_msat)))
     rows.append(("rent", asked.terms.asked))
+    if not quote.real_money:
+        rows.append(("network", f"{quote.decoded.network}: not real money"))
     rows.append(("expires", iso(quote.expires_at_s)))
     return rows

@@ -12,10 +12,14 @@ from ngp.tenant.home import Tunnel
 Row = dict[str, Any]
 
 
-def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status, answered_at_s: float) -> Row:
+def rental_row(
+    tunnel: Tunnel, landlord: str, face: str, status: Status, answered_at_s: float, real_money: bool | None
+) -> Row:
     """Return a tenant's rental. What the landlord doesn't say, or what has no end, is None.
 
-    Args: answered_at_s: when it said the status, UTC by our clock. Its own clock counts the seconds that it has run.
+    Args:
+        answered_at_s: when it said the status, UTC by our clock. Its own clock counts the seconds that it has run.
+        real_money: whether amounts are; None: not known here.
     """
     told = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
     state = status.state or told
@@ -50,7 +54,7 @@ def rental_row(tunnel: Tunnel, landlord: str, face: str, status: Status, answere
         "used_from_bytes": status.used_from_bytes,
         "endpoint": None,
         "last_handshake": None,
-        "real_money": None,
+        "real_money": real_money,
     }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ngp.cli import top
-from ngp.cli.show import data, money, price
+from ngp.cli.show import clean, data, money, price
 from ngp.config.units import MOST_PRICE_MSAT_PER_GIB, price_msat_per_gib
 from tests.cli.fake_daemon import fake_main
 
@@ -25,6 +25,10 @@ FAST = effort(derandomize=True, database=None)
 )
 def test_a_price_is_shown_as_it_was_written(msat_per_gib: int, text: str) -> None:
     assert price(msat_per_gib) == text
+
+
+def test_what_an_offer_lists_reads_as_a_list() -> None:
+    assert clean(("IPv4 /32", "IPv6 /64")) == clean(["IPv4 /32", "IPv6 /64"]) == "IPv4 /32, IPv6 /64"
 
 
 @FAST

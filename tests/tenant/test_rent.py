@@ -90,7 +90,10 @@ def test_rents_pays_and_shows(router: Router) -> None:
     router.trust()
     done = router.rent("new", "example", "--name", "shop", "--yes")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert "open to the whole internet" in done.stdout
+    assert done.stdout.count("open to the whole internet") == 1
+    assert "regtest: not real money" in done.stdout and "All amounts are not real money" in done.stdout
+    assert "All amounts are not real money" in router.rent("offers").stdout
+    assert "All amounts are not real money" in router.rent("status").stdout
     (row,) = json.loads(router.rent("status", "--json").stdout)
     assert (row["name"], row["state"], row["peer"]) == ("shop", "active", "example")
     assert row["paid_msat"] == FIRST_SAT * 1000 and row["proven"] is True
@@ -297,8 +300,24 @@ def test_the_end_of_the_credit_is_that_of_the_answer_however_long_the_proof_take
 def test_where_no_rent_accrues_there_is_no_end(twist: dict[str, Any], until: str | None) -> None:
     status = Status((), 1, 500, 180, 1000, 0.5, 2000, 1, 0, "", reserved_until_s=600)
     tunnel = Tunnel("", "", "shop", "", "", False, first_key="first")
-    row = rental_row(tunnel, "let", "grpc", replace(status, **twist), 1_000_000.0)
+    row = rental_row(tunnel, "let", "grpc", replace(status, **twist), 1_000_000.0, None)
     assert row["paid_until"] == until and row["reserved_until"] == "1970-01-12T13:48:20Z"
+
+
+def test_up_of_a_rental_that_is_not_paid_for_says_so(router: Router) -> None:
+    router.trust()
+    with mock.patch("ngp.tenant.renting.wait_until_paid", side_effect=KeyboardInterrupt):
+        router.rent("new", "example", "--name", "one", "--no-pay")
+    done = router.rent("up", "one")
+    assert done.returncode == ExitCode.USAGE and "one isn't paid for yet: ngp rent add one" in done.stderr
+
+
+def test_the_firewall_is_asked_for_once(router: Router) -> None:
+    router.trust()
+    with mock.patch("ngp.cli.tenant_service.bring_up", lambda *_: None):
+        done = router.rent("new", "example", "--name", "one", "--yes", "--up")
+    assert done.returncode == 0 and done.stdout.count("open to the whole internet") == 1
+    assert "sudo ngp rent autopay one keeps the credit" in done.stdout and "rent up one" not in done.stdout
 
 
 def test_a_tunnel_that_is_down_is_brought_up_by_ngp_as_wg_quick_knows_nothing_of_all_traffic(router: Router) -> None:

@@ -79,7 +79,8 @@ def test_the_configuration_comes_again_and_only_its_place_is_printed_in_json(use
 def test_root_finds_it_in_the_folder_of_wireguard(user: User, tmp_path: Path) -> None:
     (tmp_path / "wireguard").mkdir()
     with mock.patch("os.geteuid", return_value=0):
-        assert "wg-quick up sw_" in rent(user).stdout
+        said = rent(user).stdout
+        assert "wg-quick up sw_" in said and "regtest: not real money" in said
         (link,) = (tmp_path / "wireguard").iterdir()
         assert link.is_symlink() and link.resolve().parent == user.folder / "WireGuardConfigFiles"
         assert user.static_ip("GetConf").returncode == 0  # again
