@@ -1,7 +1,7 @@
 """Certificate: what a face shows to tenants. Over HTTPS they pin its SHA-256 fingerprint, and ask no authority.
 
-So nothing is gained by a new one now and then, and each new one locks out all tenants. Without a certificate of the
-operator's, one is made that never ends.
+So a new certificate now and then would gain nothing, and each new one would lock out all tenants. If the operator has
+none, ngp makes one that never expires.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ngp.errors import ConfigError
 
 FILE = "https.pem"
 _NAME = "ngp landlord"
-# A router without a battery for its clock may be decades wrong; the second one means "no end" (RFC 5280, 4.1.2.5).
+# The dates of our certificate. A router's clock without a battery may be decades wrong; the second date means "no end"
+# (RFC 5280, 4.1.2.5).
 _FROM, _TO = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 

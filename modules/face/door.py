@@ -2,8 +2,8 @@
 
 Anyone on the internet may connect, and the daemon that gates traffic has only one loop. So connections and handshakes
 are bounded before the handshake, in all and of one address; then the size and time of each request, requests, and
-invoices. What one address has used up hinders no other. If all places are taken, the connection that has been without a
-request for longest makes room.
+invoices. An address that has used up its share hinders no other address. If all places are taken, the connection that
+has been without a request for longest makes room.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Bounds:
     """What one request may take.
 
     Attributes:
-        head_bytes: of its first line and headers. body_bytes: of its body.
-        idle_s: until a further request begins. request_s: until one that has begun is complete; also the first one.
-        reply_s: until the client has taken the reply.
+        head_bytes: the most bytes of its first line and headers. body_bytes: the most bytes of its body.
+        idle_s: seconds until a further request must begin.
+        request_s: seconds in which a request that has begun, or the first one of a connection, must be complete.
+        reply_s: seconds in which the client must take the reply.
     """
 
     head_bytes: int = 8192
@@ -54,12 +55,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the world may ask of a face at a time. `of_one`: of one IPv4 address, or one IPv6 /64.
+    """What the world may ask of a face at a time. `of_one` is the limit for one IPv4 address, or one IPv6 /64.
 
     Attributes:
-        accepts_s: connections taken from the kernel, most of them perhaps only to be closed.
-        handshakes_s, requests_s, invoices_s: a second; what was saved up in the last burst_s (for invoices,
-            invoices_burst_s) may come at once.
+        accepts_s: connections a second that we take from the kernel, if only to close them.
+        handshakes_s, requests_s, invoices_s: how many a second. As many as come in burst_s seconds (invoices: in
+            invoices_burst_s) may come at once, after a pause.
         first_invoices_of_one: new rentals that may wait for their first payment at a time.
         holding: requests that may wait for a payment at a time; hold_s: how long.
     """
@@ -121,8 +122,8 @@ class Door:
     """Listens, and hands each connection over after its handshake.
 
     Args:
-        key: of net.conf, for errors.
-        converse: serves a connection until its end; what it raises of OSErrors is the other end's affair.
+        key: the key of net.conf that errors name.
+        converse: serves a connection until its end. If it raises an OSError, only that connection ends.
     """
 
     def __init__(self, key: str, limits: Limits, converse: Callable[[TlsStream, Hashable], Awaitable[None]]) -> None:
@@ -246,7 +247,7 @@ class Door:
             async with asyncio.timeout(self._limits.bounds.reply_s):
                 await stream.close()
         except OSError:
-            pass  # of the network, of TLS, or a time-out: the other end may come again
+            pass  # an error of the network or of TLS, or a time-out: the other end may come again
         finally:
             stream.abort()
 
@@ -280,9 +281,9 @@ class Door:
         try:
             listener.setblocking(False)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # 0.0.0.0 may give way to one of its addresses
+            # A reload may replace 0.0.0.0 by one address of this host: both are open for a moment.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if ":" in host:  # an IPv4 address may be in the list, too
+            if ":" in host:  # IPv4 has a socket of its own
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((host, port))
         except OSError as error:
@@ -296,7 +297,7 @@ class Door:
 
 
 def who_is(address: str) -> Hashable:
-    """Return by what senders are told apart: anyone has a /64 full of IPv6 addresses."""
+    """Return what tells senders apart: an IPv4 address, or an IPv6 /64, since anyone has a whole /64 of addresses."""
     packed = ip_address(address.partition("%")[0]).packed
     return packed[:8] if len(packed) == 16 else packed
 

@@ -88,7 +88,7 @@ class GrpcFace:
         await Http2Connection(stream, self._limits.bounds, self._door, partial(self._answer, who, self._pin)).serve()
 
     async def _answer(self, who: Hashable, certificate: bytes, remote: RemoteCall) -> RemoteReply:
-        """Answer one call. Args: certificate: fingerprint of the one that the connection was made with."""
+        """Answer one call. Args: certificate: the fingerprint of the certificate that the connection shows."""
         assert self._answering is not None and self._key is not None
         service, _, method = remote.path.removeprefix("/").partition("/")
         if service != SERVICE or method not in self._answering.methods:

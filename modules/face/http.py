@@ -1,6 +1,7 @@
 """HTTP: requests and replies of one connection, on top of h11, each bounded in size and time.
 
-Whoever sends slowly, or more than any request of ours needs, loses the connection, and nobody else notices.
+A client that sends slowly, or more than any request to this API needs, loses its connection, and no other client
+notices.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Request:
 
 
 class BadRequest(Exception):
-    """A request that can't be answered otherwise than with this status; the connection ends then."""
+    """A request that is answered with an error of this HTTP status; the connection then ends."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)

@@ -2,9 +2,9 @@
 
 A call is one request message and one reply message ("unary"). Source: gRPC over HTTP2 (grpc.io), RFC 9113.
 
-Whoever sends slowly, or more than its calls need, loses the connection, and nobody else notices. Headers, pings,
-settings, and streams that are reset at once cost work without being requests: each connection has a number of bytes for
-them, which grows only with complete requests.
+A client that sends slowly, or more than its calls need, loses its connection, and no other client notices. Headers,
+pings, settings, and streams that are reset at once cost work without being requests: each connection has a number of
+bytes for them, which grows only with complete requests.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ngp.modules.face.door import Bounds, Door
 from ngp.modules.face.tls import TlsStream
 
 MOST_CALLS = 4
-"""Calls of one connection at a time."""
+"""The most calls of one connection at a time."""
 REQUEST_BESIDES_BYTES = 1024
-"""What a request may take besides its message: headers, acknowledgements, pings."""
+"""The bytes that a request may take besides its message: headers, acknowledgements, pings."""
 OK, UNIMPLEMENTED = 0, 12
 _FRAME_HEAD_BYTES = 5
 
@@ -154,7 +154,7 @@ class Http2Connection:
             self._set_timer()
 
     def _set_timer(self) -> None:
-        """Give the client time to complete what it has begun, or to begin something; none runs while we answer."""
+        """Give the client time to complete what it has begun, or to begin something; while we answer, no timer runs."""
         assert self._timer is not None
         if self._timer.expired():
             return
@@ -213,7 +213,7 @@ def _new_connection(bounds: Bounds) -> h2.connection.H2Connection:
 
 
 def _call_of(whole: _Incomplete) -> RemoteCall | RemoteReply:
-    """Read a complete call; or return the reply to what is none."""
+    """Return the call that a complete request holds; if it isn't a gRPC call, the error to answer it with."""
     headers = {name.decode("ascii", "replace"): value for name, value in whole.headers}
     if headers.get(":method") != b"POST" or not headers.get("content-type", b"").startswith(b"application/grpc"):
         return RemoteReply(status=UNIMPLEMENTED, why="calls are sent by gRPC")
@@ -225,7 +225,7 @@ def _call_of(whole: _Incomplete) -> RemoteCall | RemoteReply:
 
 
 def _bytes(value: bytes) -> bytes:
-    """Read a binary header; b"" if it is none. Padding may be left out."""
+    """Return the bytes that a `-bin` header holds in base64 (padding may be left out); b"" if it isn't base64."""
     try:
         return b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except ValueError:

@@ -1,7 +1,7 @@
 """Mesh: the face for neighbours, whose calls are messages of the mesh link.
 
-The link's signatures say which neighbour asks, and no message of it comes twice. So an answer needs no signature of its
-own. A call proves its WireGuard key nevertheless: a neighbour must not see, or ask for, what another one rents.
+The link's signatures say which neighbour asks, and the link delivers no message twice. So an answer needs no signature
+of its own. A call proves its WireGuard key nevertheless: a neighbour must not see, or ask for, what another one rents.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MeshFace:
             self._answering = Answering(letting, public, FACE, self._limits.first_invoices_of_one)
 
     def check(self, settings: LettingSettings) -> list[Check]:
-        """Return nothing: neighbours know this node already, and no port is needed."""
+        """Return no checks: neighbours know this node already, and no port is needed."""
         return []
 
     async def close(self) -> None:

@@ -4,8 +4,8 @@ The client compares much of what it is told with what it has worked out itself, 
 the first difference. So each number has one expression here, whichever reply it is in. The client knows no status but
 200: whatever is refused is told as {"Error": text}.
 
-Only rentals that were made here are shown here. The API asks for no proof that a key is the tenant's own, so it must
-not open what was rented another way, where such a proof is asked for.
+This API shows only rentals that were made by it. It asks for no proof that a key is the tenant's own. So it must not
+show rentals that were made over gRPC or the mesh, where such a proof is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATUS, CONFIGURATION = "/api/getstatus/", "/api/getconf/"
 PATHS = (TERMS, ADD_CREDIT, STATUS, CONFIGURATION)
 
 _MOST_FIELDS = 8
-_MOST_DIGITS = 12  # more sat than there are take 16 digits; all that an offer permits has fewer
+_MOST_DIGITS = 12  # of an amount in sat: any amount that an offer permits has fewer, and all sat that exist have 16
 _KEY_BYTES = 32
 _UNPAID = (None, RentalState.PENDING, RentalState.RELEASED)
 
@@ -70,7 +70,7 @@ class StaticWireApi:
 
         Args:
             path: one of `PATHS`.
-            who: by what senders are told apart.
+            who: what tells senders apart.
             hold_s: how long the reply may wait for the payment of an invoice.
         Raises: RentalError: refused; the text is for the tenant. LedgerError: nothing can be written now.
         """
@@ -149,7 +149,7 @@ def terms(offer: Offer) -> Reply:
 def status(found: RentalStatus) -> Reply:
     """Return a rental's status as the client knows it.
 
-    The credit has parts of a sat: the client tolerates no more than 20 s of rent that are missing.
+    The credit isn't rounded to whole sat: the client stops if more than 20 s of rent are missing.
     """
     return {
         "Networks": [str(one) for one in found.networks],

@@ -13,8 +13,9 @@ How Electrum 4.3.4 (Debian 12) behaves, by its source and by tests, and how ngp 
   it is killed at the wrong moment. If Electrum lists an invoice as unpaid after a restart, its payment has failed only
   if all channels have synchronised with their peers again. Until then the payment is PENDING.
 - Electrum calls a request paid when the payment has arrived, even if the payment may still fail. The history lists the
-  payment only after the preimage was revealed, and only then it is a settlement. Electrum has no stream of settlements,
-  so we watch the channels, and read the history when one has changed; `electrum_journal` numbers the settlements found.
+  payment only after the preimage was revealed, and only a payment in the history is a settlement for us. Electrum has
+  no stream of settlements, so we watch the channels, and read the history when one has changed; `electrum_journal`
+  numbers the settlements found.
 
 Source: electrum/commands.py, lnworker.py, lnpeer.py, daemon.py of Debian's python3-electrum 4.3.4.
 """
@@ -98,7 +99,7 @@ class ElectrumPayment(ElectrumUpkeep):
             return known
 
     async def confirm_node(self) -> None:
-        """Raise PaymentError if no node answers, or another one than the node in use."""
+        """Raise PaymentError if no node answers, or if another node answers than the one that ngp uses."""
         await self._ask_info()
 
     async def _ask_info(self) -> PaymentInfo:
@@ -298,7 +299,7 @@ class ElectrumPayment(ElectrumUpkeep):
     def _paid(self, payment_hash: bytes, task: asyncio.Task[PaymentOutcome]) -> None:
         self._paying.pop(payment_hash, None)
         if not task.cancelled():
-            task.exception()  # perhaps nobody awaits it any more; `track` finds the outcome
+            task.exception()  # perhaps nobody awaits the task any more; `track` finds the outcome
 
     async def _pay(self, bolt11: str, decoded: DecodedInvoice, fee_limit_msat: int) -> PaymentOutcome:
         """Call `lnpay`, unless an earlier call may still pay."""

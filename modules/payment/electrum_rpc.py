@@ -116,7 +116,7 @@ class ElectrumError(PaymentError):
     """Electrum refused, or could not be asked.
 
     Attributes:
-        answered: True if Electrum answered; if False, the call may or may not have been carried out.
+        answered: True if Electrum answered; if False, nobody knows whether Electrum carried the call out.
         detail: Electrum's own text.
     """
 

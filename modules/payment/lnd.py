@@ -7,7 +7,7 @@ PENDING.
 Settlements come from SubscribeInvoices, which LND starts after the settle index in the ledger. There are two special
 cases. To LND index 0 means "no earlier settlements". So if the ledger has none, we look up the very first settlement,
 and start the stream after that one. And if the ledger's index is higher than any of the node's (a restored node), LND
-would stay silent until it gets there. So we check for that, and read all settlements of the node.
+would report nothing until its own index is as high. So we check for that, and read all settlements of the node.
 
 Source: https://lightning.engineering/api-docs/api/lnd/
 """
@@ -120,7 +120,7 @@ class LndPayment(LndUpkeep):
             return known
 
     async def confirm_node(self) -> None:
-        """Raise PaymentError if no node answers, or another one than the node in use."""
+        """Raise PaymentError if no node answers, or if another node answers than the one that ngp uses."""
         await self._ask_info()
 
     async def _ask_info(self) -> PaymentInfo:

@@ -57,9 +57,10 @@ class Connection:
     def certificate_name(self) -> str | None:
         """Return the name for which the node's certificate is checked; None if that is the name in LND_HOST.
 
-        If we have the node's own certificate, the name proves nothing more, and LND_HOST may use another one. So a name
-        that is in the certificate is returned. If we have an authority's certificate (it has no host name), the
-        authority may have signed other nodes' certificates too. Only the name tells them apart, so it is None.
+        If we trust only the node's own certificate, the name proves nothing more, and LND_HOST may use another name. So
+        we return a name that is in the certificate. If we have an authority's certificate (it has no host name), the
+        authority may have signed other nodes' certificates too. Only the name tells those nodes apart, so we return
+        None, and the name in LND_HOST is checked.
         """
         known = x509.load_pem_x509_certificates(self.certificate) if self.certificate else []
         for certificate in known:

@@ -1,7 +1,7 @@
 """Pasted URI: checks an lndconnect URI that the operator enters, tries it at its node, and keeps it for the next start.
 
 The new URI replaces the one that the daemon would have used. So a URI that can't work is refused, and the previous URI
-stays in a second file, in case the new one works but is another node's than the operator meant.
+stays in a second file, in case the new URI works, but for another node than the operator meant.
 """
 
 from __future__ import annotations

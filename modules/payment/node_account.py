@@ -1,4 +1,4 @@
-"""Node account: with a Lightning node ACCOUNT_ID must be the node's public key, or none."""
+"""Node account: if ngp pays by a Lightning node, ACCOUNT_ID must be that node's public key, or `none`."""
 
 from __future__ import annotations
 

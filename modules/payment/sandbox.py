@@ -136,7 +136,7 @@ class SandboxPayment:
         return PaymentCapabilities(real_money=False, settles_by_proof=True, least_amount_msat=1)
 
     async def check(self, spends: bool) -> list[Check]:
-        """Return nothing, as nothing has to be set up."""
+        """Return no checks, as nothing has to be set up."""
         return []
 
     async def balance_msat(self) -> int:
@@ -242,7 +242,7 @@ class SandboxPayment:
         return await self._follow(parsed.payment_hash, time.monotonic() + timeout_s)
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
-        """Return a payment's outcome; of a payment that the node doesn't know, that it failed (UNKNOWN_PAYMENT)."""
+        """Return a payment's outcome; FAILED with reason UNKNOWN_PAYMENT if the node doesn't know the payment."""
         self._serve()
         found = self._node.outcome(payment_hash, time.time())
         if found is None:

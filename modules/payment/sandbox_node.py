@@ -111,7 +111,7 @@ class SandboxNode:
         return InvoiceState.CANCELLED if cancelled or expires_at_s <= now_s else InvoiceState.OPEN
 
     def settle(self, payment_hash: bytes, visible_at_s: float, now_s: float) -> None:
-        """Book the payment of an invoice, once. A cancelled invoice's too, as its payer has paid."""
+        """Book the payment of an invoice, once; of a cancelled invoice too, as its payer has paid."""
         with self._transaction(now_s) as connection:
             row = connection.execute(
                 "SELECT amount_msat FROM invoices WHERE payment_hash = ?", (payment_hash,)
