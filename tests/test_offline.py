@@ -215,5 +215,7 @@ def test_a_tunnel_that_cannot_be_looked_at_hides_no_other_line(tmp_path: Path, m
 def test_a_landlord_without_mesh_lacks_no_mesh_interface() -> None:
     network: Any = SimpleNamespace(mesh_interfaces=lambda *_: (), left_out=lambda *_: {})
     assert named_interfaces(LANDLORD, network, ()) == []
+    (line,) = named_interfaces(LANDLORD, network, ("eth7", "eth8"))
+    assert line.ok and line.name == "interface eth7" and "LANDLORD_OUTSIDE" in line.found and line.remedy
     pattern = parse("MESH_INTERFACES: 'eth*'\n", Path("/etc/ngp/net.conf"))
     assert [line.name for line in named_interfaces(pattern, network, ()) if not line.ok] == ["mesh interfaces"]

@@ -36,12 +36,17 @@ def _neighbour(row: Row) -> str:
     return f"{key(row.get('neighbour'))}{rents}"
 
 
+def _grace_left(row: Row) -> str:
+    """Show the rest of a neighbour's credit line; neither tenants nor servers have one."""
+    return data(row.get("grace_left_bytes") if row.get("role") == "server" and not row.get("networks") else None)
+
+
 COLUMNS = (
     Column("role", field("role")),
     Column("neighbour", _neighbour),
     Column("balance", field("balance_msat", money), right=True),
     Column("reserved", field("reserved_msat", money), right=True),
-    Column("grace left", _of("server", "grace_left_bytes", data), right=True),
+    Column("grace left", _grace_left, right=True),
     Column("paid", field("paid_msat", money), right=True),
     Column("charged", field("charged_msat", money), right=True),
     Column("refunded", field("refunded_msat", money), right=True),

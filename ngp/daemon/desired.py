@@ -89,7 +89,17 @@ def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) 
     if wanted and not mesh and not any(f"interface {name}" in told for name in wanted):
         remedy = "name one in MESH_INTERFACES: ip -brief link lists the interfaces"
         found.append(Check("mesh interfaces", False, "none", remedy))
-    return [*found, *_without_effect(settings, present, mesh)]
+    return [*found, *_without_effect(settings, present, mesh), *_outside_in_mesh(settings, mesh)]
+
+
+def _outside_in_mesh(settings: Settings, mesh: Sequence[str]) -> list[Check]:
+    """Warn of a mesh interface by which tenants should be reached: strangers' packets to them are no neighbour's."""
+    outside = settings.letting.tunnel.outside if settings.letting is not None and settings.letting.tunnel else ""
+    if outside not in mesh:
+        return []
+    found = "LANDLORD_OUTSIDE names it, but it is a mesh interface: what comes there for tenants is traded, or held"
+    remedy = f"IGNORE_INTERFACE: {outside}, or another LANDLORD_OUTSIDE"
+    return [Check(f"interface {outside}", True, found, remedy)]
 
 
 def existing(network: Network) -> frozenset[str]:

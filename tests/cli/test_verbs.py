@@ -181,6 +181,10 @@ def test_a_tenants_account_shows_what_it_rents() -> None:
     column = next(one for one in accounts.COLUMNS if one.title == "neighbour")
     assert column.show({"neighbour": "5e" * 32, "networks": ["203.0.113.7/32"]}) == "5e5e5e5e5e5e rents 203.0.113.7/32"
     assert column.show({"neighbour": "5e" * 32}) == "5e5e5e5e5e5e"
+    grace = next(one for one in accounts.COLUMNS if one.title == "grace left")
+    tenant = {"role": "server", "networks": ["203.0.113.7/32"], "grace_left_bytes": 0}
+    assert grace.show(tenant) == "-", "no tenant has a credit line"
+    assert grace.show({**tenant, "networks": []}) != "-"
 
 
 def test_ledger_as_csv(running: Host) -> None:
