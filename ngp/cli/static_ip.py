@@ -27,7 +27,7 @@ from ngp.core.pricing import show_money
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import rent_of_month_msat
 from ngp.errors import NgpError, UsageError
-from ngp.tenant import renting
+from ngp.tenant import autopay, renting
 from ngp.tenant.home import FOLDER, Home, Tunnel
 from ngp.tenant.https import HttpsLandlord, LandlordPlace
 from ngp.tenant.qr import lines as qr_lines
@@ -75,6 +75,7 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
     _show_status(call, tunnel, landlord, status, quote.real_money)
     if quote.asked.is_first:
         _show_configuration(call, renting.keep_configuration(home, landlord, tunnel, status), in_json=False)
+    autopay.take_over(home, tunnel, status)
     return 0
 
 

@@ -6,6 +6,9 @@ doesn't count ends all further payments until the landlord counts it.
 
 Without credit the landlord has the tunnel off, so nothing can prove that the tunnel works. Then back rent is paid
 without such a proof, as far as our own books say that we owe it. With credit, every further payment needs the proof.
+
+Whatever a landlord says, a rental costs no more than the highest rent that we allow, from our first payment on and by
+our own clock, and the credit that we want to keep (`most_bought_msat`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
+from ngp.core.budget import DAY_S
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import disagreements, follow
 from ngp.core.tenant.answers import Status
-from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, refusals, top_up_msat
+from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, most_bought_msat, refusals, top_up_msat
 from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
 from ngp.tenant import files, rekey, renting
 from ngp.tenant.books import Books, BooksFile
@@ -116,28 +120,63 @@ def alone_with(home: Home, tunnel: Tunnel) -> AbstractContextManager[None]:
 async def _look(kept: Kept) -> float:
     books = await kept.payer.finish()
     status = await asyncio.to_thread(_status, kept, books)
-    if status is not None:
-        books = _compared(kept, books, status)
-        await asyncio.to_thread(_configure, kept, books, status)
     is_first = not books.account.started
+    if status is not None:
+        if is_first:
+            raise PaymentError(
+                f"landlord {kept.landlord.place} has a rental for this key, but by our books nothing was paid for it: "
+                "nothing is paid; if it is yours, pay once by hand (`ngp rent add`, `staticIP AddCredit`)"
+            )
+        _refuse_disagreement(kept, books, status)
+        await asyncio.to_thread(_configure, kept, books, status)
     terms = await asyncio.to_thread(kept.landlord.terms, kept.tunnel.offer)
     limits = kept.limits()
-    price = max(terms.price_msat_per_gib, status.price_msat_per_gib or 0 if status is not None else 0)
-    if refused := refusals(replace(terms, price_msat_per_gib=price), limits, is_first):
+    if refused := refusals(_judged(terms, books, status), limits, is_first):
         raise LimitError(f"{'; '.join(refused)}: nothing is paid")
+    if status is not None:
+        books = _compared(kept, kept.books.read(), status)
     credit_msat = status.credit_msat if status is not None and not is_first else 0
     amount_msat = top_up_msat(credit_msat, terms, limits, is_first)
     if not is_first:
         _warn_of_end(kept, credit_msat, books)
     if not amount_msat:
         return min(LOOK_MOST_S, max(LOOK_AGAIN_S, float(lasts_until_due_s(credit_msat, terms, limits))))
-    if not is_first and credit_msat > 0 and (why_not := await kept.proof().why_not()):
-        raise PaymentError(f"{why_not}; payment of {show_money(amount_msat)} waits until the tunnel works")
+    if not is_first:
+        if credit_msat > 0 and (why_not := await kept.proof().why_not()):
+            raise PaymentError(f"{why_not}; payment of {show_money(amount_msat)} waits until the tunnel works")
+        _refuse_above_ceiling(books, amount_msat, limits, is_proven=credit_msat > 0)
     quote = await asyncio.to_thread(_ask, kept, books, amount_msat, terms, is_first)
     _log.info("paying %s for %s", show_money(quote.amount_msat), kept.tunnel.shown_name)
     books = await kept.payer.pay(quote)
     await _confirmed(kept, books, quote)
     return 0.0
+
+
+def _judged(terms: SaleTerms, books: Books, status: Status | None) -> SaleTerms:
+    """Return the terms with what holds until the payment: a price, and a rent that we are about to take over."""
+    if status is None:
+        return terms
+    price = max(terms.price_msat_per_gib, status.price_msat_per_gib or 0)
+    followed = status.payments > books.account.payments
+    return replace(
+        terms,
+        price_msat_per_gib=price,
+        rate_sat_s=max(terms.rate_sat_s, status.rate_sat_s) if followed else terms.rate_sat_s,
+    )
+
+
+def _refuse_above_ceiling(books: Books, amount_msat: int, limits: Limits, is_proven: bool) -> None:
+    since_s = books.bought_since_s or time.time()
+    most_msat = most_bought_msat(limits, time.time() - since_s, is_proven)
+    if books.bought_msat + amount_msat > most_msat:
+        days = (time.time() - since_s) / DAY_S
+        kept = f", and the credit to keep by {limits.target_credit.name}" if is_proven else ""
+        raise PaymentError(
+            f"with {show_money(amount_msat)} more, {show_money(books.bought_msat + amount_msat)} of credit would be "
+            f"bought since {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be "
+            f"due (one {limits.payment_max.name}{kept} included): nothing is paid; compare `ngp rent status` with what "
+            "was agreed, then raise the limit or pay by hand"
+        )
 
 
 def _status(kept: Kept, books: Books) -> Status | None:

@@ -4,7 +4,8 @@ A payment is written here before it is sent, with its payment hash. So after a k
 which payment may be on its way, asks the node for its outcome, and never pays for the same thing again. A payment's
 outcome and the rental's sums are one file, replaced at once.
 
-The keys are those of the published client, which keeps keys that it doesn't know (`Pending`, `Payments`).
+The keys are those of the published client, which keeps keys that it doesn't know (`Pending`,
+`Payments`, `Bought`, `BoughtSince`).
 """
 
 from __future__ import annotations
@@ -43,12 +44,20 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What is known of a rental's payments. Attributes: pending: a payment whose outcome isn't known yet."""
+    """What is known of a rental's payments.
+
+    Attributes:
+        pending: a payment whose outcome isn't known yet.
+        bought_msat: the credit that our node's payments bought in all. No landlord's word changes it.
+        bought_since_s: when the first of them was sent, UTC by our clock; 0: there is none.
+    """
 
     account: Account = field(default_factory=Account)
     pending: Order | None = None
     sent: tuple[Sent, ...] = ()
     should_run: bool = False
+    bought_msat: int = 0
+    bought_since_s: int = 0
 
     @property
     def proof(self) -> bytes:
@@ -58,7 +67,12 @@ class Books:
     def succeeded(self, fee_msat: int, preimage: bytes) -> Books:
         """Count the pending payment."""
         order = self._order()
-        return replace(self._closed("paid", fee_msat, preimage), account=paid(self.account, order))
+        return replace(
+            self._closed("paid", fee_msat, preimage),
+            account=paid(self.account, order),
+            bought_msat=self.bought_msat + order.added_msat,
+            bought_since_s=self.bought_since_s or order.sent_at_s,
+        )
 
     def failed(self) -> Books:
         """Strike the pending payment: its outcome is that nothing was paid."""
@@ -107,8 +121,9 @@ class BooksFile:
 def _read(values: dict[str, Any]) -> Books:
     pending = values.get("Pending")
     sent = values.get("Payments") or []
+    account = _account(values) if not values.get("InitialPayment", True) else Account()
     return Books(
-        account=_account(values) if not values.get("InitialPayment", True) else Account(),
+        account=account,
         pending=None if pending is None else _order(pending),
         sent=tuple(
             Sent(
@@ -118,6 +133,9 @@ def _read(values: dict[str, Any]) -> Books:
             for one in sent
         ),
         should_run=bool(values.get("TunnelShouldBeRunning", False)),
+        # the published client, which keeps neither, made all the payments that it counts
+        bought_msat=_msat(values["Bought"]) if "Bought" in values else account.paid_msat - account.activation_fee_msat,
+        bought_since_s=int(values.get("BoughtSince", account.started_at_s)),
     )  # fmt: skip
 
 
@@ -157,6 +175,8 @@ def _values(books: Books) -> dict[str, Any]:
         "TunnelShouldBeRunning": books.should_run,
         "total_paid": _sat(account.paid_msat),
         "NumberOfPayments": account.payments,
+        "Bought": _sat(books.bought_msat),
+        "BoughtSince": books.bought_since_s,
     }
     if account.started:
         values |= {

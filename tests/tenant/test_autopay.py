@@ -151,9 +151,11 @@ def test_the_file_of_the_published_client_is_taken_over(keeper: Keeper) -> None:
     keeper.run()
     books = keeper.books.read()
     values = yaml.safe_load(keeper.books.path.read_text())
-    published = yaml.safe_dump({key: value for key, value in values.items() if key not in ("Pending", "Payments")})
+    ours = ("Pending", "Payments", "Bought", "BoughtSince")
+    published = yaml.safe_dump({key: value for key, value in values.items() if key not in ours})
     keeper.books.path.write_text(published)
     assert keeper.books.read().account == books.account
+    assert keeper.books.read().bought_msat == books.bought_msat
     keeper.landlord.rent = 100  # everything is due again at another rent
     set_limits(keeper, target_credit=5500, target_time_s=10**9)
     keeper.run()
@@ -306,6 +308,81 @@ def test_a_landlord_that_says_less_than_our_books(keeper: Keeper, twist: dict[st
     with pytest.raises(PaymentError, match=said):
         keeper.run()
     assert len(keeper.payments()) == 3
+
+
+def _claim(landlord: StandIn, **claimed: float) -> None:
+    """Let a landlord claim a payment that nobody made, and what comes with it. Args: Credit: is added."""
+
+    def claim(plain: dict[str, Any]) -> dict[str, Any]:
+        more = {"NumberOfPayments": plain["NumberOfPayments"] + 1, "total_paid": plain["total_paid"] + 1}
+        said = plain | more | claimed
+        return said | ({"Credit": plain["Credit"] + claimed["Credit"]} if "Credit" in claimed else {})
+
+    landlord.twists["getstatus"] = lambda plain: plain if "Error" in plain else claim(plain)
+
+
+def test_a_rental_that_nothing_of_ours_paid_for_is_not_taken_over(keeper: Keeper) -> None:
+    keeper.landlord.add_credit({"WireGuardPubKey": keeper.tunnel.public_key, "amount": "1000"})
+    _claim(keeper.landlord, Credit=-(10**9))
+    for _ in range(2):
+        with pytest.raises(PaymentError, match="nothing was paid for it"):
+            keeper.run()
+    assert not keeper.payments()
+
+
+def test_no_rent_above_the_limit_is_taken_over(keeper: Keeper) -> None:
+    keeper.run()
+    before = keeper.books.read().account
+    _claim(keeper.landlord, CurrentRate=1e6)
+    with pytest.raises(LimitError, match="MaxMonthlyRate"):
+        keeper.run()
+    assert keeper.books.read().account == before and len(keeper.payments()) == 3
+
+
+def test_no_more_is_paid_than_limits_and_clock_allow_whatever_the_landlord_says(keeper: Keeper) -> None:
+    keeper.run()
+    bought_sat = sum(sat for sat, _ in keeper.payments()) - 48_000
+    began_s, status, has_lied = time.time(), keeper.landlord.status, False
+    past_s = 86_400 * 365
+
+    def lagging(rental: Any) -> dict[str, Any]:
+        """At each invoice a clock of long ago; at each status the present one, and so a year of rent."""
+        nonlocal has_lied
+        said = status(rental)
+        if rental.bolt11:
+            has_lied = True
+            return said | {"current_time": said["current_time"] - past_s}
+        return said | {"Credit": said["Credit"] - past_s * keeper.landlord.rate * has_lied}
+
+    keeper.landlord.status = lagging  # type: ignore[method-assign]
+    set_limits(keeper, target_credit=6000, target_time_s=10**9)
+    for _ in range(20):
+        with pytest.raises(PaymentError):
+            keeper.run()
+    paid_sat = sum(sat for sat, _ in keeper.payments()) - 48_000
+    assert bought_sat < paid_sat <= 6000 + 1500 + 48_000 * (time.time() - began_s + 60) / (30 * 86_400)
+
+
+def test_without_a_proof_only_rent_for_the_time_since_the_first_payment_is_paid(keeper: Keeper) -> None:
+    keeper.run()
+    books = keeper.books.read()
+    ago = replace(books.account, since_s=books.account.since_s - 365 * 86_400)  # as after a landlord's wrong clock
+    keeper.books.write(replace(books, account=ago))
+    (rental,) = keeper.landlord.rentals.values()
+    rental.since -= 365 * 86_400
+    keeper.proof.why = "no answer"
+    with pytest.raises(PaymentError, match=r"at MaxMonthlyRate no more than 1,?50\d"):
+        keeper.run()
+    assert len(keeper.payments()) == 3
+
+
+def test_what_was_bought_outlives_the_list_of_payments(keeper: Keeper) -> None:
+    keeper.run()
+    books = keeper.books.read()
+    keeper.books.write(replace(books, sent=()))
+    found = keeper.books.read()
+    paid_msat = sum(one.amount_msat for one in books.sent)
+    assert found.bought_msat == paid_msat - 48_000_000 and found.bought_since_s == books.sent[0].sent_at_s
 
 
 def test_a_landlord_whose_clock_is_ahead(keeper: Keeper) -> None:

@@ -172,6 +172,8 @@ def _disagreements(account: Account, status: Status, now_s: float) -> Iterator[s
 def follow(account: Account, status: Status) -> Account:
     """Take over what a landlord says after somebody else paid; unchanged if nobody did.
 
+    Back rent is taken over only as far as it is owed by our own books.
+
     Call it only when there are no `disagreements`.
     """
     if account.started and status.payments in (0, account.payments):
@@ -184,7 +186,7 @@ def follow(account: Account, status: Status) -> Account:
         started_at_s=status.started_at_s,
         since_s=status.now_s,
         paid_since_msat=0,
-        carried_msat=status.credit_msat,
+        carried_msat=max(status.credit_msat, min(0, account.credit_msat(status.now_s))),
         rate_sat_s=status.rate_sat_s,
         paid_msat=status.paid_msat,
         payments=status.payments,

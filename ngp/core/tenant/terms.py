@@ -177,6 +177,19 @@ def top_up_msat(credit_msat: int, terms: SaleTerms, limits: Limits, is_first: bo
     return amount_msat if amount_msat >= least_msat else 0
 
 
+def most_bought_msat(limits: Limits, age_s: float, is_proven: bool) -> int:
+    """Return how much credit may have been bought for a rental in all, with the payment that is due.
+
+    A landlord may say that any credit is used up. This bounds the loss by our own clock and limits alone: the highest
+    rent since the first payment, and one payment; the credit that we want to keep only if the tunnel works.
+
+    Args: age_s: time since the first payment. is_proven: the tunnel is proven to work.
+    """
+    rent_msat = math.ceil(limits.rent_max.value * max(0.0, age_s) / MONTH_S)
+    wanted = (limits.target_credit, limits.initial_max, limits.payment_max)  # the target is at least two payments
+    return rent_msat + limits.payment_max.value + (max(one.value for one in wanted) if is_proven else 0)
+
+
 def lasts_until_due_s(credit_msat: int, terms: SaleTerms, limits: Limits) -> int:
     """Return after how many seconds the next payment is due; 0: now."""
     spare_msat = credit_msat - (_target_msat(terms, limits) - _least_msat(terms, limits))
