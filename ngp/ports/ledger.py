@@ -11,7 +11,7 @@ from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Recor
 
 
 class Ledger(Protocol):
-    """An open ledger: the data that survives the process. For one thread. Methods raise LedgerError with a remedy."""
+    """An open ledger: the data that survives the process; for one thread. Methods raise LedgerError with a remedy."""
 
     def close(self) -> None:
         """Close the ledger; safe to call twice."""

@@ -13,7 +13,7 @@ from ngp.core.values import Check, DesiredTunnel, PeerReading, TunnelPeer
 
 
 class Tunnel(Protocol):
-    """The landlord's WireGuard tunnel: tenants are its peers. Calls take milliseconds and don't wait for others.
+    """The landlord's WireGuard tunnel: tenants are its peers. Calls take milliseconds and wait for no other host.
 
     A tenant can send from its networks only, and packets to them reach only that tenant. WireGuard itself would move a
     network that is given to a second peer; this port refuses that.
@@ -44,7 +44,7 @@ class Tunnel(Protocol):
         """Return an interface's own addresses, both families, without link-local ones. Raises: KernelError."""
 
     def describe(self) -> dict[str, str]:
-        """Return which implementation is in use, for status."""
+        """Return which implementation is in use, for `ngp status`."""
 
     def close(self) -> None:
         """Close sockets; the tunnel goes on."""
@@ -54,7 +54,7 @@ class Tunnel(Protocol):
 
 
 class LettingService(Protocol):
-    """What a face asks of the landlord; `ngp.daemon.letting` implements it. All errors but LedgerError: RentalError."""
+    """What a face asks of the landlord; `ngp.daemon.letting` implements it. Refused requests raise RentalError."""
 
     def offer(self, name: str = "") -> Offer:
         """Return an offer by its name, or the first one."""
@@ -69,7 +69,7 @@ class LettingService(Protocol):
         """Return what tenants need to prove their keys (`ngp.calls.proof`)."""
 
     def check_proof(self, call: Call, nonce: int, proofs: Sequence[tuple[bytes, bytes]]) -> None:
-        """Accept a call from whoever proves that these WireGuard keys are its own, once. Raises: ProofError.
+        """Accept a call, once, if its sender proves that it has these WireGuard keys. Raises: ProofError.
 
         Args: nonce: the one in the request. proofs: keys of 32 bytes, each with its proof.
         """
@@ -113,7 +113,7 @@ class Face(Protocol):
     """A way for tenants to reach the landlord over the network. Requests are bounded in size, time and number."""
 
     async def open(self, letting: LettingService, settings: LettingSettings) -> None:
-        """Serve as net.conf says; without an address of its own in it, serve nobody. Raises: ConfigError, KernelError.
+        """Serve as net.conf says; nobody if it has no address for this face. Raises: ConfigError, KernelError.
 
         A second call applies changed settings; if that fails, the former ones stay in force.
         """
@@ -130,9 +130,10 @@ class NeighbourFace(Face, Protocol):
     """A way for neighbours to reach the landlord: the daemon brings their calls, which came over the mesh link."""
 
     async def answer(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
-        """Answer a call; empty if nothing is let this way. It raises nothing.
+        """Return the answer to a neighbour's call; b"" if nothing is let over the mesh link. It raises nothing.
 
         Args:
-            content: as the neighbour sent it.
-            neighbour: its identity. who: its link address: keys cost nothing, so bounds hold for that.
+            content: the call as the neighbour sent it.
+            neighbour: its identity.
+            who: its link address. Calls are limited by link address, because new identities cost nothing.
         """

@@ -20,7 +20,10 @@ class Link(Protocol):
         """
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:
-        """Open and close the link, to find what would stop a start from opening it. Not while our daemon runs."""
+        """Open and close the link, to find what would stop a start from opening it.
+
+        Don't call it while our daemon runs.
+        """
 
     async def open(self, interfaces: Sequence[str], receive: Callable[[LinkPeer, bytes], None]) -> None:
         """Start on these interfaces; `receive` is called in the event loop for each datagram. Raises KernelError."""
@@ -29,7 +32,7 @@ class Link(Protocol):
         """Use another list of interfaces; those that are in both lists are not disturbed."""
 
     def name_neighbours(self, addresses: Sequence[str]) -> None:
-        """Look for neighbours at other addresses from now on, those of NGP_INTERFACE; a link may not need any."""
+        """From now on look for neighbours at these addresses (NGP_INTERFACE). Some links need none and ignore them."""
 
     def send(self, peer: LinkPeer, datagram: bytes) -> None:
         """Send to one neighbour; never blocks, may lose the datagram. Raises ValueError above max_datagram_bytes."""

@@ -98,8 +98,8 @@ class Network(Protocol):
     def end_former(self, desired: DesiredNetwork | None) -> list[Reading] | None:
         """Stop the contracts of another version's meter, and return what they used; None if no such meter runs.
 
-        Call `set_up`, which removes that meter, only when all of this is charged. Before that, each call returns the
-        same, also after a crash.
+        Call `set_up`, which removes that meter, only when all of this is charged. Until then each call returns the same
+        readings, also after a crash.
 
         Args: desired: what `set_up` will be called with; if `set_up` would fail, nothing is stopped. None: `set_up`
             won't be called.
@@ -126,7 +126,13 @@ class Network(Protocol):
         on_held: Callable[[HeldPacket], None],
         on_hints: Callable[[Sequence[Hint]], None],
     ) -> None:
-        """Start to receive held packets and hints in the event loop."""
+        """From now on call `on_held` and `on_hints` in the event loop.
+
+        Args:
+            on_held: called for each packet that the kernel holds for our verdict.
+            on_hints: called with what the kernel reports: a contract or an account is nearly used up or refused a
+                packet, or we send a neighbour traffic for which we should ask for a contract.
+        """
 
     def set_neighbours(self, neighbours: Sequence[KernelNeighbour]) -> None:
         """Add or change neighbours."""
@@ -160,23 +166,24 @@ class Network(Protocol):
         """Remove contracts from the kernel. For their last readings first block them, await `settled`, and read."""
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
-        """Read contracts. Args: contracts: None: those that changed since the last call with None, or `set_up`."""
+        """Read contracts. Args: contracts: their ids; None: all that changed since the last such call, or `set_up`."""
 
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
-        """Read accounts. Args: accounts: None: those that changed since the last call with None, or `set_up`."""
+        """Read accounts. Args: accounts: their keys; None: all that changed since the last such call, or `set_up`."""
 
     def sends_to(self, links: Mapping[int, tuple[str, bytes]], destination: Prefix) -> Prefix | None:
         """Return the part of a destination to which our traffic goes through a neighbour.
 
-        All of it if our route for the whole destination leads to one of the neighbour's links. Otherwise the host in it
-        to which, in the last seconds, a packet was sent to such a link and no contract covered it. None if there was no
-        such packet, or if the destination is on the link itself.
-
         Args: links: interface and link address of each of the neighbour's links, by number, also new ones.
+
+        Returns:
+            The whole destination if our route for all of it leads to one of these links. Otherwise a single host in it,
+            if we sent a packet to that host over one of these links in the last seconds and no contract covered the
+            packet. None if there was no such packet, or if the destination is on the link itself.
         """
 
     def uncovered(self) -> list[tuple[int, Address, float]]:
-        """Return what we sent lately to sellers, and no contract covered it then.
+        """Return the destinations to which we lately sent packets through sellers while no contract covered them.
 
         Returns: the number of one of the seller's links, the destination, and how many seconds ago a packet went there.
         """
@@ -191,7 +198,7 @@ class Network(Protocol):
         """Return counters of kernel and queue: held, dropped, hints_lost, ..."""
 
     def describe(self) -> dict[str, str]:
-        """Return which interception, hook and object are in use, for status."""
+        """Return which interception, hook and object are in use, for `ngp status`."""
 
     def close(self) -> None:
         """Close sockets and descriptors; the kernel goes on gating, metering and cutting."""

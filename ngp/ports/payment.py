@@ -1,4 +1,4 @@
-"""Payment: the Lightning node. One that shows its channels or watchtowers offers more than the first of these ports."""
+"""Payment: the port for the Lightning node, and two more for modules that also know its channels or its watchtowers."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Payment(Protocol):
 
         Args:
             preimage: 32 bytes; None: the module chooses one.
-            hold: its payment waits for `settle_invoice` or `cancel_invoice`, if `why_no_holding` is empty.
+            hold: the payment waits for `settle_invoice` or `cancel_invoice`; only if `why_no_holding` is empty.
         """
 
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState: ...
 
     async def wait_held(self, payment_hash: bytes) -> int | None:
-        """Wait until the payment of a hold invoice waits for us; None once it is settled, cancelled or unknown.
+        """Wait until the payment of a hold invoice has arrived at the node, where it waits for our decision.
 
-        Returns: after how many blocks the payment ends by itself.
+        Returns: after how many blocks the payment ends by itself; None: the invoice is settled, cancelled or unknown.
         """
 
     async def settle_invoice(self, preimage: bytes) -> None:
@@ -88,7 +88,7 @@ class Payment(Protocol):
         """Sign with the node's key (zbase32, as `lnd signmessage` does)."""
 
     def verify(self, message: bytes, signature: str) -> str | None:
-        """Return the public key that signed, or None; doesn't need the node."""
+        """Return the public key that signed, or None if the signature isn't valid; doesn't need the node."""
 
     async def close(self) -> None: ...
 

@@ -21,7 +21,7 @@ def at(state_dir: Path, url: str | None = None, identity: bytes = b"") -> Store:
 
     Args:
         url: of a PostgreSQL server; None: the ledger is a file in the directory.
-        identity: whose ledger it is in the server's database; b"" if it isn't known: there is none then.
+        identity: whose ledger it is in the server's database; b"" if this node has none yet: then there is no ledger.
 
     Raises: LedgerError: the package for PostgreSQL is missing, or the URL can't be read.
     """

@@ -23,8 +23,9 @@ def accounts(
         payments: sums by (identity, whether they are for the server's account, whether they are refunds, state), msat.
             Incoming payments go to a server's account, outgoing ones to a client's; refunds the other way.
         charges: sums over contracts, folded ones too, by (identity, role), msat.
-        totals: (identity, role, paid, charged, refunded) of each account, msat. A client's account is charged by the
-            bill, but its contracts by its own meter; so `charged` of a client is the metered sum (`metered_msat`).
+        totals: (identity, role, paid, charged, refunded) of each account, msat. Where our role is client, the account
+            is charged by the server's bill, but contracts by our own meter; so there `charged` is the account's metered
+            sum (`metered_msat`).
     """
     paid: dict[_Key, int] = defaultdict(int)
     refunded: dict[_Key, int] = defaultdict(int)
@@ -52,7 +53,10 @@ def accounts(
 
 
 def overbilled(rows: Iterable[tuple[bytes, int, int]]) -> list[str]:
-    """Report clients' accounts that are charged more than was billed. Args: rows: identity, charged, billed, msat."""
+    """Report accounts with servers that are charged more than was billed.
+
+    Args: rows: (identity, charged msat, billed msat) of each such account.
+    """
     return [
         f"account {identity.hex()} as client: charged {charged_msat} msat, its server billed {billed_msat} msat"
         for identity, charged_msat, billed_msat in rows
@@ -60,7 +64,11 @@ def overbilled(rows: Iterable[tuple[bytes, int, int]]) -> list[str]:
 
 
 def journal(rows: Iterable[tuple[bytes, int, int, int | None]]) -> list[str]:
-    """Report payments that differ from the journal. Args: rows: payment hash, lines, their sum, the payment, msat."""
+    """Report payments that differ from the journal.
+
+    Args: rows: (payment hash, number of lines in the journal, their sum in msat, the payment in msat; None if the
+        ledger has no such payment) of each that differs.
+    """
     return [
         f"journal, payment {payment_hash.hex()}: {lines} line(s) of {written} msat, the payment is {amount} msat"
         for payment_hash, lines, written, amount in rows

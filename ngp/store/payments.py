@@ -29,7 +29,7 @@ _PAID = frozenset({PaymentState.SETTLED, PaymentState.SUCCEEDED})
 
 
 def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord | None:
-    """Return a payment's new record for the ledger; None if the state is the same, which changes nothing.
+    """Return a payment's new record for the ledger; None if nothing changes, since it has this state already.
 
     A received amount may grow: the payer's proof has no amount, and our node may report later that more was paid
     (BOLT 4).
@@ -37,8 +37,8 @@ def moved(before: PaymentRecord | None, record: PaymentRecord) -> PaymentRecord 
     Args: before: the ledger's record with the same direction and hash.
 
     Raises:
-        RecordError: the state would move back, a settled amount would shrink, a sent amount would change, or it is
-            another neighbour's payment.
+        RecordError: the state would move back, a settled amount would shrink, a sent amount would change, or the
+            ledger's payment with this hash is another neighbour's or of another kind.
     """
     if record.state not in _STATES[record.direction]:
         raise _refused(record, f"its direction is {record.direction.value}, so it can't be {record.state.value}")

@@ -37,14 +37,14 @@ def query(statement: str) -> str:
 
 
 class _BoolAsNumber(Int8Dumper):
-    """SQLite has no booleans, so the columns are numbers."""
+    """Write a bool as 0 or 1: SQLite has no booleans, so the columns are numbers."""
 
     def dump(self, obj: Any) -> bytes:
         return b"1" if obj else b"0"
 
 
 class _NoFloat(Dumper):
-    """PostgreSQL would round a float into a column of whole numbers, where SQLite's STRICT tables refuse it."""
+    """Refuse a float, as SQLite's STRICT tables do; PostgreSQL would round it into a column of whole numbers."""
 
     def dump(self, obj: Any) -> bytes:
         raise psycopg.DataError(f"{obj!r} is no whole number")

@@ -5,9 +5,9 @@ the daemon has in memory as written must not be gone after a crash of the server
 
 Three things can happen here that a file knows nothing of:
 
-- The connection breaks while a transaction is committed. Then nobody knows whether it was, and writing it again could
-  count a line of the journal twice. So each transaction writes its number. The next connection reads it, and the
-  records of a transaction that turns out to be committed are left out when they come again.
+- The connection breaks while a transaction is being committed. Then nobody knows whether it was committed, and writing
+  it again could count a line of the journal twice. So each transaction writes its number into the ledger. The next
+  connection reads that number. If the transaction was committed, its records are left out when they come again.
 - Another daemon with the same identity (a copy of the machine) writes. The session holds a lock (pg_advisory_lock). If
   the session ended, another daemon may have had the lock since: then the number isn't the one that this daemon wrote
   last, and this daemon writes nothing more.
@@ -56,7 +56,8 @@ class PostgresLedger(SqlLedger):
     def open(cls, place: Place, former: Path) -> Self:
         """Open the identity's ledger, or make it if there is none.
 
-        Args: former: a ledger of SQLite: if it exists, a new ledger begins with its content, and it is renamed.
+        Args: former: file of this node's SQLite ledger: if it exists, a new ledger takes over its content, and the file
+            is renamed.
         """
         with translated(place):
             connection = _connect(place)
@@ -88,7 +89,10 @@ class PostgresLedger(SqlLedger):
         self._broken = self._broken or "it is closed"
 
     def commit(self, records: Sequence[Record], durable: bool = False) -> None:
-        """Write records in one transaction, all or none, but for those of a transaction that was in doubt."""
+        """Write records in one transaction, all or none.
+
+        Records of a transaction in doubt that turned out to be committed are left out.
+        """
         with translated(self._place):
             self._connect_again()
         left = self._trying = [one for one in records if id(one) not in self._written]
@@ -143,7 +147,7 @@ class PostgresLedger(SqlLedger):
                 yield Statements(connection)
             except psycopg.Error as error:
                 if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
-                    connection.close()  # broken, or the answer may still come
+                    connection.close()  # it is broken, or an answer that comes late would be taken for the next one
                 raise
 
     @contextmanager
@@ -161,13 +165,13 @@ class PostgresLedger(SqlLedger):
             try:
                 connection.execute("COMMIT")
             except BaseException:
-                connection.close()  # the next one finds out
+                connection.close()  # the next connection finds out whether it was committed
                 self._in_doubt = self._trying
                 raise
             self._number = number
 
     def _connect_again(self) -> None:
-        """Connect if the connection is broken; find out whether the transaction was committed that broke it."""
+        """Connect anew if the connection is broken, and find out whether the last transaction was committed."""
         if self._broken:
             raise LedgerError(f"ledger {self._place}: {self._broken}; start ngp again")
         if not self._connection.closed:
@@ -203,7 +207,7 @@ def _undo(connection: Connection) -> None:
 
 
 def _connect(place: Place) -> Connection:
-    """Connect, and take the identity's lock, for which the daemon before may still be ending. Raises psycopg.Error."""
+    """Connect, and wait for the identity's lock, which a daemon that ends may still have. Raises psycopg.Error."""
     connection = place.connect()
     try:
         connection.execute("SELECT pg_advisory_lock(%s)", (place.lock,))

@@ -1,6 +1,6 @@
 """Server: where the database is, connections to it, and its errors in ngp's words.
 
-Whoever can read an URL with a password can change every ledger in the database. So no text of ours shows the URL as it
+Whoever can read a URL with a password can change every ledger in the database. So no text of ours shows the URL as it
 was written, nor what the server says about the values of a row: an invoice's preimage may be among them.
 """
 
@@ -35,8 +35,10 @@ _SESSION = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
+# Words in the server's errors that tell of wrong settings, which the operator must correct.
 _OPERATORS = ("authentication failed", "does not exist", "pg_hba.conf", "no password supplied", "not permitted")
-_PASSING = ("08", "40", "53", "55", "57", "25")  # connection, deadlock, resources, locks, shutdown, read-only standby
+# Classes of SQLSTATE that may pass by themselves: connection, deadlock, resources, locks, shutdown, read-only standby.
+_PASSING = ("08", "40", "53", "55", "57", "25")
 
 
 class NetworksTakenError(LedgerError):
@@ -125,7 +127,10 @@ class Connection(psycopg.Connection[Any]):
 
 
 def _limited(waiting: Generator[Any, Any, _T], until_mono_s: float) -> Generator[Any, Any, _T]:
-    """Do what a generator of psycopg does, until a time; it is asked several times a second."""
+    """Run a generator of psycopg that waits for the server, at most until a time.
+
+    psycopg resumes it several times a second, also when nothing has arrived.
+    """
     try:
         wanted = next(waiting)
         while True:

@@ -12,7 +12,7 @@ from ngp.store import rows, schema
 from ngp.store.postgresql import dialect
 from ngp.store.postgresql.server import Connection, Place
 
-_MAKERS = 0x6E67706C  # "ngpl": one ledger at a time makes the tables that all share
+_MAKERS = 0x6E67706C  # number ("ngpl") of the lock under which one ledger at a time makes the tables that all share
 _SHARED = (
     "CREATE SCHEMA IF NOT EXISTS ngp",
     """CREATE TABLE IF NOT EXISTS ngp.let_networks (
@@ -37,7 +37,7 @@ def exists(connection: Connection, place: Place) -> bool:
 
 
 def version(connection: Connection, place: Place) -> int:
-    """Return how many migrations the ledger has. Raises LedgerError: it is none, or of a newer ngp."""
+    """Return how many migrations the ledger has. Raises LedgerError: the schema is no ledger, or of a newer ngp."""
     has_table = connection.execute("SELECT to_regclass('state')").fetchone() != (None,)
     found = rows.state(dialect.Statements(connection), _VERSION) if has_table else None
     if found is None:
@@ -83,7 +83,7 @@ def count(connection: Connection) -> int:
 
 
 def number(statements: dialect.Statements, value: int) -> bool:
-    """Give the present transaction its number. Returns whether it is the one after the last."""
+    """Give the present transaction its number. Returns False if the last one isn't one less: another daemon wrote."""
     changed = statements.execute(
         "UPDATE state SET value = ? WHERE name = ? AND value = ?", (value, _COUNT, value - 1)
     ).rowcount
@@ -113,7 +113,7 @@ def follow(
 
 
 def reconcile(statements: dialect.Statements, place: Place) -> None:
-    """Release what is held without a record: the daemon died before it wrote one. Hold what records have."""
+    """Release networks whose rental has no record, as the daemon died before it wrote one; hold those in records."""
     statements.execute(
         "DELETE FROM ngp.let_networks AS held WHERE ledger = ? AND NOT EXISTS "
         f"(SELECT 1 FROM rentals WHERE rentals.rental = held.rental AND {_KEPT})",

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ngp.store.sqlite import file
 
-_PASSES = 3
-_WAITED_FOR = 4
+_PASSES = 3  # most passes over the log in one checkpoint: records may be added during each
+_WAITED_FOR = 4  # if the log is longer than so many times WAL_MOST_BYTES, the ledger's thread waits for the checkpoint
 _PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
@@ -38,7 +38,7 @@ class Checkpoints:
         connection.execute("PRAGMA wal_autocheckpoint=0")
 
     def consider(self) -> None:
-        """Begin a checkpoint if the log is long, or end one; call it before each transaction."""
+        """Begin a checkpoint if the log is long, or finish one that ran; call it before each transaction."""
         if self._thread is not None:
             if self._thread.is_alive() and not self._is_longer_than(_WAITED_FOR * file.WAL_MOST_BYTES):
                 return

@@ -26,6 +26,7 @@ _HEADER_BYTES = 100
 _BUSY_S = 5.0
 _PERHAPS_FULL = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 WAL_MOST_BYTES = 1000 * schema.PAGE_BYTES
+"""When the write-ahead log is longer than this, a checkpoint moves it into the file."""
 
 
 def refusal(path: Path, said: object) -> LedgerError:
@@ -82,7 +83,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 class Places:
-    """Where the ledger's file and its log are: device and inode of what has their names. Raises OSError.
+    """Device and inode of the files that have the names of the ledger and its log at the start. Raises OSError.
 
     Nothing is opened: closing a second descriptor of the file would drop SQLite's locks on it
     (https://www.sqlite.org/howtocorrupt.html, section 2.2).

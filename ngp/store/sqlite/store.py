@@ -12,7 +12,7 @@ from ngp.store import schema, sums
 from ngp.store.sqlite import file
 from ngp.store.sqlite.ledger import SqliteLedger
 
-_LOOKED_AT_EVERY = 20_000  # steps of SQLite's machine, less than a millisecond
+_LOOKED_AT_EVERY = 20_000  # after so many steps of SQLite (less than 1 ms) the audit looks whether its time is over
 
 
 class SqliteStore:
@@ -61,7 +61,7 @@ class SqliteStore:
             return found, ""
 
     def written_s(self) -> int:
-        """Return when a transaction was last written to the log. A reader that merges the log doesn't count."""
+        """Return when a transaction was last written to the log; moving the log into the file doesn't count."""
         with suppress(OSError):
             return int(self._path.with_name(self._path.name + "-wal").stat().st_mtime)
         return 0
