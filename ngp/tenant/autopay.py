@@ -263,7 +263,8 @@ async def keep(kept: Kept, once: bool, changed: Callable[[], bool], alone: bool 
 
     Args:
         changed: says whether settings changed since the last call: then it looks at once.
-        alone: no other rental is kept, so the command may end when this one can't be kept.
+        alone: no other rental is kept, so the command may end when this one can't be kept. Otherwise no fault of this
+            one, a defect of ours included, ends the others.
     Raises: NgpError: with `once` any; otherwise ConfigError and LimitError at the first look, as the user is there.
     """
     first, said = True, ""
@@ -271,9 +272,13 @@ async def keep(kept: Kept, once: bool, changed: Callable[[], bool], alone: bool 
         try:
             pause_s = await look(kept)
             first, said = False, ""
-        except NgpError as error:
+        except Exception as error:
+            if not isinstance(error, NgpError):
+                if alone:
+                    raise
+                error = NgpError(f"a defect of ngp ({type(error).__name__}: {error}): nothing is paid; report it")
             if once or (first and alone and isinstance(error, ConfigError | LimitError)):
-                raise
+                raise error
             if str(error) != said:
                 said = str(error)
                 _log.error("%s: %s", kept.tunnel.shown_name, said)

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngp.core.tenant.account import Account, Order, disagreements, follow, paid
-from ngp.core.tenant.answers import AnswerError, Status, read_asked, read_status, read_terms
+from ngp.core.tenant.answers import (
+    LEAST_RATE_SAT_S,
+    MOST_RATE_SAT_S,
+    MOST_SAT,
+    AnswerError,
+    Status,
+    read_asked,
+    read_status,
+    read_terms,
+)
 from ngp.core.tenant.configuration import interface_name, read_configuration, wg_quick_text
 from ngp.core.tenant.terms import (
     Limit,
@@ -57,6 +66,21 @@ def test_numbers_are_taken_as_they_are() -> None:
     status = read_status(STATUS)
     assert (status.credit_msat, status.left_s, status.rate_sat_s) == (-4250, 3, RATE)
     assert read_asked(ASKED).terms == TERMS == read_terms(ASKED["SellOfferTerms"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-310, 1e-11])
+def test_a_rent_that_is_too_small_to_reckon_with(rate: float) -> None:
+    with pytest.raises(AnswerError, match="CurrentRate"):
+        read_status(STATUS | {"CurrentRate": rate})
+    terms: dict[str, Any] = ASKED["SellOfferTerms"]  # type: ignore[assignment]
+    with pytest.raises(AnswerError, match="Rate"):
+        read_terms(terms | {"Rate": rate})
+
+
+@given(st.floats(LEAST_RATE_SAT_S, MOST_RATE_SAT_S), st.integers(-MOST_SAT * SAT, MOST_SAT * SAT))
+def test_each_rent_that_may_be_said_can_be_reckoned_with(rate: float, credit_msat: int) -> None:
+    terms = read_terms(ASKED["SellOfferTerms"] | {"Rate": rate})  # type: ignore[operator]
+    assert lasts_until_due_s(credit_msat, terms, LIMITS) >= 0 and top_up_msat(credit_msat, terms, LIMITS, False) >= 0
 
 
 @given(st.sampled_from(["status", "asked", "conf"]), st.data())

@@ -70,14 +70,14 @@ class Keeper:
     def run(self, once: bool = True) -> None:
         asyncio.run(self.keep(once))
 
-    async def keep(self, once: bool = True) -> None:
+    async def keep(self, once: bool = True, alone: bool = True) -> None:
         payment = SandboxPayment(self.folder / "node", self.options)
         payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, lambda: [self.books.read()])
         limits = lambda: self.limits or self.home.limits()  # noqa: E731
         proof, warn_s = lambda: self.proof, lambda: self.warn_s
         kept = Kept(self.home, self.tunnel, self.https, self.books, payer, proof, limits, warn_s)
         try:
-            await autopay.keep(kept, once, lambda: False)
+            await autopay.keep(kept, once, lambda: False, alone)
         finally:
             await payment.close()
 
@@ -654,6 +654,26 @@ def test_an_unreachable_node_in_the_file_is_no_reason_to_use_another(keeper: Kee
     done = user.static_ip("AutoPay")
     assert done.returncode in (ExitCode.PAYMENT, ExitCode.CONFIGURATION) and "AgEDbG5k" not in done.stderr
     assert not keeper.landlord.rentals
+
+
+def test_a_defect_is_told_once_and_looks_go_on_beside_other_rentals(
+    keeper: Keeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    look, faults = autopay.look, [OverflowError("a number")] * 2
+
+    async def failing(kept: Kept) -> float:
+        if faults:
+            raise faults.pop()
+        return await look(kept)
+
+    with (
+        mock.patch("ngp.tenant.autopay.LOOK_AGAIN_S", 0.1),
+        mock.patch("ngp.tenant.autopay.look", failing),
+        pytest.raises(TimeoutError),
+    ):
+        asyncio.run(asyncio.wait_for(keeper.keep(once=False, alone=False), 5))
+    assert sum("a defect of ngp (OverflowError" in line for line in caplog.messages) == 1
+    assert len(keeper.payments()) == 3
 
 
 @pytest.mark.parametrize("defect", [RuntimeError("a defect"), MemoryError()])

@@ -23,7 +23,8 @@ from ngp.cli.tenant_service import proof_of
 from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode
-from ngp.tenant import interface, policy
+from ngp.tenant import autopay, interface, policy
+from ngp.tenant.autopay import Kept
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.rows import rental_row
 from tests.tenant.stand_in import StandIn
@@ -206,14 +207,21 @@ def test_a_refused_rental_is_named_and_the_others_are_paid_for(router: Router) -
     assert (first.payments, second.payments) == (1, 3)
 
 
-def test_a_defect_ends_autopay_of_several_rentals_with_a_message_and_not_with_0(router: Router) -> None:
+def test_a_defect_at_one_rental_is_named_and_the_others_are_paid_for(router: Router) -> None:
     router.trust()
     for name in ("one", "two"):
         router.rent("new", "example", "--name", name, "--yes")
-    with mock.patch("ngp.tenant.autopay.look", mock.AsyncMock(side_effect=RuntimeError("a defect"))):
-        for words in (("autopay",), ("autopay", "--once")):
-            done = router.rent(*words)
-            assert done.returncode == ExitCode.OTHER and "RuntimeError" in done.stderr
+    real = autopay.look
+
+    async def look(kept: Kept) -> float:
+        if kept.tunnel.name == "one":
+            raise OverflowError("a number")
+        return await real(kept)
+
+    with mock.patch("ngp.tenant.autopay.look", look):
+        done = router.rent("autopay", "--once")
+    assert done.returncode == ExitCode.OTHER and "one: a defect of ngp (OverflowError: a number)" in done.stderr
+    assert [one.payments for one in router.landlord.rentals.values()] == [1, 3]
 
 
 def test_a_rental_is_forgotten_with_its_keys_and_nothing_else(router: Router) -> None:

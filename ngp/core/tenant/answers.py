@@ -18,7 +18,8 @@ from ngp.core.tenant.terms import SaleTerms
 
 MOST_SAT = 21_000_000 * 100_000_000
 MOST_TIME_S = 1 << 40
-MOST_RATE_SAT_S = 1e6
+LEAST_RATE_SAT_S, MOST_RATE_SAT_S = 1e-10, 1e6
+"""A rent that isn't 0 is within these: with a smaller one, the end of the credit is beyond all numbers."""
 WIDEST_BITS: Mapping[int, int] = {4: 16, 6: 32}
 """By IP version: the least prefix length of a rented network. A wider one could draw most traffic into the tunnel."""
 _MOST_NETWORKS = 16
@@ -110,7 +111,7 @@ def read_status(answer: Answer) -> Status:
         now_s=int(_number(answer, "current_time", 0, MOST_TIME_S)),
         left_s=math.floor(_number(answer, "TimeRemaining", -MOST_TIME_S, MOST_TIME_S)),
         credit_msat=math.floor(_number(answer, "Credit", -MOST_SAT, MOST_SAT) * SAT_MSAT),
-        rate_sat_s=float(_number(answer, "CurrentRate", 0, MOST_RATE_SAT_S)),
+        rate_sat_s=_rate(answer, "CurrentRate") if _field(answer, "CurrentRate") else 0.0,
         paid_msat=_sat(answer, "total_paid"),
         payments=_whole(answer, "NumberOfPayments", MOST_SAT),
         activation_fee_msat=_sat(answer, "ActivationFee"),
@@ -119,11 +120,8 @@ def read_status(answer: Answer) -> Status:
 
 
 def _terms(answer: Answer, with_fee: bool) -> SaleTerms:
-    rate = float(_number(answer, "Rate", 0, MOST_RATE_SAT_S))
-    if rate <= 0:
-        raise _wrong("Rate", rate, "above 0")
     return SaleTerms(
-        rate_sat_s=rate,
+        rate_sat_s=_rate(answer, "Rate"),
         activation_fee_msat=_sat(answer, "ActivationFee") if with_fee else 0,
         initial_credit_min_msat=_sat(answer, "MinimumInitialCredit"),
         payment_min_msat=_sat(answer, "MinRegularPaymentSize"),
@@ -151,6 +149,10 @@ def _network(written: object) -> Prefix:
     except ValueError:
         pass
     raise _wrong("Networks", written, "prefixes")
+
+
+def _rate(answer: Answer, key: str) -> float:
+    return float(_number(answer, key, LEAST_RATE_SAT_S, MOST_RATE_SAT_S))
 
 
 def _sat(answer: Answer, key: str) -> int:
