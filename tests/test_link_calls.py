@@ -183,13 +183,41 @@ def test_a_flood_is_dropped_beyond_its_bound_and_leaves_room_for_others() -> Non
         owner.hear(TENANT, Call(7, 0, 1, b"?"), ("mesh0", b"\2\0\0\0\0\2"))
         for number in range(1000):
             owner.hear(OTHER, Call(number, 0, 1, b"?"), ("mesh0", number.to_bytes(6, "big")))
-        assert len(owner.calls._serving) == MOST_CALLS
+        assert len(owner.calls._serving) == MOST_CALLS == len(owner.calls._arriving)
         release.set()
         await a_moment()
         assert len(owner.sent) == MOST_CALLS and not owner.calls._serving and not owner.calls._of_one
         owner.hear(OTHER, Call(1, 0, 1, b"?"))
         await a_moment()
         assert len(owner.sent) == MOST_CALLS + 1
+
+    run(test)
+
+
+def test_calls_that_are_never_complete_make_room_for_a_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One neighbour has twenty link addresses, and begins as many calls as it may at each, again and again."""
+    monkeypatch.setattr(link_calls, "PARTS_S", 600)
+
+    async def landlord(content: bytes, _neighbour: bytes, _who: Hashable) -> bytes:
+        return content
+
+    async def test() -> None:
+        owner, answered = End(TENANT, landlord), 0
+        for number in range(50):
+            for place in range(20 * MOST_CALLS_OF_ONE):
+                link = ("mesh0", bytes([2, 0, 0, 0, 1, place % 20]))
+                owner.hear(OTHER, Call(number * 1000 + place, 0, 2, b"half"), link)
+            owner.hear(TENANT, Call(number, 0, 2, b"wh"))
+            owner.hear(OTHER, Call(number * 1000 + 999, 0, 2, b"half"), ("mesh0", bytes(6)))
+            owner.hear(TENANT, Call(number, 1, 2, b"ole"))
+            await a_moment()
+            answered += owner.sent == [Answer(number, 0, 1, b"whole")]
+            owner.sent.clear()
+        assert answered == 50
+        assert len(owner.calls._serving) <= MOST_CALLS and len(owner.calls._arriving) <= MOST_CALLS
+        owner.calls.close()
+        await a_moment()
+        assert not owner.calls._serving and not owner.calls._of_one and not owner.calls._arriving
 
     run(test)
 

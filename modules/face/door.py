@@ -55,7 +55,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the world may ask of a face at a time. `of_one` is the limit for one IPv4 address, or one IPv6 /64.
+    """What the world may ask of a face at a time.
+
+    `of_one` is the limit for one IPv4 address, or one IPv6 /64; `of_site` for one IPv6 /48, which has 65,536 of them.
 
     Attributes:
         accepts_s: connections a second that we take from the kernel, if only to close them.
@@ -70,6 +72,7 @@ class Limits:
     accepts_s: float = 500
     handshakes_s: float = 50
     handshakes_of_one_s: float = 5
+    handshakes_of_site_s: float = 20
     requests_s: float = 200
     requests_of_one_s: float = 20
     invoices_s: float = 5
@@ -138,8 +141,9 @@ class Door:
         """Connections without a complete request, the longest first."""
         self._accepts = Allowance(limits.accepts_s, limits.accepts_s / 10)
         self._handshakes = Allowance(limits.handshakes_s, limits.handshakes_s * limits.burst_s)
-        self._handshakes_of_one = SharedAllowance(
-            _NO_LIMIT, limits.handshakes_of_one_s, _MOST_ADDRESSES, None, limits.handshakes_of_one_s * limits.burst_s
+        self._handshakes_of_one, self._handshakes_of_site = (
+            SharedAllowance(_NO_LIMIT, rate, _MOST_ADDRESSES, None, rate * limits.burst_s)
+            for rate in (limits.handshakes_of_one_s, limits.handshakes_of_site_s)
         )
 
     async def open(self, places: Iterable[Place], context: ssl.SSLContext) -> bool:
@@ -209,7 +213,6 @@ class Door:
             self._of_one[who] += 1
             self._waiting[task] = None
             task.add_done_callback(partial(self._ended, who))
-            await self._turn(self._handshakes, 1 / self._limits.handshakes_s)
 
     async def _turn(self, allowance: Allowance, pause_s: float) -> None:
         while not allowance.take(asyncio.get_running_loop().time()):
@@ -218,6 +221,8 @@ class Door:
     def _admits(self, who: Hashable, now: float) -> bool:
         limits = self._limits
         if self._of_one[who] >= limits.connections_of_one or not self._handshakes_of_one.take(who, now):
+            return False
+        if (site := _site(who)) and not self._handshakes_of_site.take(site, now):
             return False
         if len(self._connections) < limits.connections:
             return True
@@ -242,6 +247,8 @@ class Door:
         stream = await TlsStream.over(accepted, self._context)
         try:
             async with asyncio.timeout(self._limits.handshake_s):
+                await stream.begins()  # who is silent takes nobody's turn
+                await self._turn(self._handshakes, 1 / self._limits.handshakes_s)
                 await stream.handshake()
             await self._converse(stream, who)
             async with asyncio.timeout(self._limits.bounds.reply_s):
@@ -300,6 +307,11 @@ def who_is(address: str) -> Hashable:
     """Return what tells senders apart: an IPv4 address, or an IPv6 /64, since anyone has a whole /64 of addresses."""
     packed = ip_address(address.partition("%")[0]).packed
     return packed[:8] if len(packed) == 16 else packed
+
+
+def _site(who: Hashable) -> bytes:
+    """Return the IPv6 /48 of a sender; b"" for IPv4."""
+    return who[:6] if isinstance(who, bytes) and len(who) == 8 else b""
 
 
 def shown(places: Iterable[Place]) -> str:

@@ -72,19 +72,22 @@ class HttpConnection:
 
     async def _read(self, begin: Callable[[], None]) -> Request | None:
         head: h11.Request | None = None
-        body = bytearray()
+        body, taken_bytes = bytearray(), 0
         while True:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 data = await self._stream.read()
                 begin()
+                taken_bytes += len(data)
+                await asyncio.sleep(0)  # others have their turn between a few kilobytes of one connection
                 self._h11.receive_data(data)
             elif isinstance(event, h11.Request):
                 head = event
                 self._is_head = event.method == b"HEAD"
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > self._bounds.body_bytes:
+                is_padded = taken_bytes > self._bounds.head_bytes + self._bounds.body_bytes  # by chunks of one byte
+                if len(body) > self._bounds.body_bytes or is_padded:
                     raise BadRequest(413, f"the request is longer than {self._bounds.body_bytes} bytes")
             elif isinstance(event, h11.EndOfMessage) and head is not None:
                 target = head.target.decode("ascii", "replace")

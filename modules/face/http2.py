@@ -3,8 +3,8 @@
 A call is one request message and one reply message ("unary"). Source: gRPC over HTTP2 (grpc.io), RFC 9113.
 
 A client that sends slowly, or more than its calls need, loses its connection, and no other client notices. Headers,
-pings, settings, and streams that are reset at once cost work without being requests: each connection has a number of
-bytes for them, which grows only with complete requests.
+pings, settings, streams that are reset at once, and calls of unknown methods cost work without being counted as
+requests: each connection has a number of bytes for them, which grows only with calls that were answered.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Http2Connection:
                     raise _Broken
                 self._receive(data, group, task)
                 await self._send()
+                await asyncio.sleep(0)  # others have their turn between a few kilobytes of one connection
         except (h2.exceptions.ProtocolError, _Broken):
             self._h2.close_connection()
             await self._send()
@@ -126,7 +127,6 @@ class Http2Connection:
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 self._take(event.stream_id, event.data)
             elif isinstance(event, h2.events.StreamEnded) and (whole := self._incomplete.pop(event.stream_id, None)):
-                self._besides = min(self._most_besides, self._besides + len(whole.body) + REQUEST_BESIDES_BYTES)
                 self._door.is_served(task)
                 answering = group.create_task(self._serve_call(event.stream_id, whole))
                 self._answers[event.stream_id] = answering
@@ -170,6 +170,8 @@ class Http2Connection:
             with suppress(h2.exceptions.ProtocolError):  # the client doesn't want it any more
                 async with asyncio.timeout(self._bounds.reply_s):
                     await self._reply(number, reply)
+                if reply.status == OK:
+                    self._besides = min(self._most_besides, self._besides + len(whole.body) + REQUEST_BESIDES_BYTES)
         except OSError:  # too slow, or away
             self._stream.abort()
 

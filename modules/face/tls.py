@@ -31,6 +31,11 @@ class TlsStream:
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, accepted)
         return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop), context)
 
+    async def begins(self) -> None:
+        """Return when the client has sent its first bytes. Raises: OSError."""
+        if not await self._receive():
+            raise ConnectionResetError("the client closed the connection")
+
     async def handshake(self) -> None:
         """Agree on keys. Raises: OSError."""
         while True:

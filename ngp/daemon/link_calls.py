@@ -1,7 +1,9 @@
 """Calls: what a tenant here asks a landlord in the mesh, and what neighbours ask our own landlord, as link messages.
 
 The messages carry bytes; `modules/face/mesh.py` and `ngp/tenant/mesh.py` know what they mean. A neighbour that sends
-call after call must not fill memory: few are answered at a time, and the rest are dropped, as if they were lost.
+call after call must not fill memory: few are answered at a time, and the rest are dropped, as if they were lost. A
+neighbour may have many link addresses, which cost nothing. So when all places are taken, a new call isn't dropped: of
+the link address that has most places, the oldest call makes room. An honest call is answered within milliseconds.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class LinkCalls:
         self._numbers = itertools.count(1)
         self._waiting: dict[tuple[bytes, int], _Whole] = {}
         self._arriving: dict[tuple[bytes, LinkKey, int], _Whole] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], tuple[bytes, LinkKey, int]] = {}
         self._of_one: Counter[LinkKey] = Counter()
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
@@ -108,18 +110,29 @@ class LinkCalls:
     # --- the landlord's end -------------------------------------------------------------------------------------------
 
     def _called(self, identity: bytes, link: LinkKey, call: Call) -> None:
-        if arriving := self._arriving.get((identity, link, call.number)):
+        key = identity, link, call.number
+        if arriving := self._arriving.get(key):
             arriving.take(call)
             return
-        if self._of_one[link] >= MOST_CALLS_OF_ONE or len(self._serving) >= MOST_CALLS:
+        if self._of_one[link] >= MOST_CALLS_OF_ONE:
             self._world.count("calls_dropped")
             return
+        if len(self._serving) >= MOST_CALLS:
+            self._make_room()
         self._of_one[link] += 1
-        whole = self._arriving[identity, link, call.number] = _Whole()
+        whole = self._arriving[key] = _Whole()
         whole.take(call)
         task = asyncio.create_task(self._serve(identity, link, call.number, whole))
-        self._serving.add(task)
+        self._serving[task] = key
         task.add_done_callback(lambda ended: self._ended(link, ended))
+
+    def _make_room(self) -> None:
+        places = Counter(link for _, link, _ in self._serving.values())
+        crowded = max(places, key=places.__getitem__)
+        oldest = next(task for task, (_, link, _) in self._serving.items() if link == crowded)
+        self._arriving.pop(self._serving.pop(oldest), None)  # if it hasn't begun yet, it can't do that itself
+        oldest.cancel()
+        self._world.count("calls_dropped")
 
     async def _serve(self, identity: bytes, link: LinkKey, number: int, call: _Whole) -> None:
         try:
@@ -127,13 +140,14 @@ class LinkCalls:
         except TimeoutError:
             return
         finally:
-            del self._arriving[identity, link, number]
+            if self._arriving.get((identity, link, number)) is call:
+                del self._arriving[identity, link, number]
         blocked = identity in self._world.peers.blocked
         answer = b"" if blocked else await self._landlord(content, identity, link)
         self._send(Answer, identity, link, number, answer)
 
     def _ended(self, link: LinkKey, task: asyncio.Task[None]) -> None:
-        self._serving.discard(task)
+        self._serving.pop(task, None)
         self._of_one[link] -= 1
         if not self._of_one[link]:
             del self._of_one[link]

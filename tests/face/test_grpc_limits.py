@@ -27,7 +27,7 @@ from shop import GENEROUS, Shop, free_port, terms_of_shop
 import ngp.calls.landlord_pb2 as pb
 from ngp.modules.face.door import Bounds, Limits
 
-HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=0.6, request_s=0.3, reply_s=0.3)
+HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=1.2, request_s=1, reply_s=1)
 OFFERS = pb.GetOffersRequest(ctx=pb.Ctx(nonce=1)).SerializeToString()
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -139,6 +139,19 @@ def flood_resets(client: Client) -> None:
         client.flush()
 
 
+def flood_whole_calls_that_are_reset(client: Client) -> None:
+    for _ in range(400):
+        number = client.begin()
+        client.h2.send_data(number, b"\0\0\0\0\0", end_stream=True)
+        client.h2.reset_stream(number)
+        client.flush()
+
+
+def flood_unknown_methods(client: Client) -> None:
+    while client.reply(client.call(path="/ngp.Landlord/Nothing")):
+        pass
+
+
 def flood_settings(client: Client) -> None:
     for size in range(200):
         client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 65_535 + size})
@@ -175,8 +188,8 @@ def garbage(client: Client) -> None:
 @pytest.mark.parametrize(
     "deed",
     [
-        flood_pings, flood_resets, flood_settings, long_message, long_headers, endless_headers, too_many_calls,
-        garbage,
+        flood_pings, flood_resets, flood_whole_calls_that_are_reset, flood_unknown_methods, flood_settings,
+        long_message, long_headers, endless_headers, too_many_calls, garbage,
     ],
 )  # fmt: skip
 def test_who_takes_more_than_calls_need_loses_the_connection(shop: Shop, deed: Callable[[Client], None]) -> None:

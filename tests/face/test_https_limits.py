@@ -24,10 +24,10 @@ from shop import Shop
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
 from ngp.calls.first_invoices import FirstInvoices
 from ngp.errors import RentalError
-from ngp.modules.face.door import Bounds, Limits, who_is
+from ngp.modules.face.door import Bounds, Door, Limits, who_is
 from ngp.modules.face.staticwire import PATHS, TERMS
 
-HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=0.6, request_s=0.3, reply_s=0.3)
+HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=1.2, request_s=1, reply_s=1)
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,8 @@ def await_none(shop: Shop) -> None:
         (b"POST /api/getstatus/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000, b"413"),
         (b"POST /api/getstatus/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
          + b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n", b"413"),
+        (b"POST /api/getstatus/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+         + b"1\r\nx\r\n" * 500 + b"0\r\n\r\n", b"413"),
         (b"GET /api/getstatus/ HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
         (b"HEAD /api/getstatus/ HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
         (b"POST /api/rent HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
@@ -205,6 +207,28 @@ def test_handshakes_of_all_wait_for_their_turn(tmp_path: Path) -> None:
         began = time.monotonic()
         assert all(is_served(shop) for _ in range(15))
         assert time.monotonic() - began > 0.5
+
+
+def test_silent_connections_from_many_addresses_take_nobodys_turn(tmp_path: Path) -> None:
+    with closing(Shop(tmp_path, limits=Limits(handshakes_s=2, burst_s=1, handshakes_of_one_s=1000))) as shop:
+        place, sources = ("127.0.0.1", shop.port), [f"127.1.0.{number}" for number in range(1, 101)]
+        silent = [socket.create_connection(place, 30, source_address=(source, 0)) for source in sources]
+        began = time.monotonic()
+        assert is_served(shop)
+        assert time.monotonic() - began < 10, "their hundred handshakes would take 50 s"
+        for one in silent:
+            one.close()
+
+
+def test_one_ipv6_site_has_a_part_of_the_handshakes(tmp_path: Path) -> None:
+    door = Door("x", Limits(handshakes_of_site_s=0.5, handshakes_of_one_s=1000), conversation)
+    of_one_site = [who_is(f"2001:db8:1:{number:x}::1") for number in range(100)]
+    assert sum(door._admits(who, 0.0) for who in of_one_site) == 5
+    assert door._admits(who_is("2001:db8:2::1"), 0.0)
+
+
+async def conversation(_stream: object, _who: object) -> None:
+    raise AssertionError("nobody is connected")
 
 
 def test_connections_that_are_only_closed_are_bounded_too(tmp_path: Path) -> None:
