@@ -37,7 +37,7 @@ def _neighbour(row: Row) -> str:
 
 
 def _grace_left(row: Row) -> str:
-    """Show the rest of a neighbour's credit line; neither tenants nor servers have one."""
+    """Show the rest of a client's grace; a dash for tenants and servers, which have no grace."""
     return data(row.get("grace_left_bytes") if row.get("role") == "server" and not row.get("networks") else None)
 
 

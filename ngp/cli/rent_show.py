@@ -97,12 +97,12 @@ def offer_row(landlord: str, offer: OnSale, refused_by: Sequence[str], real_mone
 
 
 def offers(rows: Sequence[Row], asked: int, as_json: bool) -> None:
-    """Print offers. Args: asked: how many landlords were."""
+    """Print offers. Args: asked: how many landlords were asked; 0: none is trusted."""
     _print(rows, _OFFERS, "" if asked else _NONE_TRUSTED, as_json)
 
 
 def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float, real_money: bool | None) -> Row:
-    """Return a rental. Args: as of `rental_row`."""
+    """Return a rental as a row. Args: as in `rental_row`."""
     from ngp.tenant.rows import rental_row
 
     name = tunnel.landlord or str(landlord.place)
@@ -110,7 +110,7 @@ def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float
 
 
 def rentals(rows: Sequence[Row], asked: int, as_json: bool) -> None:
-    """Print rentals, and what is left of those that are over. Args: asked: for how many the landlords were asked."""
+    """Print rentals, and the money that can be fetched. Args: asked: about how many rentals landlords were asked."""
     _print(rows, _RENTALS, "" if asked else "nothing is rented: ngp rent new LANDLORD", as_json)
     for one in () if as_json else rows:
         if one["fetchable_msat"]:
@@ -119,7 +119,7 @@ def rentals(rows: Sequence[Row], asked: int, as_json: bool) -> None:
 
 
 def _print(rows: Sequence[Row], columns: Sequence[Column], empty: str, as_json: bool) -> None:
-    """Print a listing. Args: empty: printed if there is none; "": there are some, and why none is listed was told."""
+    """Print a listing. Args: empty: printed if there are no rows; "": nothing, as the reason was printed before."""
     if as_json:
         print_json(list(rows))
     elif rows or empty:

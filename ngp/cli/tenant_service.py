@@ -282,9 +282,9 @@ def bring_down(place: Place, home: Home, tunnel: Tunnel) -> None:
 
 
 def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: bool) -> int:
-    """Run `ngp rent autopay`. Returns the exit code: 0 only with `once`, and if all were kept.
+    """Run `ngp rent autopay`. Returns the exit code: 0 only with `once`, and if the credit of all rentals was kept.
 
-    What ends one rental's payments, a refusal by its landlord for example, is told and ends no other's.
+    If one rental's payments end, for example by a refusal of its landlord, that is logged, and the others go on.
     """
     log_to(home.folder / LOG_FILE)
     refused: list[NgpError] = []
@@ -316,7 +316,7 @@ def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: b
 
 
 async def _watch_barrier(home: Home) -> None:
-    """Say within a minute that what keeps packets from leaving beside a tunnel is gone, and once an hour after that."""
+    """Log within a minute that the barrier, which lets nothing leave beside a tunnel, is gone; then once an hour."""
     while True:
         lacks = await asyncio.to_thread(routing.lacks, home)
         if lacks:

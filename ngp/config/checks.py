@@ -86,8 +86,8 @@ def _buy_pair(offer: int | None, most: int | None, general_offer: int, general_m
 def _required(written: Written) -> Iterator[Finding]:
     if keys.MESH_INTERFACES.name not in written.nodes and not _may_let(written):
         message = "is missing: write the interfaces that lead to neighbours, for example MESH_INTERFACES: [eth1, wlan0]"
-        message += "; a machine that only rents addresses needs none, and no daemon; one that only lets them needs "
-        message += "LANDLORD: yes; to let no more, give what is rented back (ngp rentals release), then ngp stop"
+        message += "; a machine that only rents addresses needs neither this key nor a daemon; one that only lets them "
+        message += "needs LANDLORD: yes; to end letting, release the rentals (ngp rentals release), then ngp stop"
         yield Finding(0, keys.MESH_INTERFACES.name, "", message)
 
 

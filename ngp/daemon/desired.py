@@ -93,11 +93,11 @@ def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) 
 
 
 def _outside_in_mesh(settings: Settings, mesh: Sequence[str]) -> list[Check]:
-    """Warn of a mesh interface by which tenants should be reached: strangers' packets to them are no neighbour's."""
+    """Warn if LANDLORD_OUTSIDE is a mesh interface: packets from the internet to tenants come from no neighbour."""
     outside = settings.letting.tunnel.outside if settings.letting is not None and settings.letting.tunnel else ""
     if outside not in mesh:
         return []
-    found = "LANDLORD_OUTSIDE names it, but it is a mesh interface: what comes there for tenants is traded, or held"
+    found = "is LANDLORD_OUTSIDE, but also a mesh interface: packets that come there for tenants wait for a contract"
     remedy = f"IGNORE_INTERFACE: {outside}, or another LANDLORD_OUTSIDE"
     return [Check(f"interface {outside}", True, found, remedy)]
 

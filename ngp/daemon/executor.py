@@ -252,7 +252,7 @@ class Executor:
         return next((one.spent_units for one in self._network.read_accounts([account])), 0)
 
     async def _read_settled(self, halted: Sequence[bytes], counts: Sequence[tuple[CountAccount, int]]) -> None:
-        """Read halted contracts and counted accounts once no packet of theirs is inside the kernel's programs."""
+        """Read halted contracts and counted accounts when all packets on their way have left the kernel's programs."""
         await self._network.settled()
         readings = {one.contract: one for one in self._network.read(halted)}
         for contract in halted:

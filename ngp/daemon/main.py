@@ -130,7 +130,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         known = RememberedNode(options.state_dir, settings.payment_module).read()
         node = await _payment_node(payment, settings)
         if swap := swapped(known, await payment.info()):
-            _log.warning("%s; if you didn't intend this: ngp stop, connect the former node, ngp start", swap)
+            _log.warning("%s; if you didn't intend this: ngp stop, connect the earlier node, ngp start", swap)
         links = make_links(settings)
         courier = Courier(private_key, boot, min(link.max_datagram_bytes for link in links))
         clock = SystemClock()

@@ -161,9 +161,9 @@ class Node:
         self._schedule_tick()
 
     def _close_tunnel(self) -> None:
-        """Remove the tunnel that a killed daemon left without a meter of ours. Raises: ConfigError, KernelError.
+        """Remove the tunnel that a killed daemon left, if its meter is gone. Raises: ConfigError, KernelError.
 
-        Until the contracts are granted anew, nothing would charge its tenants.
+        Until the contracts are granted anew, nothing would charge the tenants' traffic in the tunnel.
         """
         self._find_landlord(self.settings)
         if self.landlord is not None:

@@ -23,7 +23,7 @@ from ngp.remembered_node import RememberedNode, swapped
 
 _READY_S = 5.0
 _BOOKS_S = 60.0
-_IF_SWAPPED = "none, if you intended this; otherwise connect the former node"
+_IF_SWAPPED = "nothing to do if you intended this; otherwise connect the earlier node"
 _SANDBOX_KEY = "sandbox.key"  # as modules/payment/sandbox.py has it
 
 
@@ -47,7 +47,7 @@ def clean_up(state_dir: Path, settings: Settings | None) -> str | None:
         raise
     try:
         network = main.make_network(settings, state_dir)
-        main.remove_tunnel()  # first: without a meter it would let tenants' traffic pass uncharged
+        main.remove_tunnel()  # first: without a meter the tunnel would let tenants' traffic pass uncharged
         lost = last_books.charge(network, lambda: belongings.ledger_place(state_dir, settings), settings)
         network.clean_up(settings is not None and settings.closed_when_stopped)
         forget_killed(state_dir)

@@ -198,7 +198,7 @@ class _OpenSession:
             try:
                 return b"".join(prove(one, self._session, call) for one in private_keys)
             except ValueError:
-                raise LandlordError("the landlord's WireGuard key is none: ask the landlord") from None
+                raise LandlordError("the landlord's WireGuard key can't be used: ask the landlord") from None
 
         return of
 
@@ -252,7 +252,7 @@ def _asked(asked: Any) -> Asked:
 
 def _status(status: Any) -> Status:
     if status.state not in set(RentalState):
-        raise AnswerError(f"the landlord's answer has state: {status.state[:40]!r}, which is none")
+        raise AnswerError(f"the landlord's answer has state: {status.state[:40]!r}, which no rental can have")
     return Status(
         networks=read_networks(list(status.networks)),
         started_at_s=_within("started_at_s", status.started_at_s, 0, MOST_TIME_S),

@@ -104,7 +104,7 @@ def change_key(interface: str, private_key: str) -> None:
     """Give a tunnel that is up another private key; one that is down needs nothing. Raises KernelError."""
     if not is_up(interface):
         return
-    again = f"the tunnel still has its former key: sudo ngp rent down {interface}; sudo ngp rent up {interface}"
+    again = f"the tunnel still has its old key: sudo ngp rent down {interface}; sudo ngp rent up {interface}"
     words = ["wg", "set", interface, "private-key", "/dev/stdin"]
     try:
         done = subprocess.run(words, input=private_key, capture_output=True, text=True, timeout=WG_QUICK_S, check=False)

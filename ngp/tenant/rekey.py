@@ -28,7 +28,7 @@ def change(home: Home, landlord: Landlord, tunnel: Tunnel) -> Tunnel:
     except LandlordError as error:
         if done := _finished(home, landlord, tunnel):
             return done
-        raise LandlordError(f"{error}; the former key still holds: try again") from error
+        raise LandlordError(f"{error}; the old key still holds: try again") from error
     return _use(home, tunnel, changed)
 
 

@@ -84,15 +84,15 @@ def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) 
 
 
 def lacks(home: Home) -> str:
-    """Return what is wrong with the barrier of the tunnel that everything uses; "" if nothing, or if it isn't known.
+    """Return what is wrong with the barrier of the tunnel that everything uses; "" if nothing is, or if we aren't root.
 
-    A firewall that is loaded anew removes it (`nft flush ruleset`), and only root can look.
+    A firewall that is loaded anew removes the barrier (`nft flush ruleset`), and only root can look.
     """
     if os.geteuid() != 0:
         return ""
     try:
         carrier = _carrier(_standing())
-    except KernelError:  # of a machine that can't have brought a tunnel up
+    except KernelError:  # a machine without iproute2 can't have brought a tunnel up
         return ""
     if carrier is None or _run(["nft", "list", "table", *barrier.TABLE.split()], needed=False):
         return ""

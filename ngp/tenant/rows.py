@@ -18,8 +18,9 @@ def rental_row(
     """Return a tenant's rental. What the landlord doesn't say, or what has no end, is None.
 
     Args:
-        answered_at_s: when it said the status, UTC by our clock. Its own clock counts the seconds that it has run.
-        real_money: whether amounts are; None: not known here.
+        answered_at_s: when the landlord answered, UTC by our clock. The landlord's clock (`now_s` of the status) counts
+            only seconds in which the landlord's machine has run.
+        real_money: whether the amounts are real money; None: not known here.
     """
     told = "pending" if not status.payments else "active" if status.credit_msat > 0 else "reserved"
     state = status.state or told

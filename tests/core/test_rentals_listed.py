@@ -249,7 +249,7 @@ def test_switching_off_and_on_changes_the_tunnel_and_says_what_came_of_it(landlo
     name = rental.id.hex()
     ask(landlord, "rentals off", rental=name)
     assert key(1) not in landlord.peers
-    with pytest.raises(UsageError, match="is off; only one that is active or reserved"):
+    with pytest.raises(UsageError, match="is off; only a rental that is active or reserved"):
         ask(landlord, "rentals off", rental=name)
     ask(landlord, "rentals on", rental=name)
     assert landlord.peers[key(1)] == rental.networks
@@ -257,7 +257,7 @@ def test_switching_off_and_on_changes_the_tunnel_and_says_what_came_of_it(landlo
     ask(landlord, "rentals off", rental=name)
     assert "has no credit: it is reserved" in ask(landlord, "rentals on", rental=name)
     landlord.ask(2, 1000)
-    with pytest.raises(UsageError, match="is pending; only one that is active or reserved"):
+    with pytest.raises(UsageError, match="is pending; only a rental that is active or reserved"):
         ask(landlord, "rentals off", rental=landlord.rental(2).id.hex())
 
 

@@ -160,7 +160,7 @@ def test_a_request_that_was_lost_leaves_the_former_key(
 
     with monkeypatch.context() as patch:
         patch.setattr(landlord, "_carry", losing)
-        with pytest.raises(LandlordError, match="the former key still holds"):
+        with pytest.raises(LandlordError, match="the old key still holds"):
             rekey.change(home, landlord, tunnel)
     assert present(home).private_key == tunnel.private_key and landlord.status(present(home)).payments == 1
     assert landlord.status(rekey.change(home, landlord, present(home))).payments == 1

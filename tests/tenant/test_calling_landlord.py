@@ -226,7 +226,7 @@ def test_a_landlord_whose_wireguard_key_is_none_gets_no_proof() -> None:
         if method == "GetOffers":
             reply.offers.tunnel_key = bytes(32)  # the product with it is 0 for every key
 
-    with pytest.raises(LandlordError, match="WireGuard key is none"):
+    with pytest.raises(LandlordError, match="WireGuard key can't be used"):
         Scripted(twist).landlord().status(OURS)
 
 

@@ -53,7 +53,7 @@ class Acting:
     # --- the daemon ---------------------------------------------------------------------------------------------------
 
     def stop(self) -> str:
-        """Begin to stop; the caller waits for the process to end. Returns what is lost, or nothing."""
+        """Begin to stop; the caller waits for the process to end. Returns what is lost; "" if nothing is."""
         lost = ""
         try:
             self._node.write_totals()
@@ -124,7 +124,7 @@ class Acting:
         balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", except what running contracts reserve (ngp block ends them)" if account.running else ""
         return (
-            f"{identity.short_text(neighbour)} asked for our {balance}{held}; the log shows its answer, ngp ledger "
+            f"{identity.short_text(neighbour)} is asked for our {balance}{held}; the log shows its answer, ngp ledger "
             "what it pays back"
         )
 
@@ -148,7 +148,7 @@ class Acting:
         return f"{show_money(amount_msat)} (not real money) credited to {whose}"
 
     def _payable(self, written: str, amount_msat: int) -> Rental | None:
-        """Return the rental that is meant; None if no rental is. Its open invoice will be replaced by what is paid."""
+        """Return the rental that `written` means; None if it means none. This payment replaces its open invoice."""
         if not any(_is_named(one, written) for one in self._world.letting.rentals.values()):
             return None
         rental = self.find_rental(written)
@@ -213,7 +213,7 @@ class Acting:
         may = (RentalState.OFF,) if on else (RentalState.ACTIVE, RentalState.RESERVED)
         if rental.state not in may:
             fits = " or ".join(may)
-            raise UsageError(f"{_named(rental)} is {rental.state}; only one that is {fits} can be switched so")
+            raise UsageError(f"{_named(rental)} is {rental.state}; only a rental that is {fits} can be switched")
         self._node.obey(SwitchRental(rental.id, on))
         if rental.state is RentalState.RESERVED:
             return f"{_named(rental)} is on again, but has no credit: it is reserved until its tenant pays"

@@ -103,7 +103,7 @@ class Reading:
     async def check(self, text: str | None = None, path: Path = Path()) -> list[CheckRow]:
         """Check the host with the daemon's rights, in its network namespace.
 
-        Args: text, path: of a net.conf to check the host for, in place of the settings in force.
+        Args: text, path: of a net.conf whose settings are checked, in place of those in force.
         """
         node, wanted = self._node, self._node.settings
         if text is not None:  # in a thread: a long file would block the loop
@@ -134,7 +134,10 @@ class Reading:
         return evidence.look(self._world, self._node.parts.clock.now(), self._node.parts.network.uncovered())
 
     def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
-        """Check the host for a file's settings. Args: network: a second instance: the daemon's own uses the queue."""
+        """Check the host for a file's settings.
+
+        Args: network: another instance of the network module than the daemon's, which has the queue open.
+        """
         node = self._node
         checks = checkup.network(wanted, network, node.parts.make_links(wanted), node.host.node_addresses)
         return checks + network.taken(replace(node.host.desired, queue_number=wanted.queue_number))
@@ -211,7 +214,7 @@ class Reading:
             with suppress(KernelError):  # the tunnel may be gone; the books aren't
                 readings = {one.wireguard_key: one for one in node.landlord.tunnel.read()}
         for rental in list(world.letting.rentals.values()):
-            if rental.id in world.letting.rentals and rental.state is not RentalState.RELEASED:  # still
+            if rental.id in world.letting.rentals and rental.state is not RentalState.RELEASED:  # even now
                 yield rental_row(world, rental, now, readings.get(rental.wireguard_key))
         if include_released:
             rows = books.rentals(node.parts.ledger, True, world.node.real_money)

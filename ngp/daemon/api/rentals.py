@@ -30,7 +30,7 @@ class RentalRow:
     Attributes:
         role: `landlord`.
         peer: the neighbour that rents over the mesh link; None: another face.
-        activation_fee_msat: what was charged of it, so 0 until the first payment.
+        activation_fee_msat: as far as the fee was charged, so 0 until the first payment.
         used_to_bytes, used_from_bytes: towards the tenant and from it. If the rental's traffic is metered, all that was
             counted so far; else what the tunnel counts since it has the peer.
     """
@@ -93,7 +93,7 @@ def rental_row(world: World, rental: Rental, now: Now, reading: PeerReading | No
 
 
 def record_row(record: RentalRecord, account: AccountRecord, real_money: bool) -> RentalRow:
-    """Return the row of a rental in the ledger. Rent since the last write isn't in it, nor what only a daemon knows."""
+    """Return the row of a rental in the ledger, without the rent since the last write and what only a daemon knows."""
     fee_msat = min(record.activation_fee_msat, account.charged_msat)
     owed_msat = record.owed_msat + record.traffic_units // UNITS_PER_MSAT
     credit_msat = account.paid_msat - account.charged_msat - account.refunded_msat - owed_msat

@@ -35,7 +35,7 @@ AccountKey = tuple[bytes, Role]
 
 @dataclass(frozen=True, slots=True)
 class ContractRow:
-    """A contract; only a client's has `billed_bytes`, only one that a running daemon holds has `rate_bytes_s`."""
+    """A contract. `billed_bytes` is None unless we buy, `rate_bytes_s` unless a running daemon has the contract."""
 
     id: str
     role: str
@@ -234,7 +234,7 @@ class NeighbourRow:
 
     Attributes:
         block_waits: the operator's block or unblock isn't in force yet, because the ledger can't be written.
-        why_not_bought: why the last contract that we needed from it wasn't agreed; None since one was.
+        why_not_bought: why the last contract that we needed from the neighbour wasn't agreed; None if it was.
     """
 
     neighbour: str
