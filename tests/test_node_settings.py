@@ -106,7 +106,7 @@ def test_a_reload_that_takes_away_what_is_let_is_refused_whole(
             asyncio.run(broken.reload())
     assert broken.settings is before and not told
     assert "the old settings stay in force" in caplog.text
-    assert checkup.rentals(world, parse(f"{lets}203.0.113.0/24\n", path)) == []
+    assert checkup.rentals(world.letting, parse(f"{lets}203.0.113.0/24\n", path)) == []
 
 
 def test_a_start_warns_of_tenants_whose_networks_are_no_longer_let(

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
-from ngp import node_key
+from ngp import node_key, store
 from ngp.config import parse
+from ngp.core.records import RentalRecord
+from ngp.core.rental.terms import Pool
+from ngp.core.settings import Settings
 from ngp.core.values import Check, DesiredTunnel, PaymentInfo
 from ngp.daemon import offline
 from ngp.daemon.desired import named_interfaces
@@ -219,3 +222,33 @@ def test_a_landlord_without_mesh_lacks_no_mesh_interface() -> None:
     assert line.ok and line.name == "interface eth7" and "LANDLORD_OUTSIDE" in line.found and line.remedy
     pattern = parse("MESH_INTERFACES: 'eth*'\n", Path("/etc/ngp/net.conf"))
     assert [line.name for line in named_interfaces(pattern, network, ()) if not line.ok] == ["mesh interfaces"]
+
+
+def test_a_check_without_a_daemon_names_tenants_that_the_next_start_would_cut_off(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir(mode=0o700)
+    kept = RentalRecord(
+        rental=b"R" * 16, wireguard_key=b"W" * 32, face="https", offer="default", networks="203.0.113.1/32",
+        state="active", reason="", rent_msat=1, activation_fee_msat=0, rate_since_s=0, owed_msat=0,
+        reserved_since_s=0, asked_msat=0, asked_rent_msat=0, period=b"", period_charged_msat=0, period_opened_at_s=0,
+        started_at_s=1, started_s=0, payments=1,
+    )  # fmt: skip
+    asked = replace(kept, rental=b"S" * 16, wireguard_key=b"V" * 32, networks="198.51.100.1/32", state="pending")
+    ledger = store.at(state_dir, None, b"").open()
+    ledger.commit([kept, asked])
+    ledger.close()
+
+    def told(settings: Settings | None) -> list[Check]:
+        return [line for line in offline.check_state(state_dir, settings) if line.name == "rentals"]
+
+    before = (state_dir / "ledger.db").read_bytes()
+    assert told(LANDLORD) == [] and told(None) == []
+    letting = LANDLORD.letting
+    assert letting is not None
+    pools = (Pool(ip_network("198.51.100.0/24")),)
+    (line,) = told(replace(LANDLORD, letting=replace(letting, pools=pools)))
+    assert not line.ok and line.kind == "configuration" and "LANDLORD_POOLS no longer has" in line.found
+    assert (b"R" * 16).hex()[:8] in line.found
+    (line,) = told(SETTINGS)
+    assert not line.ok and "LANDLORD: no" in line.found and "ngp rentals release" in line.remedy
+    assert (state_dir / "ledger.db").read_bytes() == before

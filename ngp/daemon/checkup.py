@@ -19,6 +19,7 @@ from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose, without_offer
+from ngp.core.rental.letting import Letting
 from ngp.core.selling.first_packets import SILENT_AT_FIRST_S, UNHEARD_S
 from ngp.core.settings import Settings
 from ngp.core.values import Check, DesiredNetwork, Now
@@ -264,15 +265,15 @@ def _whose(role: Role) -> str:
     return "the account of" if role is Role.SERVER else "our account with"
 
 
-def rentals(world: World, settings: Settings) -> list[Check]:
+def rentals(letting: Letting, settings: Settings) -> list[Check]:
     """Report tenants that these settings would harm.
 
     If they take a tenant's network away, that is a failure, and a reload refuses them. If they end the offer of a
     rental, that is a warning.
     """
-    if lost := who_would_lose(world, settings.letting):
+    if lost := who_would_lose(letting, settings.letting):
         return [Check("rentals", False, lost, GIVE_BACK_FIRST, "configuration")]
-    ended = without_offer(world, settings.letting)
+    ended = without_offer(letting, settings.letting)
     return [Check("rentals", True, ended, "put the offer back; it need not be the first")] if ended else []
 
 

@@ -493,7 +493,7 @@ class Node:
         refuse_shown_secret(wanted, self.parts.config_path)
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
         checkup.refuse_without_holding(wanted, self.parts.payment)
-        if lost := who_would_lose(self.parts.gatekeeper.world, wanted.letting):
+        if lost := who_would_lose(self.parts.gatekeeper.world.letting, wanted.letting):
             raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
 
         def refuse(network: Network) -> None:
@@ -510,7 +510,7 @@ class Node:
         """
         lines = [f"{line.name}: {line.found}; {line.remedy}" for line in await self.host.lacks()]
         lines += [f"{line.name} {line.found}; right: {line.remedy}" for line in unwise(self.settings)]
-        lost = checkup.rentals(self.parts.gatekeeper.world, self.settings)
+        lost = checkup.rentals(self.parts.gatekeeper.world.letting, self.settings)
         lines += [f"{line.name}: {line.found}; {line.remedy}" for line in lost]
         for line in lines:
             _log.warning("%s", line)

@@ -13,12 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from ngp.config import PAYMENT, module_class
+from ngp.core.rental.letting import Letting
+from ngp.core.rental.rental import Rental
 from ngp.core.settings import Settings
 from ngp.core.values import Check, KernelState, PaymentInfo
 from ngp.daemon import belongings, checkup, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import ConfigError, LedgerError, NgpError, RunningError
+from ngp.ports import Store
 from ngp.remembered_node import RememberedNode, swapped
 
 _READY_S = 5.0
@@ -149,9 +152,18 @@ def _check_ledger(state_dir: Path, settings: Settings | None) -> list[Check]:
             return [Check("ledger", True, f"{place}: doesn't exist yet, the first start makes it")]
         keep_last_sign(state_dir)
         place.look()
-        return [Check("ledger", True, f"{place}: whole"), checkup.books(place, _BOOKS_S)]
+        whole = [Check("ledger", True, f"{place}: whole"), checkup.books(place, _BOOKS_S)]
+        return [*whole, *(_rentals(place, settings) if settings is not None else [])]
     except (ConfigError, LedgerError, OSError) as error:
         return [Check("ledger", False, str(error), "see Backup and restore in the operator's guide")]
+
+
+def _rentals(place: Store, settings: Settings) -> list[Check]:
+    """Warn of tenants that a start with these settings would cut off, as a running daemon's check does."""
+    letting = Letting()
+    for record in place.rentals():
+        letting.add(Rental.of(record))
+    return checkup.rentals(letting, settings)
 
 
 def _why_node_unknown(state_dir: Path) -> str:

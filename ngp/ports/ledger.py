@@ -115,6 +115,12 @@ class Store(Protocol):
     def look(self) -> None:
         """Check that a ledger that isn't in use is intact; doesn't update an older one. Raises LedgerError."""
 
+    def rentals(self) -> list[RentalRecord]:
+        """Read all rentals of a ledger that isn't in use; writes nothing. Raises LedgerError.
+
+        Returns: none if the ledger is of an older ngp: the next start updates it.
+        """
+
     def audit(self, most_s: float) -> tuple[list[str], str]:
         """Compare accounts with payments, contracts and journal; writes nothing, and may run in any thread.
 

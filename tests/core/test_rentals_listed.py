@@ -286,32 +286,32 @@ def test_who_would_lose_networks_by_other_pools(landlord: Landlord) -> None:
     landlord.ask(2, 1000)
     kept = landlord.terms
     fewer = letting(pools=("203.0.113.0/29",))
-    assert who_would_lose(landlord.world, kept) == ""
-    said = who_would_lose(landlord.world, fewer)
+    assert who_would_lose(landlord.world.letting, kept) == ""
+    said = who_would_lose(landlord.world.letting, fewer)
     assert said.startswith("LANDLORD_POOLS no longer has what is let: ") and rental.id.hex()[:8] in said
     assert said.count("(") == 1, "who hasn't paid yet holds nothing up"
-    assert who_would_lose(landlord.world, None).startswith("LANDLORD: no would end what is let: ")
+    assert who_would_lose(landlord.world.letting, None).startswith("LANDLORD: no would end what is let: ")
     (excepted,) = [replace(kept, pools=(replace(kept.pools[0], excluded=(rental.networks[0],)), kept.pools[1]))]
-    assert rental.id.hex()[:8] in who_would_lose(landlord.world, excepted)
+    assert rental.id.hex()[:8] in who_would_lose(landlord.world.letting, excepted)
     landlord.happen(ev.ReleaseRental(rental.id))
-    assert who_would_lose(landlord.world, None) == ""
+    assert who_would_lose(landlord.world.letting, None) == ""
 
 
 def test_many_losers_are_counted(landlord: Landlord) -> None:
     for tenant in range(1, 6):
         landlord.rent(tenant)
-    assert who_would_lose(landlord.world, None).endswith(" and 2 more")
-    lines = checkup.rentals(landlord.world, replace(landlord.world.settings, letting=None))
+    assert who_would_lose(landlord.world.letting, None).endswith(" and 2 more")
+    lines = checkup.rentals(landlord.world.letting, replace(landlord.world.settings, letting=None))
     assert [(line.ok, line.kind) for line in lines] == [(False, "configuration")]
     assert "ngp rentals release RENTAL" in lines[0].remedy
-    assert checkup.rentals(landlord.world, landlord.world.settings) == []
+    assert checkup.rentals(landlord.world.letting, landlord.world.settings) == []
 
 
 def test_tenants_whose_offer_has_ended_are_named(landlord: Landlord) -> None:
     rental = landlord.rent(1)
     landlord.ask(2, 1000)
     other = replace(landlord.world.settings, letting=letting(offer(name="new")))
-    (line,) = checkup.rentals(landlord.world, other)
+    (line,) = checkup.rentals(landlord.world.letting, other)
     assert line.ok and line.remedy.startswith("put the offer back")
     assert line.found.startswith(f"the offer default has ended, so no credit can be added to {rental.id.hex()[:8]} (")
     assert line.found.count("(") == 1, "the one that waits for its payment isn't named"

@@ -82,6 +82,7 @@ def test_rentals_are_listed_with_their_accounts_the_oldest_first_also_released_o
     ledger.commit([young, old, account(ALICE, paid_msat=7), account(BOB), account(BOB, role=Role.CLIENT, paid_msat=9)])
     assert ledger.rentals() == [(old, account(BOB)), (young, account(ALICE, paid_msat=7))]
     assert ledger.load(NOW).rentals == (young,)
+    assert sorted(store.rentals(), key=lambda one: one.rental) == sorted((old, young), key=lambda one: one.rental)
 
 
 def test_a_start_knows_a_rental_that_is_over_as_long_as_it_may_be_paid_or_its_books_are_open(store: Store) -> None:

@@ -17,6 +17,7 @@ from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
 from ngp.core.records import PaymentKind, PaymentState, RentalRecord, ServiceRecord
 from ngp.core.rental import metering
+from ngp.core.rental.letting import Letting
 from ngp.core.rental.periods import charge, charge_owed, close_period, open_period, open_record
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import ACCRUES, PAID_LATE, Rental, RentalState
@@ -364,20 +365,20 @@ def forget(world: World, rental: Rental) -> None:
     world.forget([rental.id])
 
 
-def who_would_lose(world: World, settings: LettingSettings | None) -> str:
+def who_would_lose(letting: Letting, settings: LettingSettings | None) -> str:
     """Say which tenants that paid would lose their networks by other settings; "" if none would.
 
     The remedy is GIVE_BACK_FIRST.
     """
-    lost = world.letting.outside(settings.pools if settings is not None else ())
+    lost = letting.outside(settings.pools if settings is not None else ())
     key = "LANDLORD_POOLS no longer has" if settings is not None else "LANDLORD: no would end"
     return f"{key} what is let: {_listed(lost)}" if lost else ""
 
 
-def without_offer(world: World, settings: LettingSettings | None) -> str:
+def without_offer(letting: Letting, settings: LettingSettings | None) -> str:
     """Say which tenants that paid have an offer that other settings lack; "" if none has. They can add no credit."""
     offers = {one.name for one in settings.offers} if settings is not None else set()
-    gone = [one for one in world.letting.paid_for() if one.offer not in offers]
+    gone = [one for one in letting.paid_for() if one.offer not in offers]
     return f"the offer {gone[0].offer} has ended, so no credit can be added to {_listed(gone)}" if gone else ""
 
 

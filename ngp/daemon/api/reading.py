@@ -112,7 +112,7 @@ class Reading:
         checks = await node.host.aside(lambda network: self._host_as(wanted, network))
         if wanted.letting is not None:
             checks += await asyncio.to_thread(node.parts.check_letting, wanted.letting)
-        checks += checkup.rentals(self._world, wanted)
+        checks += checkup.rentals(self._world.letting, wanted)
         if wanted.buys:
             hops = await node.host.aside(lambda network: network.next_hops(node.host.desired))
             checks += checkup.strange_hops(self._world, hops)

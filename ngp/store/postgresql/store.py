@@ -10,8 +10,9 @@ from typing import Any
 
 import psycopg
 
+from ngp.core.records import RentalRecord
 from ngp.errors import LedgerError
-from ngp.store import schema, sums
+from ngp.store import rows, schema, sums
 from ngp.store.postgresql import tables
 from ngp.store.postgresql.ledger import PostgresLedger
 from ngp.store.postgresql.server import Place, translated
@@ -51,6 +52,15 @@ class PostgresStore:
         with translated(self._place), closing(self._place.connect()) as connection:
             if tables.exists(connection, self._place):
                 tables.version(connection, self._place)
+
+    def rentals(self) -> list[RentalRecord]:
+        """Read all rentals."""
+        with translated(self._place), closing(self._place.connect()) as connection:
+            if not tables.exists(connection, self._place):  # the one of SQLite wasn't taken over yet
+                return []
+            if tables.version(connection, self._place) != len(schema.MIGRATIONS):
+                return []
+            return list(map(rows.rental, connection.execute(f"SELECT {rows.RENTAL_COLUMNS} FROM rentals")))
 
     def audit(self, most_s: float) -> tuple[list[str], str]:
         """Audit the ledger, with a separate connection, as a daemon may be writing to it."""

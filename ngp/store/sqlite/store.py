@@ -7,8 +7,9 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+from ngp.core.records import RentalRecord
 from ngp.errors import LedgerError
-from ngp.store import schema, sums
+from ngp.store import rows, schema, sums
 from ngp.store.sqlite import file
 from ngp.store.sqlite.ledger import SqliteLedger
 
@@ -41,6 +42,14 @@ class SqliteStore:
     def look(self) -> None:
         """Check that a ledger not in use is intact."""
         file.look(self._path)
+
+    def rentals(self) -> list[RentalRecord]:
+        """Read all rentals, with a connection that can't write."""
+        with file.translated(self._path), closing(file.connect(self._path)) as connection:
+            connection.execute("PRAGMA query_only=ON")
+            if connection.execute("PRAGMA user_version").fetchone()[0] != len(schema.MIGRATIONS):
+                return []
+            return list(map(rows.rental, connection.execute(f"SELECT {rows.RENTAL_COLUMNS} FROM rentals")))
 
     def audit(self, most_s: float) -> tuple[list[str], str]:
         """Audit the ledger, with a separate connection, as a daemon may be writing to the file."""
