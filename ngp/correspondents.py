@@ -1,4 +1,4 @@
-"""Correspondents: what the courier keeps of each identity that it exchanges messages with."""
+"""Correspondents: what the courier keeps about each identity with which it exchanges messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngp.replay import ReplayWindow
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A message in flight, not yet acknowledged."""
+    """A message in flight: sent, and not yet acknowledged. `landed`: it isn't in flight any more, so don't repeat it."""
 
     neighbour: Correspondent
     link: LinkKey
@@ -34,14 +34,15 @@ class ProvenLink:
 
 @dataclass(slots=True, eq=False)
 class Correspondent:
-    """All that is kept of one identity.
+    """All that is kept about one identity.
 
     Attributes:
-        count: number of messages that we made for it; the lower half of their sequences.
-        broadcast: count of its last hello to everybody.
-        proven: the links where it is proven.
+        count: number of messages that we made for the identity; the lower half of each message's sequence.
+        broadcast: the count in its last hello to everybody.
+        proven: the links where the identity is proven.
+        acks: ids of messages from the identity that the next ack will acknowledge.
         acks_again: one of `acks` is for a duplicate.
-        self_acks: its messages that nobody has acked yet.
+        self_acks: ids of messages from the identity that the caller hasn't answered or acknowledged yet.
     """
 
     identity: bytes

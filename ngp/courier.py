@@ -55,7 +55,7 @@ from ngp.replay import WINDOW, ReplayWindow
 RETRY_AFTER_S = (0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0, 3.0)
 GIVE_UP_S = sum(RETRY_AFTER_S)
 ACK_DELAY_S = 0.02
-SELF_ACK_S = 0.1  # before the sender sends the message again
+SELF_ACK_S = 0.1  # a message that the caller neither answers nor acknowledges is acked then, before it is sent again
 IDLE_S = 600.0
 _LINKS_PER_NEIGHBOUR = 4
 _STRANGER_LINKS = 1024
@@ -99,7 +99,7 @@ class Courier:
         )
         self._broadcast_count = 0
         self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
-        self._retired_count = 0  # highest count of those forgotten: a new entry counts on, so no sequence comes twice
+        self._retired_count = 0  # highest count of any identity that was forgotten: new ones count on from there
         self._outstanding = 0
         self._retries: tuple[deque[tuple[float, Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
         self._ack_timers: deque[tuple[float, Correspondent]] = deque()
@@ -406,7 +406,7 @@ class Courier:
             if message_id in neighbour.self_acks:
                 neighbour.self_acks.remove(message_id)
                 self._queue_ack(neighbour, message_id, now)
-        while self._forget_timers and self._forget_timers[0][0] <= now:  # its sender has given up: no more copies
+        while self._forget_timers and self._forget_timers[0][0] <= now:  # the message's sender sends no more copies
             _, neighbour, message_id = self._forget_timers.popleft()
             neighbour.self_acks.discard(message_id)
         while self._ack_timers and self._ack_timers[0][0] <= now:

@@ -15,12 +15,12 @@ class Limits:
 
     Attributes:
         neighbours, strangers: identities that are proven on a link, and identities that were only heard.
-        former: replay windows of identities that are no longer known; without them old messages could be replayed.
+        former: identities no longer known whose replay window is kept; otherwise their old messages could be replayed.
         identities_per_link: known identities behind one link address.
         in_flight: unanswered messages to one neighbour; at most half the replay window.
         waiting: messages to one neighbour that wait to be sent.
         total: messages to all neighbours together, in flight and waiting.
-        stranger_rate: signatures checked per second for all unknown (identity, link) together; also the burst.
+        stranger_rate: signatures checked per second, or at once, for all unknown (identity, link) together.
         stranger_link_rate: the part of stranger_rate that one link address may use.
         neighbour_rate: signatures checked per second for each known (identity, link).
     """
@@ -56,7 +56,10 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A new message. `proven`: it is no replay, and its sender is on this link. Else it is a hello; only answer it."""
+    """A new message.
+
+    `proven`: the message is no replay, and its sender is on this link. If False, it is a hello: only answer it.
+    """
 
     sender: bytes
     link: LinkKey

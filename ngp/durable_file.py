@@ -16,20 +16,20 @@ TOKEN_BYTES = 8
 
 
 def create(path: Path, content: bytes) -> None:
-    """Write a new file of mode 0600. One that has appeared meanwhile stays as it is. Raises OSError."""
+    """Write a new file of mode 0600. If the file has appeared meanwhile, it stays as it is. Raises OSError."""
     with _written(path, content) as fresh, suppress(FileExistsError):
         os.link(fresh, path)  # unlike a rename, it replaces nothing
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600, in place of the one that there may be. Raises OSError."""
+    """Write a file of mode 0600; if it exists, replace it. Raises OSError."""
     with _written(path, content) as fresh:
         os.replace(fresh, path)
 
 
 @contextmanager
 def _written(path: Path, content: bytes) -> Iterator[Path]:
-    """Write the content under another name, `.NAME.TOKEN`, which the block gives its place."""
+    """Write the content to a file `.NAME.TOKEN` and yield its path; the block puts that file into its place."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN_BYTES)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -26,7 +26,7 @@ def load(state_dir: Path) -> Ed25519PrivateKey | None:
 def load_or_create(state_dir: Path, new: Ed25519PrivateKey | None = None) -> Ed25519PrivateKey:
     """Read the identity key, or make one if there is none.
 
-    Args: state_dir: an existing folder. new: the key to be kept if there is none; None: any.
+    Args: state_dir: an existing folder. new: the key to keep if there is none yet; None: a random one.
     Raises: ConfigError with file and remedy; MomentError: the disk is full, or a similar obstacle.
     """
     key = key_file.load_or_create(

@@ -20,7 +20,7 @@ from typing import Any
 from ngp.errors import ConfigError, UnseenError
 
 ACCOUNT_ID = "ACCOUNT_ID"
-"""The only one of ngp's own keys that a payment module's check gets."""
+"""The only one of ngp's own keys of net.conf whose value a payment module's check gets."""
 
 _MOST_PATH_BYTES = 1024
 _TRUTH_VALUES = ("yes", "no", "true", "false", "on", "off")  # of YAML 1.1
@@ -77,8 +77,8 @@ class ModuleSettings:
     Attributes:
         keys: in the order of the guide.
         check: returns contradictions between valid values: (key, what is wrong and what would be right). It gets the
-            module's values that aren't None, for a payment module also ACCOUNT_ID. It is called if the module is in
-            use and all its values could be read.
+            module's values that aren't None; a payment module's check also gets ACCOUNT_ID. It is called only if the
+            module is in use and all its values could be read.
     """
 
     keys: tuple[ModuleKey, ...] = ()

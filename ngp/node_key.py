@@ -20,7 +20,7 @@ _KEY_BYTES = 32
 _PREFIX = b"Lightning Signed Message:"
 _ZBASE32 = "ybndrfg8ejkmcpqxot1uwisza345h769"
 _SIGNATURE_CHARS = 104  # 65 bytes
-_HEADER = 27 + 4  # compact signature, compressed key; the recovery id is added
+_HEADER = 27 + 4  # first byte of a compact signature by a compressed key; the recovery id (0 to 3) is added to it
 
 
 def load_or_make(path: Path) -> PrivateKey:

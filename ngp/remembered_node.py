@@ -86,7 +86,7 @@ class RememberedNode:
 
 
 def swapped(known: PaymentInfo | None, info: PaymentInfo) -> str:
-    """Say that another node is in use than last time; "" if it is the same, or the first."""
+    """Say that another node is in use than last time; "" if it is the same node, or if none is remembered."""
     if known is None or known.account_id == info.account_id:
         return ""
     return (

@@ -245,7 +245,7 @@ _LINE = _record(
 
 
 def _parts(most: int) -> tuple[tuple[str, _Codec], ...]:
-    """Return the fields of a message that is a part of something longer."""
+    """Return the fields of a message that is one part of a longer content. Args: most: parts of a content at most."""
     return (
         ("number", _number(MAX_CALL_NUMBER)),
         ("part", _number(most - 1)),
@@ -450,7 +450,7 @@ def _unpack(payload: bytes) -> list[Any]:
             payload,
             max_map_len=MAX_EXTENSIONS_BYTES,
             max_ext_len=0,
-            strict_map_key=False,  # the keys must be numbers, checked later; few fit, so collisions are cheap
+            strict_map_key=False,  # keys must be numbers, which is checked later; too few fit for costly collisions
         )
     except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are ValueErrors
         raise PeerError("malformed", f"not msgpack: {error!s:.80}") from None
