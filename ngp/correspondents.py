@@ -13,7 +13,7 @@ from ngp.replay import ReplayWindow
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A message in flight: sent, and not yet acknowledged. `landed`: it isn't in flight any more, so don't repeat it."""
+    """A message in flight: sent, and not acknowledged yet. `landed`: it is over, so the message isn't sent again."""
 
     neighbour: Correspondent
     link: LinkKey

@@ -18,8 +18,8 @@ from ngp.core.world import World
 MOST_NEIGHBOURS = 4096
 MOST_DEBTORS = 4096
 MOST_LINKS = 8
-LINK_SILENCE_S = 60.0
-LOOK_FOR_IDLE_S = 5.0
+LINK_SILENCE_S = 60.0  # a neighbour that wasn't heard on its link for this time has left it
+LOOK_FOR_IDLE_S = 5.0  # least time between two searches for neighbours to forget
 
 
 def drop_neighbour(world: World, neighbour: Neighbour) -> None:

@@ -83,8 +83,8 @@ from ngp.core.timers import Due
 from ngp.core.values import HeldPacket, HintKind, Now, PaymentOutcome, Reading, Settlement
 from ngp.core.world import World
 
-FLUSH_INTERVAL_S = 60.0
-FLUSH_PAUSE_S = 0.1
+FLUSH_INTERVAL_S = 60.0  # from a change of a contract's totals until they are written
+FLUSH_PAUSE_S = 0.1  # between two parts of what is to be written
 FLUSHED_AT_ONCE = 1000
 _ACCOUNT_DUE = {
     Due.STATEMENT: statements.statement_due,

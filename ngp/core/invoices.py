@@ -32,7 +32,7 @@ LATE_S = 60.0
 A tenant's client asks for the unpaid invoice. If it isn't told that invoice any more, it takes it for paid. It stops
 asking when the invoice has expired by its own clock, which may be behind ours.
 """
-RETRY_S = 5.0
+RETRY_S = 5.0  # pause before an invoice is made, or sent, again
 CANCEL_AGAIN_S = 10.0
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from ngp.core.allowance import Allowance
 from ngp.core.effects import Effect, Log
 
+# Lines of the log: at once; a second of a neighbour that money passed to or from; a second of all others together.
 MOST_AT_ONCE = 2000
 A_SECOND_OF_TRADER = 10.0
 A_SECOND_OF_STRANGERS = 1.0

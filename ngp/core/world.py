@@ -41,10 +41,10 @@ from ngp.core.settings import Settings
 from ngp.core.timers import CONTRACT_TIMERS, Due, Timers
 from ngp.core.values import Grant, LastingTerms, Now
 
-END_LINGER_S = 3.0
-LOW_LASTS_S = 4
-TOP_UP_LASTS_S = 10
-UNUSED_S = 3600.0
+END_LINGER_S = 3.0  # how much longer than a contract's lifetime its client keeps the meter
+LOW_LASTS_S = 4  # an account is topped up when its balance lasts for less than this at the present rate
+TOP_UP_LASTS_S = 10  # how long a top-up should last at the present rate
+UNUSED_S = 3600.0  # a contract that never carried anything is closed after this time
 LOG_AGAIN_S = 3600.0
 MOST_LOGGED = 4096
 

@@ -221,7 +221,7 @@ def test_what_the_kernel_refused_to_meter_is_tried_again_each_minute(by_bytes: L
         by_bytes.kernel.revoke(rental.id[:16])
         by_bytes._set_peer(TunnelPeer(key(1), ()))
         by_bytes.happen(ev.TunnelPeerUnmetered(key(1)))
-        assert "nothing passes, as the kernel refused to meter it" in by_bytes.log[-1]
+        assert "gets no traffic: the kernel refused to meter it" in by_bytes.log[-1]
         by_bytes.at(RENT_AHEAD_S - 2)
         assert not by_bytes.peers and rental.id[:16] not in by_bytes.kernel.slots
         by_bytes.at(3)

@@ -32,11 +32,11 @@ from ngp.core.topups import sendable, usual_msat
 from ngp.core.world import World
 
 TOLERANCE_SHARE = 10  # one part in so many of what our meter counts may be written off as lost: a tenth
-DISOWN_PAUSE_S = 0.5
-MOST_DISOWNED_AGAIN = 256
-CREDITED_WITHIN_S = 60
-MOVE_TAKES_S = 60.0
-MOVES_AGAIN_S = 3600.0
+DISOWN_PAUSE_S = 0.5  # least time between two answers that end at the server the contracts that we don't meter
+MOST_DISOWNED_AGAIN = 256  # most contracts that a server that came back is told to end
+CREDITED_WITHIN_S = 60  # within this time after a payment a server's statement may still lack it
+MOVE_TAKES_S = 60.0  # for so long after a server moved, its bills of contracts at its old address are believed
+MOVES_AGAIN_S = 3600.0  # after this time another move of the server is believed
 
 
 def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:

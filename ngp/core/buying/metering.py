@@ -11,7 +11,7 @@ from ngp.core.peers import Neighbour
 from ngp.core.values import Reading
 from ngp.core.world import World
 
-MOST_ENDED = 4096
+MOST_ENDED = 4096  # most ended contracts that we remember
 WORTH_S = 60.0
 """A contract that ends sooner, and with less than WORTH_BYTES, counts as unused. Otherwise a server could end each
 contract after one packet, and make us open another."""

@@ -18,7 +18,7 @@ from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.topups import receivable
 from ngp.core.world import World
 
-ANSWER_S = 15.0
+ANSWER_S = 15.0  # a refusal that comes within this time answers our request for a refund
 INVOICE_PAUSE_S = 60.0
 """Least time between two invoices for refunds from one server: an invoice costs a call to our node and a row in the
 ledger, while an offer costs the server nothing."""

@@ -30,9 +30,10 @@ from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0
 CLOSES_AFTER_S = 2
-"""How long the tunnel still has the networks of a metered tenant after the kernel's cut.
+"""For so many seconds after the kernel cut a metered tenant's traffic, the tunnel keeps the tenant's networks.
 
-wireguard-go drops what waits in its queue for a tenant without networks. Those packets are charged already.
+Without networks, wireguard-go would drop the packets that wait in its queue for the tenant, and those are charged
+already.
 """
 _SERVICE = b"service"
 MOST_UNCHARGED_UNITS = 1 << 60
@@ -152,12 +153,12 @@ def tunnel_peer(world: World, rental: Rental) -> TunnelPeer:
 
 
 def unmetered(world: World, event: TunnelPeerUnmetered) -> None:
-    """Try to meter a tenant again within a minute: the kernel lacks a contract of it."""
+    """Plan to try again, within a minute, to meter a tenant: the kernel lacks one of its contracts."""
     rental = world.letting.by_key.get(event.wireguard_key)
     if rental is not None and rental.state is RentalState.ACTIVE and not rental.meter.is_refused:
         rental.meter.is_refused = True
-        why = "the kernel refused to meter it (see the error before this one)"
-        world.log(f"rental {_name(rental)}: nothing passes, as {why}; tried again each minute", logging.ERROR)
+        why = "the kernel refused to meter it (the error logged before this one says why)"
+        world.log(f"rental {_name(rental)} gets no traffic: {why}; ngp tries again each minute", logging.ERROR)
         _watch(world, rental)
 
 
@@ -187,7 +188,7 @@ def due(world: World, rental_id: bytes) -> None:
 
 
 def _catch_up(world: World, rental: Rental) -> None:
-    """Take a tenant's networks out of the tunnel after the kernel's cut; meter one that the kernel refused."""
+    """Take a tenant's networks out of the tunnel some time after the kernel's cut, or try again to meter the tenant."""
     meter = rental.meter
     if meter.is_closing or meter.is_refused:
         meter.is_closing = meter.is_refused = False

@@ -9,10 +9,10 @@ The counters are cumulative and are kept for the rental's whole life, whatever i
 priced and owed; it is charged together with the rent (`ngp.core.rental.periods`).
 
 A new price holds from the payment of its invoice on, for what the meter reports from then on. What the kernel carried
-while no daemon ran is charged at the price that the kernel had, as only that was covered.
+while no daemon ran is charged at the price that the kernel had, because the kernel's limit covered no more.
 
 A tenant that pays for traffic has networks in the tunnel only while its contracts are in the kernel
-(`ngp.daemon.landlord`). So whatever goes wrong between, nothing passes uncharged.
+(`ngp.daemon.landlord`). So if any step in between fails, nothing passes uncharged.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def has_room(world: World) -> bool:
 
 
 def count(world: World, rental: Rental, reading: Reading, price_msat_per_gib: int | None = None) -> None:
-    """Price what a contract's cumulative counters show more than before. Args: price_msat_per_gib: None: at present."""
+    """Price what a contract's cumulative counters show more than before.
+
+    Args: price_msat_per_gib: the price of that traffic; None: the rental's present price.
+    """
     before = rental.counts.get(reading.contract, (0, 0))
     now = max(before[0], reading.used_to_bytes), max(before[1], reading.used_from_bytes)
     if now == before:
@@ -152,7 +155,7 @@ def counted(world: World, rental: Rental, spent_units: int, readings: tuple[Read
 
 
 def needed(rental: Rental) -> tuple[bytes, ...]:
-    """Return the contracts without which the tunnel must let nothing pass; none if traffic was always free."""
+    """Return the ids of the contracts without which the tunnel must let nothing pass; () if traffic was always free."""
     is_metered = rental.price_msat_per_gib or rental.meter.is_in_kernel
     return tuple(contract for contract, _ in rental.contracts) if is_metered else ()
 

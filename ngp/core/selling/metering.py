@@ -22,7 +22,7 @@ from ngp.core.timers import Due
 from ngp.core.values import UNITS_PER_MSAT, AccountReading, Reading, Verdict
 from ngp.core.world import World
 
-EXHAUSTED_LINGER_S = 2.0
+EXHAUSTED_LINGER_S = 2.0  # how long a contract whose data is used up waits for its renewal
 
 
 def release(world: World, sale: Sale) -> None:

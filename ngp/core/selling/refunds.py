@@ -42,8 +42,8 @@ from ngp.core.topups import sendable
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 
-LEAST_ASKED_MSAT = 10_000
-ASK_PAUSE_S = 5.0
+LEAST_ASKED_MSAT = 10_000  # least refund that a client may ask for
+ASK_PAUSE_S = 5.0  # requests of a client that come sooner after the last one are ignored
 OFFER_VALID_S = 600.0
 
 

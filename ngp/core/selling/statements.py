@@ -27,8 +27,8 @@ from ngp.core.timers import Due
 from ngp.core.world import World
 
 STATEMENT_INTERVAL_S = 5.0
-CLOSED_WAIT_S = 0.05
-BACK_WAIT_S = 0.2
+CLOSED_WAIT_S = 0.05  # from a contract's end to the statement with its last line
+BACK_WAIT_S = 0.2  # from a client's return to its statement
 LINES_PER_STATEMENT = 16
 MOST_UNSTATED = 16384
 MOST_STATED_AGAIN = 1024
