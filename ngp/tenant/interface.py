@@ -12,7 +12,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 
 from ngp.core.messages import Address
+from ngp.core.tenant.configuration import with_dns
 from ngp.errors import ConfigError, KernelError
+from ngp.tenant import files
 
 WG_QUICK_S = 60.0
 _MOST_TOLD = 300
@@ -71,11 +73,23 @@ def refuse_without_root(deed: str, path: Path) -> None:
         raise KernelError(f"to bring {path.stem} {deed} needs root: run this with sudo")
 
 
-def bring_up(path: Path) -> None:
+def can_set_dns() -> bool:
+    """Say whether wg-quick can set name servers."""
+    return shutil.which("resolvconf") is not None
+
+
+def bring_up(path: Path, uses_dns: bool) -> None:
     """Bring the interface of a file up; one that is whole stays as it is. Raises ConfigError, KernelError.
 
     An interface without addresses is what a wg-quick that was killed leaves; it is made anew.
+
+    Args: uses_dns: the landlord's name servers are to be asked for all names.
     """
+    text = path.read_text()
+    wanted = with_dns(text, uses_dns and can_set_dns())
+    if text != wanted:
+        bring_down(path)  # by the former file, which says that name servers are to be taken back
+        files.replace(path, wanted.encode())
     if is_up(path.stem):
         if _is_whole(path):
             return

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ def keep_configuration(
                 "written, as the host's own packets would go to the landlord; ask the landlord"
             )
     more = policy.lines(configuration, networks, tunnel.root_key) if keeps_route else ()
-    text = wg_quick_text(configuration, tunnel.private_key, shutil.which("resolvconf") is not None, more)
+    text = wg_quick_text(configuration, tunnel.private_key, not keeps_route and interface.can_set_dns(), more)
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)
     return KeptConfiguration(configuration, text, path, linked, why_not)

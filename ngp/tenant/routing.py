@@ -55,7 +55,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
         sources = policy.sources_of(configuration, _networks(home, tunnel))
         _bring(home, table, carrier, policy.rules_of_sources(sources, table), beside)
         try:
-            interface.bring_up(path)
+            interface.bring_up(path, uses_dns=carrier == table)
         except KernelError as error:
             stays = f"; nothing leaves beside the tunnel: `ngp rent down {tunnel.shown_name}` undoes that"
             raise KernelError(f"{error}{stays if carrier == table else ''}") from error

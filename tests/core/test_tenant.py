@@ -22,7 +22,7 @@ from ngp.core.tenant.answers import (
     read_status,
     read_terms,
 )
-from ngp.core.tenant.configuration import interface_name, read_configuration, wg_quick_text
+from ngp.core.tenant.configuration import interface_name, read_configuration, wg_quick_text, with_dns
 from ngp.core.tenant.terms import (
     Limit,
     SaleTerms,
@@ -139,11 +139,25 @@ def test_an_endpoint_in_one_text(endpoint: str, written: str) -> None:
     assert (end.endpoint, end.keepalive_s, end.preshared_key) == (written, 0, None)
 
 
-def test_the_file_brackets_ipv6_and_leaves_name_servers_out_without_resolvconf() -> None:
+def test_the_file_brackets_ipv6_and_leaves_unused_name_servers_out() -> None:
     configuration = read_configuration(CONF)
     text = wg_quick_text(configuration, KEY, False)
     assert "Endpoint = [2001:db8:1::1]:51820\n" in text and "\nDNS" not in text and "# DNS = 192.0.2.53" in text
     assert "\nDNS = 192.0.2.53\n" in wg_quick_text(configuration, KEY, True)
+
+
+def test_no_address_brings_a_route_to_more_than_itself() -> None:
+    """wg-quick gives an interface its addresses, and the kernel a route to the network of each."""
+    found = read_configuration(CONF | {"addresses": ["8.8.1.9/5", "2001:db8::1/4"]})
+    assert "\nAddress = 8.8.1.9/32, 2001:db8::1/128\n" in wg_quick_text(found, KEY, False)
+
+
+def test_name_servers_are_used_and_left_out_again() -> None:
+    configuration = read_configuration(CONF | {"dns": ["192.0.2.53", "2001:db8::53"]})
+    unused, used = (wg_quick_text(configuration, KEY, uses_dns) for uses_dns in (False, True))
+    assert "\nDNS = 192.0.2.53, 2001:db8::53\n" in used and "\nDNS" not in unused
+    for text in (unused, used):
+        assert (with_dns(text, False), with_dns(text, True)) == (unused, used)
 
 
 def test_an_interface_has_a_name_that_linux_takes() -> None:

@@ -175,6 +175,26 @@ def test_nothing_is_asked_of_the_landlord_that_cannot_be_paid(router: Router) ->
     assert "AddCredit" not in [verb for verb, _ in router.landlord.calls[asked:]]
 
 
+def test_a_landlords_name_servers_are_used_only_by_the_tunnel_of_all_traffic(router: Router) -> None:
+    router.trust()
+    router.landlord.twists["getconf"] = lambda plain: plain | {"dns": ["192.0.2.53"]}
+    used = []
+
+    def wg_quick(deed: str, path: Path) -> None:
+        used.append((deed, "\nDNS = 192.0.2.53\n" in path.read_text()))
+
+    with mock.patch("ngp.tenant.interface.can_set_dns", lambda: True):
+        router.rent("new", "example", "--name", "one", "--yes")
+        (conf,) = (router.tenant / "WireGuardConfigFiles").iterdir()
+        assert "\nDNS" not in conf.read_text() and "# DNS = 192.0.2.53" in conf.read_text()
+        with mock.patch("ngp.tenant.interface._wg_quick", wg_quick):
+            interface.bring_up(conf, uses_dns=False)
+            interface.bring_up(conf, uses_dns=True)
+            with mock.patch("ngp.tenant.interface.is_up", lambda _: True):
+                interface.bring_up(conf, uses_dns=False)
+    assert used == [("up", False), ("up", True), ("down", True), ("up", False)]
+
+
 def test_autopay_once_fills_the_credit(router: Router) -> None:
     router.trust()
     assert router.rent("autopay", "--once").returncode == ExitCode.USAGE
@@ -347,7 +367,7 @@ def test_without_networks_the_tunnels_own_addresses_are_the_sources(landlord: St
     read_status(landlord.get_status({"WireGuardPubKey": "k"}))
     configuration = read_configuration(landlord.get_conf({"WireGuardPubKey": "k"}))
     text = "\n".join(policy.lines(configuration, (), "k"))
-    assert "from 192.0.2.7/32" in text and "from 2001:db8:7::/64" in text
+    assert "from 192.0.2.7/32" in text and "from 2001:db8:7::1/128" in text
 
 
 def test_a_key_is_not_changed_over_https_and_an_interrupted_change_is_told(router: Router) -> None:

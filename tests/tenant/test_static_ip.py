@@ -30,7 +30,7 @@ def test_rents_and_keeps_the_configuration(user: User) -> None:
     (conf,) = (user.folder / "WireGuardConfigFiles").iterdir()
     key = yaml.safe_load((user.folder / "Config.yaml").read_text())["tunnels"][0]["wireguard_public_key"]
     assert conf.name == f"sw_{key.replace('+', '-').replace('/', '_')[:12]}.conf"
-    assert "Address = 192.0.2.7/32, 2001:db8:7::1/64\n" in conf.read_text()
+    assert "Address = 192.0.2.7/32, 2001:db8:7::1/128\n" in conf.read_text()
     for file in user.folder.rglob("*"):
         assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600), file
 

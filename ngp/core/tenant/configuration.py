@@ -21,6 +21,7 @@ from ngp.core.tenant.answers import Answer, AnswerError
 KEY_BYTES = 32
 LEAST_MTU, MOST_MTU = 576, 9000
 _MOST_ITEMS = 16
+_DNS_LINE = re.compile(r"^(?:# )?DNS = ([0-9A-Fa-f:., ]*[0-9A-Fa-f:])(?: \(.*\))?$", re.MULTILINE)
 _HOST = re.compile(r"(?=.{1,253}$)[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?(\.[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?)*\.?")
 
 
@@ -58,7 +59,7 @@ def read_configuration(answer: Answer) -> TunnelConfiguration:
             raise _wrong("addresses", str(one), "an address that can be let")
     mtu = answer.get("mtu")
     return TunnelConfiguration(
-        addresses=addresses,
+        addresses=tuple(ip_interface(one.ip) for one in addresses),  # a wider network would be routed to the tunnel
         dns=tuple(_read(ip_address, "dns", one) for one in _list(answer, "dns")),
         mtu=None if mtu is None else _number("mtu", mtu, LEAST_MTU, MOST_MTU),
         ends=tuple(_end(one) for one in _list(answer, "peers", least=1)),
@@ -133,20 +134,20 @@ def _wrong(key: str, value: object, right: str) -> AnswerError:
 
 
 def wg_quick_text(
-    configuration: TunnelConfiguration, private_key: str, has_resolvconf: bool, more: Sequence[str] = ()
+    configuration: TunnelConfiguration, private_key: str, uses_dns: bool, more: Sequence[str] = ()
 ) -> str:
     """Write the file for wg-quick. It has the private key, so it must be kept secret.
 
     Args:
-        has_resolvconf: wg-quick can set name servers. If it can't, it would fail, so they are written as a comment.
+        uses_dns: everything goes through this tunnel, and wg-quick can set name servers, as resolvconf is installed.
+            Otherwise they are written as a comment: they would be asked for all of this machine's names.
         more: further lines of the section Interface, our own.
     """
     lines = ["[Interface]", f"PrivateKey = {private_key}", f"Address = {_joined(configuration.addresses)}"]
     if configuration.mtu is not None:
         lines.append(f"MTU = {configuration.mtu}")
     if configuration.dns:
-        dns = f"DNS = {_joined(configuration.dns)}"
-        lines.append(dns if has_resolvconf else f"# {dns} (install resolvconf to use it)")
+        lines.append(_dns_line(_joined(configuration.dns), uses_dns))
     lines += more
     for end in configuration.ends:
         lines += ["", "[Peer]", f"PublicKey = {end.public_key}"]
@@ -156,6 +157,15 @@ def wg_quick_text(
         if end.keepalive_s:
             lines.append(f"PersistentKeepalive = {end.keepalive_s}")
     return "\n".join(lines) + "\n"
+
+
+def with_dns(text: str, uses_dns: bool) -> str:
+    """Return a file for wg-quick in which name servers are used, or not."""
+    return _DNS_LINE.sub(lambda found: _dns_line(found[1], uses_dns), text)
+
+
+def _dns_line(servers: str, uses_dns: bool) -> str:
+    return f"DNS = {servers}" if uses_dns else f"# DNS = {servers} (unused: see docs/staticwire.md)"
 
 
 def _joined(values: Sequence[object]) -> str:
