@@ -135,7 +135,7 @@ def wait_until_paid(landlord: Landlord, tunnel: Tunnel, quote: Quote, tell: Call
             if not status.unpaid_invoice and time.time() + POLL_S < quote.expires_at_s:
                 raise PaymentError(
                     "the landlord withdrew the invoice: it was not paid; if you paid it nevertheless, "
-                    "`staticIP GetRentalStatus` shows whether it arrived"
+                    "`ngp rent status` (or `staticIP GetRentalStatus`) shows whether it arrived"
                 )
         time.sleep(max(0.0, min(began_s + pause_s - time.monotonic(), quote.expires_at_s - time.time())))
     raise PaymentError("the invoice expired before it was paid: ask for a new one")
