@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp import identity
-from ngp.cli import client
+from ngp.cli import client, streams
 from ngp.cli.place import Place
 from ngp.cli.show import clean
 from ngp.config import load
@@ -294,7 +294,8 @@ def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: b
         try:
             await autopay.keep(one, once, changed, alone=len(tunnels) == 1)
         except NgpError as error:
-            _log.error("%s: %s", one.tunnel.shown_name, error)
+            for line in str(error).splitlines():
+                streams.note(f"ngp: {one.tunnel.shown_name}: {clean(line)}")
             refused.append(error)
 
     async def run() -> None:

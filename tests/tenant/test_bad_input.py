@@ -62,7 +62,9 @@ class Case:
 NEW, ADD, AUTOPAY = "new example --yes", "add shop --yes --amount 700", "autopay --once"
 CASES = {
     "least amount": Case(f"{NEW} --amount 999", nothing, ExitCode.OTHER, ("999",)),
-    "most amount": Case(f"{NEW} --amount 99999", nothing, ExitCode.OTHER, ("99999",)),
+    "most amount": Case(
+        f"{NEW} --amount 50001", lambda landlord: setattr(landlord, "credit_max", 50_000), ExitCode.OTHER, ("50001",)
+    ),
     "least renewal": Case("add shop --yes --amount 499", nothing, ExitCode.OTHER, ("499",), rented=True),
     "part of a sat": Case(f"{NEW} --amount 1000.5", nothing, ExitCode.USAGE, ("--amount", "whole number")),
     "negative amount": Case(f"{NEW} --amount -5", nothing, ExitCode.USAGE, ("--amount",)),

@@ -223,7 +223,7 @@ def test_a_refused_rental_is_named_and_the_others_are_paid_for(router: Router) -
     first.rate *= 3  # what our books say is less
     done = router.rent("autopay", "--once")
     assert done.returncode == ExitCode.PAYMENT, done.stderr
-    assert "one: landlord" in done.stderr and "the rent rose" in done.stderr and "two: " not in done.stderr
+    assert "ngp: one: landlord" in done.stderr and "the rent rose" in done.stderr and "two: " not in done.stderr
     assert (first.payments, second.payments) == (1, 3)
 
 
