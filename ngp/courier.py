@@ -99,7 +99,7 @@ class Courier:
         )
         self._broadcast_count = 0
         self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
-        self._retired_count = 0  # highest count of any identity that was forgotten: new ones count on from there
+        self._retired_count = 0  # highest count of a forgotten identity: new ones count on, so no sequence comes twice
         self._outstanding = 0
         self._retries: tuple[deque[tuple[float, Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
         self._ack_timers: deque[tuple[float, Correspondent]] = deque()

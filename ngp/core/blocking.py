@@ -16,7 +16,7 @@ from ngp.core.world import World
 
 
 def block(world: World, identity: bytes) -> None:
-    """End all contracts with a neighbour, in both roles. What it prepaid still belongs to it."""
+    """End all contracts with a neighbour, in both roles. Money that the neighbour prepaid still belongs to it."""
     _mark(world, identity, blocked=True)
     for contract in list(world.contracts.values()):
         if contract.identity != identity or not contract.running:

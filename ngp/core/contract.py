@@ -165,7 +165,7 @@ class Contract:
             self.prices.append((from_offset_bytes, price_msat_per_gib))
 
     def renew(self, price_msat_per_gib: int, data_limit_bytes: int, lifetime_s: int) -> None:
-        """Take over the terms of a renewal. Its price holds from the former limit on."""
+        """Take over the terms of a renewal. Its price holds for the bytes above the limit that held so far."""
         self.renewed_at_bytes = self.used_bytes
         self.reprice(self.data_limit_bytes, price_msat_per_gib)
         self.data_limit_bytes, self.lifetime_s = data_limit_bytes, lifetime_s

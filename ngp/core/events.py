@@ -82,7 +82,10 @@ class Hinted:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """Nothing of a contract passes any more. `reading`: the kernel's last; None: the kernel had no such contract."""
+    """No packet of a contract passes any more.
+
+    `reading`: the kernel's last reading of it; None: the kernel had no such contract.
+    """
 
     contract: bytes
     reading: Reading | None

@@ -84,7 +84,7 @@ from ngp.core.values import HeldPacket, HintKind, Now, PaymentOutcome, Reading, 
 from ngp.core.world import World
 
 FLUSH_INTERVAL_S = 60.0  # from a change of a contract's totals until they are written
-FLUSH_PAUSE_S = 0.1  # between two parts of what is to be written
+FLUSH_PAUSE_S = 0.1  # between two parts of a long list of totals that are to be written
 FLUSHED_AT_ONCE = 1000
 _ACCOUNT_DUE = {
     Due.STATEMENT: statements.statement_due,
@@ -134,7 +134,7 @@ class Gatekeeper:
             world.effects = world.lines.limited(world.effects, identity, event.link[0], traded, now)
 
     def next_wake_mono_s(self) -> float | None:
-        """Return when a Tick is due, or None."""
+        """Return when a Tick is due, by the monotonic clock; None if no timer is set."""
         return self.world.timers.next_mono_s()
 
     def _handle(self, event: Event) -> None:  # one case for each event

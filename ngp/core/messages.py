@@ -250,7 +250,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A part of a landlord's answer to a call. The whole is empty if the landlord lets nothing to this neighbour.
+    """A part of a landlord's answer to a call. The whole answer is empty if nothing is let to this neighbour.
 
     Attributes: as those of `Call`; `number` is the call's.
     """

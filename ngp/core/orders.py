@@ -131,7 +131,7 @@ def pay(
 
 
 def payment_result(world: World, outcome: PaymentOutcome) -> None:
-    """Record the outcome of a payment of ours. A pending one stays pending: what is in doubt is never paid again."""
+    """Record the outcome of a payment of ours. While the node calls it pending, its invoice is never paid again."""
     record = world.money.payments.get(outcome.payment_hash)
     if record is None or record.state is not PaymentState.PENDING:
         return

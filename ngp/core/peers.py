@@ -120,7 +120,7 @@ class Peers:
     numbers: int = 0
 
     def next_number(self) -> int:
-        """Return a kernel number that no neighbour has, of this boot or an earlier one."""
+        """Return a kernel number that no neighbour has had, in this run of ngp or an earlier one."""
         self.numbers += 1
         return self.first_number + self.numbers
 
@@ -133,7 +133,7 @@ class Peers:
         return self.neighbours.get((contract.identity, contract.link))
 
     def any_link(self, identity: bytes) -> Neighbour | None:
-        """Return the link on which an identity was heard last, or None if it is away. Its links share one account."""
+        """Return the link on which an identity was heard last; None if it is away. All its links share one account."""
         known = [neighbour for neighbour in self.links_of(identity) if neighbour.up]
         return max(known, key=lambda neighbour: neighbour.heard_mono_s, default=None)
 

@@ -97,7 +97,8 @@ def _of_channel(channel: Channel, ours: bool) -> Bounds:
 def _why_not(direct: Sequence[Channel], who: str, ours: bool, others: bool) -> str:
     side = "our side" if ours else "its side"
     if not direct:
-        rest = f"and the others are empty on {'our' if ours else 'their'} side" if others else "and we have no other"
+        whose = "our" if ours else "their"
+        rest = f"and our other channels are empty on {whose} side" if others else "and we have no other"
         return f"no channel with {who}, {rest}"
     active = [one for one in direct if one.active]
     if not active:

@@ -98,7 +98,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
 
 def _neighbours(world: World, snapshot: Snapshot, running: dict[bytes, AdoptedContract]) -> None:
     """Restore the neighbours, with the numbers that the kernel has for them."""
-    number_of: dict[tuple[bytes, Link], int | None] = {}  # neighbours with contracts; None: the kernel has none of them
+    number_of: dict[tuple[bytes, Link], int | None] = {}  # None: the kernel has no contract of this neighbour
     for contract in snapshot.contracts:
         key = (contract.identity, (contract.interface, contract.link_address))
         found = running.get(contract.contract)
@@ -190,7 +190,7 @@ def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -
     """Return the fields that sales and purchases share. A contract that was being renewed or halted is active again."""
     identity, link = record.identity, (record.interface, record.link_address)
     neighbour = world.peers.neighbours.get((identity, link))
-    if neighbour is not None:  # the same objects for all its contracts, of which there may be a hundred thousand
+    if neighbour is not None:  # to save memory, its contracts (perhaps a hundred thousand) share these objects
         identity, link = neighbour.identity, neighbour.link
     state = State(record.state)
     return {
@@ -213,7 +213,7 @@ def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -
 
 
 def _begin_again(world: World, contract: Sale | Purchase) -> None:
-    """Enter a contract with what is left of its lifetime, which went on meanwhile."""
+    """Enter a contract with what is left of its lifetime, which went on while no daemon ran."""
     left_s = min(contract.expires_at_s - world.now.utc_s, contract.lifetime_s)
     contract.rate.at_mono_s = world.now.monotonic_s
     contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)

@@ -522,7 +522,7 @@ class PeerReading:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """One instant on both clocks: UTC seconds for records, monotonic seconds for intervals."""
+    """One instant by two clocks: UTC seconds for records, monotonic seconds for intervals."""
 
     utc_s: int
     monotonic_s: float

@@ -57,10 +57,10 @@ class LettingService(Protocol):
     """What a face asks of the landlord; `ngp.daemon.letting` implements it. Refused requests raise RentalError."""
 
     def offer(self, name: str = "") -> Offer:
-        """Return an offer by its name, or the first one."""
+        """Return an offer by its name; the first one if the name is ""."""
 
     def offers(self) -> list[tuple[Offer, int]]:
-        """Return all offers, each with how many such rentals there is room for."""
+        """Return all offers, each with the number of further rentals for which the pools have room."""
 
     def payee(self) -> Payee:
         """Return the node that makes the invoices."""
@@ -97,7 +97,7 @@ class LettingService(Protocol):
         """Return what a tenant's tunnel needs, once its rental is paid."""
 
     async def rekey(self, wireguard_key: bytes, new_key: bytes) -> RentalStatus:
-        """Give a rental another key, for somebody who proved both. Raises: LedgerError."""
+        """Give a rental another key, for a caller who proved that it has both keys. Raises: LedgerError."""
 
     async def refund(self, wireguard_key: bytes, bolt11: str) -> RentalStatus:
         """Pay a tenant's invoice for what is left of a rental that is over (`RentalStatus.fetchable_msat`), once.

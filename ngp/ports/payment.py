@@ -79,7 +79,7 @@ class Payment(Protocol):
     async def pay(
         self, bolt11: str, fee_limit_msat: int, timeout_s: float, via_peer: str | None = None
     ) -> PaymentOutcome:
-        """Pay an invoice once; idempotent by payment hash: a second call for the same hash tracks the first."""
+        """Pay an invoice once: a second call for the same payment hash only follows the first payment."""
 
     async def track(self, payment_hash: bytes) -> PaymentOutcome:
         """Return a payment's outcome; FAILED with reason `unknown` if the node doesn't know it."""

@@ -82,7 +82,7 @@ class Batch:
                 self._forget(frozenset(record.identities))
 
     def _forget(self, identities: frozenset[bytes]) -> None:
-        """Drop what the transaction has of these identities so far; what follows is kept, as of new neighbours."""
+        """Drop what the transaction has about these identities so far; later records are about new neighbours."""
         self.forgotten |= identities
         self.neighbours = {key: one for key, one in self.neighbours.items() if key[0] not in identities}
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}

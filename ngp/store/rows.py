@@ -104,7 +104,7 @@ def put_blocks(connection: Connection, blocks: Mapping[bytes, bool]) -> None:
 
 
 def put_billed(connection: Connection, records: Iterable[BilledRecord]) -> None:
-    """Raise the acknowledged bytes of closed contracts' bills; ignore unknown contracts and those of others."""
+    """Raise the acknowledged bytes of closed contracts' bills; ignore contracts that are unknown or another's."""
     every = ((one.billed_bytes, one.contract, one.role, one.identity, one.billed_bytes) for one in records)
     connection.executemany(_PUT_BILLED, every)
 

@@ -74,7 +74,7 @@ def test_reserve_and_payments_on_their_way_and_full_channels_limit_what_can_be_s
     ("listed", "why"),
     [
         ([], "no channel with 7f3a, and we have no other"),
-        ([channel(end(0), peer=OTHER)], "no channel with 7f3a, and the others are empty on our side"),
+        ([channel(end(0), peer=OTHER)], "no channel with 7f3a, and our other channels are empty on our side"),
         ([channel(end(9), active=False)], "the channel with 7f3a is not active"),
         ([channel(end(0))], "the channel with 7f3a is empty on our side"),
         ([channel(end(4, least_htlc_msat=5000))], "what is left is less than its smallest payment, 5000 msat"),

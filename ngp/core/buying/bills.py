@@ -152,7 +152,7 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
         return False
     if before is not None and before.heard_mono_s >= neighbour.met_mono_s:
-        return False  # it has two link addresses and sends from both
+        return False  # the server has two link addresses, and sends from both
     if world.now.monotonic_s - account.moved_mono_s > MOVES_AGAIN_S:
         if not purchase.running or world.now.monotonic_s - purchase.rate.at_mono_s > MOVE_TAKES_S:
             return False
@@ -239,7 +239,7 @@ def _end(world: World, purchase: Purchase) -> None:
 
 
 def came_back(world: World, neighbour: Neighbour) -> None:
-    """Tell a server that was away which contracts we ended meanwhile."""
+    """Tell a server that was away which contracts we ended in that time."""
     disowned = (one for one in world.buying.ended.values() if one.disowned and one.identity == neighbour.identity)
     for purchase in islice(disowned, MOST_DISOWNED_AGAIN):
         world.send(neighbour, Cancel(purchase.id))

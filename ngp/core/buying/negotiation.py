@@ -46,7 +46,7 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     if propose.contract in world.contracts:
         renewal_proposed(world, neighbour, world.purchase(propose.contract), propose, message_id)
         return True
-    if propose.contract in world.buying.ended:  # each contract has an id of its own
+    if propose.contract in world.buying.ended:  # a new contract can't have the id of one that ended
         world.send(neighbour, Cancel(propose.contract), message_id)
         return True
     objection = _objection(world, neighbour, propose, sends_to)
@@ -215,7 +215,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Handle a server's refusal: it withdraws a quote that we accepted, declines a renewal, or sells us nothing."""
+    """Handle a refusal: the server withdraws a quote that we accepted, declines a renewal, or sells us nothing."""
     if not reject.contract:
         _ask_rejected(world, neighbour, reject)
         return
@@ -229,7 +229,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
 
 
 def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Remember why a server doesn't sell what we asked for: it drops our traffic to that destination."""
+    """Remember why a server doesn't sell what we asked for: the server drops our traffic to that destination."""
     why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
     neighbour.why_not_bought = f"{why} (its answer: {reject.reason.value})"
     about = ("not sold", neighbour.identity)

@@ -34,7 +34,7 @@ NOT_SERVED = "not served"
 
 
 def new_preimage(world: World, rental: Rental, settings: LettingSettings) -> bytes:
-    """Return the preimage for a rental's next invoice, 32 random bytes, if its payment is to be held; else b""."""
+    """Return 32 random bytes as preimage of a rental's next invoice; b"" if the invoice's payment isn't to be held."""
     if rental.state is not RentalState.PENDING or settings.hold == "no" or not world.node.holds:
         return b""
     return world.new_id() + world.new_id()
@@ -56,7 +56,7 @@ def held(world: World, event: InvoiceHeld) -> None:
     elif rental.state is RentalState.PENDING:
         metering.grant(world, rental)  # if it is metered, nothing passes before the payment is taken
         world.do(SetTunnelPeer(tunnel_peer(world, rental), event.payment_hash))
-    else:  # another invoice of it was paid meanwhile, so this is credit
+    else:  # another invoice of the rental was paid meanwhile, so this payment is further credit
         world.do(SettleInvoice(record.preimage))
 
 

@@ -337,7 +337,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
             open_period(world, rental)
         charge_owed(world, rental)
         rental.owed_msat = 0
-    world.do(RemoveTunnelPeer(rental.wireguard_key))  # one that waits for its first payment may be there already
+    world.do(RemoveTunnelPeer(rental.wireguard_key))  # a rental whose first payment is held may have a peer, too
     withdraw_invoices(world, rental, "released")
     rental.move(RentalState.RELEASED, reason)
     world.timers.clear(Due.RENTAL, rental.id)

@@ -23,7 +23,7 @@ def open_period(world: World, rental: Rental) -> None:
 
 
 def close_period(world: World, rental: Rental, reason: str) -> None:
-    """End the present period, if there is one, and charge its traffic: what it charged is final."""
+    """End the present period, if there is one, and charge its traffic. From then on the period's charges are final."""
     if rental.period.contract:
         _charge_traffic(world, rental)
         world.do(Persist(_record(rental, "closed", reason, world.now.utc_s)))

@@ -100,7 +100,7 @@ def status(world: World, rental: Rental, now: Now) -> RentalStatus:
     account, service_s = world.client(rental.id), world.letting.clock.at_s(now)
     left_msat = credit_msat(world, rental, now)
     began = rental.payments > 0
-    fee_msat = min(rental.activation_fee_msat, account.charged_msat)  # it is the first charge, so all or nothing
+    fee_msat = min(rental.activation_fee_msat, account.charged_msat)  # the fee is charged first, in full or not at all
     left_s: int | None = None
     if rental.rent_msat:
         left_s = lasts_s(left_msat, rental.rent_msat) if left_msat > 0 else -lasts_s(-left_msat, rental.rent_msat)

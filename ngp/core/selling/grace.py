@@ -28,7 +28,7 @@ DEFAULT_REMEMBERED_S = 3600.0
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Open credit for an account, as far as the contract's link and interface have room, unless it has one."""
+    """Open credit for an account that has none open, as far as the contract's link and interface have room."""
     now, settings = world.now.monotonic_s, world.settings
     if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
         return
@@ -38,7 +38,7 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> None:
             return
         account.credit = Credit(0, sale.price_msat_per_gib, now, sale.link)
         world.credit.change(account.credit, left_bytes)
-    _open(world, account, account.credit, settings.grace_time_s)  # if it ended unused, it is given anew
+    _open(world, account, account.credit, settings.grace_time_s)  # also credit that ended unused
     world.save_account(account)
 
 

@@ -23,7 +23,7 @@ from ngp.core.world import World
 
 QUOTE_VALID_S = 10
 REFUSAL_S = 30.0  # how long the kernel drops a client's packets to a destination that the client refused
-SILENCE_S = 5.0  # the same if the client didn't answer in time, or may open no more contracts
+SILENCE_S = 5.0  # how long the kernel drops them if the client didn't answer in time, or may open no more contracts
 MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN, MOST_QUOTED_STRANGER_AGAIN = 256, 16
 _WHY_DECLINED = {

@@ -43,7 +43,7 @@ class TunnelEnd:
 
 @dataclass(frozen=True, slots=True)
 class TunnelConfiguration:
-    """All that is taken from a landlord's configuration. Attributes: mtu: None: WireGuard's own choice."""
+    """All that is taken from a landlord's configuration. Attributes: mtu: in bytes; None: WireGuard chooses it."""
 
     addresses: tuple[IPv4Interface | IPv6Interface, ...]
     dns: tuple[Address, ...]

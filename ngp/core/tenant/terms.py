@@ -59,7 +59,10 @@ class OnSale:
 
 @dataclass(frozen=True, slots=True)
 class TenantSettings:
-    """What net.conf says about renting: the TENANT_ keys of the same names, with their defaults. `probe`: a command."""
+    """What net.conf says about renting: the TENANT_ keys of the same names, with their defaults.
+
+    `probe`: a shell command that shows that the tunnel works; `auto`: the landlord answers an echo through it.
+    """
 
     rent_max_msat: int = 48_000_000
     activation_max_msat: int = 64_000_000

@@ -48,7 +48,7 @@ class PostgresStore:
         return PostgresLedger.open(self._place, self._former)
 
     def look(self) -> None:
-        """Check that the ledger can be read, and is one."""
+        """Check that the identity's schema, if there is one, can be read and is a ledger."""
         with translated(self._place), closing(self._place.connect()) as connection:
             if tables.exists(connection, self._place):
                 tables.version(connection, self._place)

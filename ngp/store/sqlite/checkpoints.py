@@ -61,7 +61,7 @@ class Checkpoints:
         self._own.close()
 
     def _is_longer_than(self, size_bytes: int) -> bool:
-        """Say whether the log's file has grown: it is cut to WAL_MOST_BYTES whenever the log begins anew."""
+        """Say whether the log's file is longer. SQLite cuts it to WAL_MOST_BYTES whenever the log begins anew."""
         try:
             return os.stat(self._log).st_size > size_bytes
         except OSError:

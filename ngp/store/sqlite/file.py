@@ -300,7 +300,10 @@ def _remove_left_over(target: Path) -> None:
 
 
 def back_up(connection: sqlite3.Connection, target: Path) -> None:
-    """Copy a database to a backup, new or in place of an older one. Raises LedgerError, or the ledger's own error."""
+    """Copy a database to a backup, new or in place of an older one.
+
+    Raises: LedgerError: the backup can't be written. Errors of reading the database are raised as they are.
+    """
     replaced = is_backup(target)
     if not replaced and (target.is_symlink() or target.exists()):
         raise LedgerError(f"backup {target}: exists and is no backup of ngp; choose another file")
