@@ -56,7 +56,8 @@ _TOWERS = (
     click.Option(["--amount"], type=Whole(1), metavar="SAT", help="open: size of the channel"),
     click.Option(["--push"], type=Whole(0), default=0, metavar="SAT", help="open: given to the peer"),
     click.Option(["--csv-delay"], type=Whole(1, 10_000, "the number of blocks", 1008), metavar="BLOCKS",
-                 help="open: how long the peer waits for its coins if it alone closes the channel [CSV_DELAY]"),
+                 help="open: how long the peer waits for its coins if it alone closes the channel; else CSV_DELAY of "
+                      "net.conf"),
     click.Option(["--host"], metavar="HOST:PORT",
                  help="open: where the neighbour's node listens; else an address that it announced, port 9735"),
     click.Option(["--untried"], is_flag=True, help="connect: keep the URI, whether its node answers or not"),
