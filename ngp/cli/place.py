@@ -52,7 +52,7 @@ class Place:
             return False
 
     def settings(self, trusted_only: bool = False, for_daemon: bool = False) -> Settings:
-        """Load net.conf. Args: for_daemon: refuse one with which no daemon could run. Raises ConfigError."""
+        """Load net.conf. Args: for_daemon: refuse a file with which no daemon could run. Raises ConfigError."""
         from ngp.config import load
 
         return load(self.config_path, trusted_only=trusted_only, for_daemon=for_daemon)

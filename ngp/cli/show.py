@@ -105,7 +105,7 @@ def key(value: object) -> str:
 
 
 def iso(time_s: int) -> str:
-    """Write UTC seconds as ISO 8601; 0 is the empty text."""
+    """Write UTC seconds as ISO 8601; "" for 0, which means never."""
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time_s else ""
 
 

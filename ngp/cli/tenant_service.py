@@ -1,4 +1,4 @@
-"""The service behind AutoPay: its log, its lock, its signals, and the payment node."""
+"""Tenant service: what AutoPay and `ngp rent` need around renting: log, lock, signals, settings, payment node."""
 
 from __future__ import annotations
 

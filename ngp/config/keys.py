@@ -381,7 +381,7 @@ KEYS: tuple[Key[Any], ...] = (
 
 
 def of_module(brought: ModuleKey, folder: str) -> Key[Any]:
-    """Return the Key for a module's own key; its value `none` becomes None. Args: folder: net.conf's."""
+    """Return the Key for a module's own key. The value `none` becomes None. Args: folder: where net.conf is."""
 
     def parse_node(node: Node) -> Any:
         written = values.scalar(node, brought.kind)

@@ -92,7 +92,7 @@ def load(
         path: the file; relative paths in it start at its folder.
         modules: returns the names of the modules that are available for a group of entry points.
         trusted_only: refuse a file that other users could have written.
-        for_daemon: refuse a file with which no daemon could run. A machine that only rents has none.
+        for_daemon: refuse a file with which no daemon could run. A machine that only rents needs no daemon.
 
     Raises:
         ConfigError: lists all problems, one per line: file, line, key, value, and what is right.

@@ -166,7 +166,7 @@ def desired_network(
 
     Args:
         mesh: existing interfaces that MESH_INTERFACES matches.
-        lan: our LAN interfaces. upstream: the others that have a route.
+        lan: our LAN interfaces. upstream: all other interfaces that have a route.
     """
     return DesiredNetwork(
         mesh_interfaces=tuple(mesh),

@@ -142,7 +142,7 @@ class Landlord:
                 case AnswerTenant():
                     self.letting.answer(effect)
                 case Persist(record=RentalRecord()):
-                    pass  # perhaps a payment that changes nothing at the tunnel
+                    pass  # changes nothing at the tunnel, but perhaps somebody waits for this payment
                 case _:
                     continue
             touched = True

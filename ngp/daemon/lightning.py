@@ -170,7 +170,7 @@ def advice(
 async def look(payment: Payment, settings: Settings) -> list[Check]:
     """Ask the node whether it follows the chain, and what watches its channels.
 
-    Returns nothing if it has no channels, or can't be asked (`ngp check` says why).
+    Returns no line if the node has no channels, or can't be asked (another line of `ngp check` says why).
     """
     if not isinstance(payment, ChannelManager):
         return []

@@ -288,7 +288,7 @@ class Node:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def tell(self, event: Event) -> None:
-        """Queue an event: a held packet behind the other work of its neighbour, all others as this host's own."""
+        """Queue an event: a held packet among the work of its neighbour, all others as this host's own work."""
         self._events.add(event, self._cause_of(event.link) if isinstance(event, HeldPacket) else None)
         self.channels.note(event)
         self._pump_soon()

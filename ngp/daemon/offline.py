@@ -144,7 +144,7 @@ def check_state(state_dir: Path, settings: Settings | None = None) -> list[Check
 
 
 def _check_ledger(state_dir: Path, settings: Settings | None) -> list[Check]:
-    """Check whether the ledger is intact and its sums add up; before the first start there is none."""
+    """Check whether the ledger is intact and its sums add up; before the first start there is no ledger."""
     try:
         place = belongings.ledger_place(state_dir, settings)
         belongings.refuse_lost_ledger(state_dir, place)

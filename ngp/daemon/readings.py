@@ -18,7 +18,7 @@ BILL_READ_SHARE = 20  # reading the meter for a neighbour's bills takes at most 
 
 
 class Readings:
-    """Reads the meters. Args: tell: takes the events."""
+    """Reads the meters. Args: tell: receives the readings and hints, as events."""
 
     def __init__(self, network: Network, world: World, tell: Callable[[Event], None]) -> None:
         self._network, self._world, self._tell = network, world, tell
@@ -27,7 +27,7 @@ class Readings:
     def read_all(self) -> None:
         """Tell the core what all contracts and accounts used since the last reading."""
         readings = self._network.read(None)
-        accounts = tuple(self._network.read_accounts(None))  # after the contracts, so that these are charged
+        accounts = tuple(self._network.read_accounts(None))  # read after the contracts, whose bytes are charged first
         self._tell_in_parts(readings)
         if accounts:
             self._tell(UsageRead((), accounts))

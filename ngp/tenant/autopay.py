@@ -153,7 +153,10 @@ async def _look(kept: Kept) -> float:
 
 
 def _judged(terms: SaleTerms, books: Books, status: Status | None) -> SaleTerms:
-    """Return the terms with what holds until the payment: a price, and a rent that we are about to take over."""
+    """Return the terms with which the limits are compared: the higher of what is offered and of what holds now.
+
+    The present price always counts, the present rent only if it was agreed by a payment that our books don't have yet.
+    """
     if status is None:
         return terms
     price = max(terms.price_msat_per_gib, status.price_msat_per_gib or 0)
@@ -173,9 +176,9 @@ def _refuse_above_ceiling(books: Books, amount_msat: int, limits: Limits, is_pro
         kept = f", and the credit to keep by {limits.target_credit.name}" if is_proven else ""
         raise PaymentError(
             f"with {show_money(amount_msat)} more, {show_money(books.bought_msat + amount_msat)} of credit would be "
-            f"bought since {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be "
-            f"due (one {limits.payment_max.name}{kept} included): nothing is paid; compare `ngp rent status` with what "
-            "was agreed, then raise the limit or pay by hand"
+            f"bought in {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be "
+            f"due in that time (one {limits.payment_max.name}{kept} included): nothing is paid; compare `ngp rent "
+            "status` with what was agreed, then raise the limit or pay by hand"
         )
 
 
@@ -183,7 +186,7 @@ def _status(kept: Kept, books: Books) -> Status | None:
     """Return the landlord's status; None if there is no rental yet."""
     try:
         status = kept.landlord.status(kept.tunnel)
-        if status.payments < books.account.payments and books.proof:  # killed before the landlord heard of it
+        if status.payments < books.account.payments and books.proof:  # a kill came before the landlord got the proof
             status = kept.landlord.status(kept.tunnel, preimage=books.proof)
     except RefusedError as error:
         if books.account.started:

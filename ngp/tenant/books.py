@@ -75,7 +75,7 @@ class Books:
         )
 
     def failed(self) -> Books:
-        """Strike the pending payment: its outcome is that nothing was paid."""
+        """Close the pending payment as failed: nothing was paid."""
         return self._closed("failed", 0)
 
     def spent_msat(self, since_s: float) -> int:

@@ -111,7 +111,7 @@ class HttpsLandlord:
         raise no_refunds(self.place)
 
     def rekey(self, keys: Keys, new: Keys) -> None:
-        """Refuse: over HTTPS nothing shows whose a key is."""
+        """Refuse: over HTTPS nobody can prove that a key is its own."""
         raise RefusedError(
             f"landlord {self.place} can't change a rental's key over HTTPS: if it serves gRPC, trust it there under "
             "the same name (ngp rent trust NAME HOST KEY --face grpc)"

@@ -1,4 +1,4 @@
-"""Money back: fetches what a landlord still has of a rental that is over, with an invoice of our payment node."""
+"""Money back: fetches what a landlord still has of a rental that is over: it pays an invoice that our node makes."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Payer:
     async def finish(self) -> Books:
         """Wait for the outcome of a payment that is pending, if there is one. Returns the books afterwards.
 
-        Raises: PaymentError: another node is in use, or ours can't be asked; the payment stays pending then.
+        Raises: PaymentError: another node is in use than for this payment, or ours can't be asked; it stays pending.
         """
         books = self._books.read()
         order = books.pending

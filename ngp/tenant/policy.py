@@ -93,7 +93,10 @@ def rules_of_sources(sources: Sequence[Prefix], table: int) -> list[Rule]:
 
 
 def rule_behind(led: Rule) -> Rule:
-    """Return the rule for packets to the networks of another rule, which may be behind this machine."""
+    """Return the rule by which packets to a rented network use the main table's routes, if it has one for them.
+
+    Args: led: the rule that leads packets from this network into the tunnel.
+    """
     return Rule(led.version, BESIDE_PRIORITY, MAIN, destination=led.source, not_default=True)
 
 

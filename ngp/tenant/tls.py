@@ -93,7 +93,7 @@ def _deadline(most_s: float) -> Iterator[Callable[[socket.socket], None]]:
     try:
         yield watch
     except Exception as error:
-        if over.is_set():  # the error is the reader's view of a connection that we ended
+        if over.is_set():  # we ended the connection, which the reader reports as another error
             raise TimeoutError from error
         raise
     finally:

@@ -336,7 +336,7 @@ class TowerRow:
 
 @dataclass(frozen=True, slots=True)
 class WatchRow:
-    """What is known of the node's watchtowers; `unknown` says why nothing is."""
+    """What is known of the node's watchtowers; `unknown` says why nothing is known."""
 
     active: bool
     unknown: str | None
