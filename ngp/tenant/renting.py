@@ -10,9 +10,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from ngp import invoice
+from ngp.core.host_port import split_host_port
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import Account, disagreements, faults_of_invoice
 from ngp.core.tenant.answers import Asked, Status
@@ -159,6 +161,7 @@ def keep_configuration(
                     f"the landlord's configuration has the address {one}, which isn't of the rented networks "
                     f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
                 )
+    _refuse_local_end(landlord, configuration)
     networks = status.networks if status is not None else ()
     ours = interface.own_addresses(but=tunnel.interface)
     for network in (*networks, *(one.network for one in configuration.addresses)):
@@ -172,6 +175,27 @@ def keep_configuration(
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)
     return KeptConfiguration(configuration, text, path, linked, why_not)
+
+
+def _refuse_local_end(landlord: Landlord, configuration: TunnelConfiguration) -> None:
+    """Refuse an end of the tunnel in this machine's surroundings, unless the landlord is trusted there itself."""
+    trusted_at = landlord.place.host
+    if not trusted_at or _is_local(trusted_at):
+        return
+    for end in configuration.ends:
+        host, _ = split_host_port(end.endpoint)
+        if _is_local(host):
+            raise LandlordError(
+                f"landlord {landlord.place} says that the tunnel ends at {host}, an address of this machine or of its "
+                "surroundings: no file was written; ask the landlord, or trust it by an address like that"
+            )
+
+
+def _is_local(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        address = ip_address(host)
+        return address.is_multicast or not address.is_global
+    return False
 
 
 def _link(path: Path) -> tuple[str, str]:

@@ -124,6 +124,16 @@ def test_an_endpoint_that_is_none(host: object) -> None:
         read_configuration({**CONF, "peers": [peer]})
 
 
+def test_a_tunnel_has_one_end_and_it_is_no_name_server() -> None:
+    """What is sent to the ends may leave beside the tunnel, under TENANT_ALL_TRAFFIC too."""
+    (peer,) = CONF["peers"]
+    with pytest.raises(AnswerError, match="peers"):
+        read_configuration({**CONF, "peers": [peer, peer]})
+    for port in (53, 853):
+        with pytest.raises(AnswerError, match="endpoint_port"):
+            read_configuration({**CONF, "peers": [peer | {"endpoint_port": port}]})  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "written"),
     [

@@ -22,10 +22,11 @@ from ngp.cli.place import Place
 from ngp.cli.tenant_service import proof_of
 from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
-from ngp.errors import ExitCode
-from ngp.tenant import autopay, interface, policy
+from ngp.errors import ExitCode, LandlordError
+from ngp.tenant import autopay, interface, policy, renting
 from ngp.tenant.autopay import Kept
 from ngp.tenant.home import Home, Tunnel
+from ngp.tenant.https import LandlordPlace
 from ngp.tenant.rows import rental_row
 from tests.tenant.stand_in import StandIn
 from tests.tenant.test_autopay import FIRST_SAT, Told, keeper, quiet_log
@@ -193,6 +194,22 @@ def test_a_landlords_name_servers_are_used_only_by_the_tunnel_of_all_traffic(rou
             with mock.patch("ngp.tenant.interface.is_up", lambda _: True):
                 interface.bring_up(conf, uses_dns=False)
     assert used == [("up", False), ("up", True), ("down", True), ("up", False)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.1", "169.254.1.1", "::1", "fe80::1", "100.64.0.1", "ff02::1"])
+def test_a_landlord_elsewhere_has_no_end_of_a_tunnel_in_our_surroundings(
+    router: Router, tmp_path: Path, host: str
+) -> None:
+    home = Home(tmp_path / "elsewhere")
+    tunnel = home.add_tunnel("one", LandlordPlace("9.9.9.9", 443, "00" * 32))
+    peer = {"public_key": tunnel.public_key, "endpoint_host": host, "endpoint_port": 1, "allowed_ips": ["::/0"]}
+    answer = {"addresses": ["2001:db8::1"], "peers": [peer]}
+    landlord = mock.Mock(place=home.landlord(tunnel), configuration=lambda _: read_configuration(answer))
+    with pytest.raises(LandlordError, match="surroundings"):
+        renting.keep_configuration(home, landlord, tunnel, None)
+    assert not home.conf_path(tunnel).exists()
+    landlord.place = LandlordPlace("192.168.1.1", 443, "00" * 32)
+    assert renting.keep_configuration(home, landlord, tunnel, None).path.exists()
 
 
 def test_autopay_once_fills_the_credit(router: Router) -> None:

@@ -20,6 +20,8 @@ from ngp.core.tenant.answers import Answer, AnswerError
 
 KEY_BYTES = 32
 LEAST_MTU, MOST_MTU = 576, 9000
+NAME_PORTS = 53, 853
+"""Where name servers are asked."""
 _MOST_ITEMS = 16
 _DNS_LINE = re.compile(r"^(?:# )?DNS = ([0-9A-Fa-f:., ]*[0-9A-Fa-f:])(?: \(.*\))?$", re.MULTILINE)
 _HOST = re.compile(r"(?=.{1,253}$)[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?(\.[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?)*\.?")
@@ -27,7 +29,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?(\.[0-9A
 
 @dataclass(frozen=True, slots=True)
 class TunnelEnd:
-    """The landlord's end of the tunnel.
+    """The landlord's end of the tunnel. There is one: what is sent to it may leave beside a tunnel of all traffic.
 
     Attributes:
         endpoint: `host:port`, an IPv6 address in brackets.
@@ -62,7 +64,7 @@ def read_configuration(answer: Answer) -> TunnelConfiguration:
         addresses=tuple(ip_interface(one.ip) for one in addresses),  # a wider network would be routed to the tunnel
         dns=tuple(_read(ip_address, "dns", one) for one in _list(answer, "dns")),
         mtu=None if mtu is None else _number("mtu", mtu, LEAST_MTU, MOST_MTU),
-        ends=tuple(_end(one) for one in _list(answer, "peers", least=1)),
+        ends=tuple(_end(one) for one in _list(answer, "peers", least=1, most=1)),
     )
 
 
@@ -86,6 +88,8 @@ def _endpoint(peer: Answer) -> str:
         host, _, port = written.rpartition(":") if isinstance(written, str) else ("", "", "")
         port = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else port
     port_number = _number("endpoint_port", port, 1, 65535)
+    if port_number in NAME_PORTS:
+        raise _wrong("endpoint_port", port, "a tunnel's: packets to it may leave beside the tunnel, names mustn't")
     bare = host[1:-1] if isinstance(host, str) and host.startswith("[") and host.endswith("]") else host
     if not isinstance(bare, str) or "%" in bare:  # Python takes any text, even lines, for an IPv6 address's zone
         raise _wrong("endpoint_host", host, "a host")
@@ -106,11 +110,11 @@ def _key(name: str, value: object, is_secret: bool = False) -> str:
     raise _wrong(name, "(not shown)" if is_secret else value, "a WireGuard key")
 
 
-def _list(answer: Answer, key: str, least: int = 0) -> Sequence[Any]:
+def _list(answer: Answer, key: str, least: int = 0, most: int = _MOST_ITEMS) -> Sequence[Any]:
     found = answer.get(key)
     found = [] if found is None else found
-    if not isinstance(found, list) or not least <= len(found) <= _MOST_ITEMS:
-        raise _wrong(key, found, f"a list of {least} to {_MOST_ITEMS}")
+    if not isinstance(found, list) or not least <= len(found) <= most:
+        raise _wrong(key, found, f"a list of {least} to {most}")
     return found
 
 
