@@ -1,9 +1,10 @@
 """Door: lets strangers' TLS connections in, each step bounded before it costs anything.
 
 Anyone on the internet may connect, and the daemon that gates traffic has only one loop. So connections and handshakes
-are bounded before the handshake, in all and of one address; then the size and time of each request, requests, and
-invoices. An address that has used up its share hinders no other address. If all places are taken, the connection that
-has been without a request for longest makes room.
+have limits that apply before a handshake, one for all senders and one for each address. After it, each request is
+limited in size and time, and the numbers of requests and of invoices are limited too. An address that has used up its
+share hinders no other address. If all places are taken, the connection that has been without a request for longest
+makes room.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ class Bounds:
 class Limits:
     """What the world may ask of a face at a time.
 
-    `of_one` is the limit for one IPv4 address, or one IPv6 /64; `of_site` for one IPv6 /48, which has 65,536 of them.
+    `of_one` is the limit for one IPv4 address, or one IPv6 /64; `of_site` for one IPv6 /48, which has 65,536 such /64.
 
     Attributes:
         accepts_s: connections a second that we take from the kernel, if only to close them.
         handshakes_s, requests_s, invoices_s: how many a second. As many as come in burst_s seconds (invoices: in
             invoices_burst_s) may come at once, after a pause.
         first_invoices_of_one: new rentals that may wait for their first payment at a time.
-        holding: requests that may wait for a payment at a time; hold_s: how long.
+        holding: requests that may wait for a payment at a time. hold_s: how many seconds each may wait.
     """
 
     connections: int = 1024
@@ -104,7 +105,7 @@ class Requests:
         """Count a request. Returns why it isn't served; "" if it is."""
         now = asyncio.get_running_loop().time()
         if not self._requests.take(who, now):
-            await asyncio.sleep(PAUSE_S)  # a connection that asks and asks gets one such answer a second
+            await asyncio.sleep(PAUSE_S)  # a connection that doesn't stop asking gets one such answer a second
             return "too many requests: ask again in some seconds"
         if wants_invoice and not self._invoices.take(who, now):
             return "too many invoices were asked for: ask again in some seconds"
@@ -147,9 +148,9 @@ class Door:
         )
 
     async def open(self, places: Iterable[Place], context: ssl.SSLContext) -> bool:
-        """Listen at these places and no others. Returns whether one is new.
+        """Listen at these places and no others. Returns whether one of the places is new.
 
-        Raises: KernelError: nothing has changed.
+        Raises: KernelError; then nothing has changed.
         """
         wanted = list(dict.fromkeys(places))
         added: dict[Place, socket.socket] = {}
@@ -247,7 +248,7 @@ class Door:
         stream = await TlsStream.over(accepted, self._context)
         try:
             async with asyncio.timeout(self._limits.handshake_s):
-                await stream.begins()  # who is silent takes nobody's turn
+                await stream.begins()  # a silent client doesn't take another client's turn
                 await self._turn(self._handshakes, 1 / self._limits.handshakes_s)
                 await stream.handshake()
             await self._converse(stream, who)
@@ -261,7 +262,8 @@ class Door:
     def check(self, places: Iterable[Place]) -> str:
         """Say why a start couldn't listen at one of these places; "" if it could.
 
-        Our own daemon, which may have them, is no obstacle. Whether we may have a port at all is another check.
+        If our own daemon listens at a place, a start could too. Whether we have the right to use the port is another
+        check.
         """
         for place in places:
             try:

@@ -79,7 +79,7 @@ class HttpConnection:
                 data = await self._stream.read()
                 begin()
                 taken_bytes += len(data)
-                await asyncio.sleep(0)  # others have their turn between a few kilobytes of one connection
+                await asyncio.sleep(0)  # other connections get their turn after every few kilobytes of this one
                 self._h11.receive_data(data)
             elif isinstance(event, h11.Request):
                 head = event

@@ -69,7 +69,7 @@ class _Incomplete:
 class Http2Connection:
     """The server's end of a connection, which `serve` serves.
 
-    Args: answer: answers a call; those of one connection are answered side by side.
+    Args: answer: answers a call; several calls of one connection are answered at the same time.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Http2Connection:
         try:
             async with asyncio.timeout_at(self._idle_until) as self._timer, asyncio.TaskGroup() as group:
                 await self._converse(group, task)
-        except* OSError:  # of the network, of TLS, or a time-out: the other end may come again
+        except* OSError:  # an error of the network or TLS, or a time-out: the client may come again
             self._stream.abort()
 
     async def _converse(self, group: asyncio.TaskGroup, task: asyncio.Task[Any]) -> None:
@@ -108,7 +108,7 @@ class Http2Connection:
                     raise _Broken
                 self._receive(data, group, task)
                 await self._send()
-                await asyncio.sleep(0)  # others have their turn between a few kilobytes of one connection
+                await asyncio.sleep(0)  # other connections get their turn after every few kilobytes of this one
         except (h2.exceptions.ProtocolError, _Broken):
             self._h2.close_connection()
             await self._send()

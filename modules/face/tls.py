@@ -69,7 +69,7 @@ class TlsStream:
         await self._send()
 
     async def close(self) -> None:
-        """Say good-bye, and close the connection when all is sent. Raises: OSError."""
+        """Tell the client that this is the end, and close the connection when all is sent. Raises: OSError."""
         with suppress(ssl.SSLError):
             self._tls.unwrap()
         await self._send()

@@ -488,7 +488,7 @@ def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         elif out in desired.mesh_interfaces and desired.buys:
             yield Check(name, True, f"{rate}; by {out}, a mesh interface: needs a neighbour there that lets us through")
         elif out in desired.mesh_interfaces:
-            found = f"goes by {out}, a mesh interface, but BUY is no: its answers are held there"
+            found = f"goes by {out}, a mesh interface, but BUY is no: the service's answers are held there"
             yield Check(name, False, found, f"ip route get {address} says why; or name a service elsewhere")
         else:
             yield Check(name, True, f"{rate}; by {out}")

@@ -1,8 +1,8 @@
 """Firewall: whether the operator's own rules drop what the gate sells, or the link's messages, before ngp sees them.
 
 Many routers drop what they forward by default: Docker, ufw and firewalld set that up. Then no packet reaches the gate,
-which comes after these rules, and nothing is sold. So a sample packet in either direction is led through the rules.
-The same is done for a landlord's tenants, who would pay for a tunnel that carries nothing.
+which comes after these rules, and nothing is sold. So this module follows a sample packet in each direction through
+the rules. It does so for a landlord's tenants too, who would pay for a tunnel that carries nothing.
 Rules that can't be judged (`verdicts`) cause no warning.
 """
 
@@ -82,7 +82,8 @@ def _forwarding(desired: DesiredNetwork, host: Host, chains: list[Chain], versio
 def _drops(chain: Chain, packet: Packet) -> bool:
     """Say whether a chain drops TCP and UDP to (or from) port 443 for certain.
 
-    Before FORWARD a packet's way out and state aren't settled, nor is the address of an answer that NAT translates.
+    Before FORWARD, nobody knows by which interface a packet leaves, its state, or the final address of an answer that
+    NAT translates.
     """
     asks = packet.state == "new"
     if chain.hook in ("prerouting", "ingress"):
@@ -107,7 +108,7 @@ def _dropped(name: str, chain: Chain, packet: Packet, mesh: str) -> Check:
 def _accept(
     chain: Chain, *, inward: str = "", outward: str = "", answers: bool = False, protocol: str = "", port: int = 0
 ) -> str:
-    """Return the command that puts a rule before the others of a chain, which accepts what arrives or leaves so."""
+    """Return the command that puts a rule first in a chain; the rule accepts packets that fit the arguments."""
     if chain.by_nft:
         tests = [f"iifname {inward}"] * bool(inward) + [f"oifname {outward}"] * bool(outward)
         tests += ["ct state established,related"] * answers + [f"{protocol} dport {port}"] * bool(port)
@@ -158,7 +159,7 @@ def _asked_by_tenants(let: LetTraffic, host: Host, chains: list[Chain]) -> Itera
     for text, port in let.faces:
         address = ip_address(text)
         if address.is_loopback:
-            continue  # for a program on this host, whose own port isn't known
+            continue  # a program on this host is in front of the face, and its port isn't known
         is_there = address.is_unspecified or any(address in network for network in here)
         packet = Packet(address.version, let.outside if is_there else "", protocol="tcp", port=port)
         asked.append((packet if address.is_unspecified else replace(packet, destination=address), "face"))
@@ -180,7 +181,10 @@ def _drops_here(chain: Chain, packet: Packet) -> bool:
 
 
 def _to_tenants(let: LetTraffic, tunnel: str, chains: list[Chain], version: int) -> Check:
-    """Warn of rules that drop what is forwarded to tenants or from them. Both may begin: the addresses are static."""
+    """Warn of rules that drop what is forwarded to tenants or from them.
+
+    Either end may begin: tenants' addresses are static.
+    """
     name, there = f"firewall IPv{version} to tenants", ip_address(onward.SAMPLES[version][0])
     pools = [pool for pool in let.pools if pool.version == version]
     for pool, state in product(pools[:_INTERFACES_ASKED], ("new", "established")):

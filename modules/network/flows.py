@@ -53,7 +53,7 @@ class FlowSweeper:
 
     Args:
         tables: the meter's, by name.
-        room_of: returns how many flows are remembered for a payer now, by its number; 0 if it isn't known.
+        room_of: returns how many flows are remembered for a payer now, by its number; 0 if the payer isn't known.
     """
 
     def __init__(self, tables: dict[str, Table], room_of: Callable[[int], int]) -> None:

@@ -1,8 +1,8 @@
-"""Former meters: reads what contracts used in the meter of another version of ngp, so that it can be charged.
+"""Former meter: a meter that another version of ngp has left in the kernel. This module reads what its contracts used.
 
 The former meter's programs run until ours replace them. So its contracts are stopped first: after that, what they used
-doesn't change any more. The tables stay readable. So if this daemon is killed before all of it is charged, the next
-start reads the same numbers.
+doesn't change any more, and can be charged. The tables stay readable. So if this daemon is killed before all is
+charged, the next start reads the same numbers.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def is_former(tables: dict[str, Table]) -> bool:
 
 
 def last_readings(tables: dict[str, Table], wait: Callable[[], None]) -> list[Reading]:
-    """Let nothing more pass on a former meter's contracts, and return what they used in all.
+    """Let nothing more pass on the contracts of another version's meter, and return what they used in all.
 
-    May be called again, also by another process; it returns the same.
+    Another call returns the same readings, also in another process.
 
     Args: wait: returns when every packet that is on its way now has left the programs.
     Raises: KernelError.

@@ -158,9 +158,8 @@ def gate_jumps(desired: DesiredNetwork, rewrites: bool = False) -> Jumps:
 def closed_chains(mesh: Sequence[str], ignored: Sequence[str] = ()) -> Chains:
     """Return the chains that drop traffic forwarded from or to mesh interfaces, whether these exist yet or not. Pure.
 
-    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and IGNORE_INTERFACE; an interface in both is ignored.
-        Of a pattern iptables can only use the beginning: `mesh[01]` closes all interfaces whose names begin with
-        `mesh`.
+    Args: mesh, ignored: names and patterns as in MESH_INTERFACES and in IGNORE_INTERFACE, which takes precedence. Of a
+        pattern iptables can only use the beginning: `mesh[01]` closes all interfaces whose names begin with `mesh`.
     Raises: KernelError for a name that iptables would misread.
     """
     names, others = [_as_iptables(each) for each in mesh], [_as_iptables(each) for each in ignored]
@@ -196,7 +195,7 @@ def render(desired: DesiredNetwork, paths: GatePaths, family: int, rewrites: boo
 
 
 def _of_family(desired: DesiredNetwork, family: int) -> DesiredNetwork:
-    """Return what is wanted for one family: tenants are metered in both, also where neighbours aren't."""
+    """Return what is wanted for one IP version: tenants are metered in it even if neighbours aren't."""
     return desired if family in desired.families else replace(desired, sells=False)
 
 

@@ -33,7 +33,7 @@ class HostQuestions:
     def other_interfaces(
         self, mesh: Sequence[str], lan: Sequence[str] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the interfaces that aren't mesh: the LANs, and those upstream interfaces that lead somewhere now."""
+        """Return the interfaces that aren't mesh: the LANs, and the upstream interfaces that have routes now."""
         host = self._open_host()
         host.forget()
         found = sides.look(host, mesh)

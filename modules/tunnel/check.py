@@ -18,7 +18,7 @@ from ngp.modules.tunnel.host import FREE_IT, Host, is_free, read_sysctl, taken
 
 _FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 has one switch for all interfaces
 _KIND = "kernel"
-_LAST_METRIC = 0xFFFFFFFF  # behind our own routes, and the tenants'
+_LAST_METRIC = 0xFFFFFFFF  # of a route that comes after ours to the same network
 _TOLD = 4
 
 
@@ -92,7 +92,10 @@ def _pools(desired: DesiredTunnel, here: Host, answered_max: Mapping[int, int]) 
 
 
 def _inhabited(inside: Mapping[Address, str]) -> Check:
-    """Report addresses that can't be let. The kind is that of a start, which refuses them when it looks at the host."""
+    """Report addresses that can't be let.
+
+    A start refuses them too, when it looks at the host; so the kind of this check is that of such an error.
+    """
     found = "; ".join(f"contains {address}, {whose}" for address, whose in inside.items())
     remedy = f"add to that pool's list `except` in LANDLORD_POOLS: {', '.join(map(str, inside))}"
     return Check("", False, found, remedy, _KIND)
@@ -121,16 +124,17 @@ def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answe
 
 
 def _when_stopped(desired: DesiredTunnel, here: Host) -> Iterator[Check]:
-    """Warn of routed pools that nothing refuses when ngp has stopped: the default route would send them back.
+    """Warn of routed pools for which no route refuses packets when ngp has stopped: the default route sends them back.
 
-    The router that sends us such a packet gets it again, and so on until its hop limit ends: one packet of a stranger
-    becomes hundreds on the uplink. By proxy nobody answers for the addresses then, so no packet comes.
+    The router that sends us such a packet gets it back, and so on until the packet's hop limit ends: one packet of a
+    stranger becomes hundreds on the uplink. With LANDLORD_ROUTING: proxy nobody answers for the addresses when ngp has
+    stopped, so no packet comes.
     """
     refused = {version: here.refused_by_others(version) for version in sorted({pool.version for pool in desired.pools})}
     back = [pool for pool in desired.pools if not any(covers(each, pool) for each in refused[pool.version])]
     if desired.proxy or not back:
         return
-    found = f"when ngp has stopped, this host sends what comes for {listed(map(str, back))} back by its default route"
+    found = f"when ngp has stopped, this host's default route sends packets to {listed(map(str, back))} back"
     keep = [f"ip {'-6 ' * (each.version == 6)}route add unreachable {each} metric {_LAST_METRIC}" for each in back]
     more = f" (and so on for {len(keep) - _TOLD} more)" if len(keep) > _TOLD else ""
     yield Check("pools when stopped", True, found, f"at each boot: {'; '.join(keep[:_TOLD])}{more}")

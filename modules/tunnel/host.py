@@ -78,7 +78,7 @@ class Host:
     def inhabitants(self, pool: Prefix, interface: str) -> dict[Address, str]:
         """Return the addresses in a pool that can't be let, and whose they are.
 
-        They are this host's own on an interface, and those of routers there.
+        These are this host's own addresses on an interface, and the addresses of the routers there.
         """
         found = {own.local: "this host's own address" for own in self.addresses(interface) if own.local in pool}
         for router in rtnetlink.routers(pool.version, self.index(interface), _ROUTES_LOOKED_AT):
@@ -98,9 +98,9 @@ class Host:
         return set(route.interfaces)
 
     def refused_by_others(self, version: int) -> list[Prefix]:
-        """Return the prefixes that routes refuse which aren't ours, so that they stay when ngp stops.
+        """Return the prefixes that routes of other programs or the operator refuse; these routes stay when ngp stops.
 
-        A default route that refuses isn't among them: another one goes first.
+        A default route that refuses isn't among them: another default route is used before it.
         """
         found = []
         for kind in _REFUSING:
@@ -248,7 +248,7 @@ def refuse_taken_port(port: int) -> None:
 
 
 def taken(port: int) -> str:
-    """Say that another program has a UDP port, and how to see which."""
+    """Say that another program uses a UDP port, and how to see which program."""
     return f"UDP port {port}: is taken (ss -lnup sport = :{port})"
 
 
