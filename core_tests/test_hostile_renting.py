@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ import ngp.calls.landlord_pb2 as pb
 from core_tests.hostile import Crowd, Persona, random_mac
 from core_tests.lab import End, Lab
 from core_tests.mesh_market import Mesh, open_mesh
+from core_tests.renting import proof_of
 from core_tests.shell import await_until
 from ngp.core.messages import Answer, Call
 from ngp.errors import LandlordError, NgpError
+from ngp.modules.payment.sandbox import SandboxPayment
 from ngp.tenant import keys
 from ngp.tenant.calls import CallingLandlord
 from ngp.tenant.landlord import NeighbourPlace, RefusedError
@@ -148,3 +152,44 @@ def test_a_neighbour_that_asks_whatever_it_likes_gets_nothing_and_others_are_ser
     accounts = {row["neighbour"] for row in mesh.lets.json("accounts")}
     personas = {one.courier.identity.hex() for one in crowd.personas}
     assert not accounts & personas, "who never paid has no account"
+
+
+def _invoice_of_one_hash(folder: Path, sat: int) -> str:
+    """Make an invoice with the same hash each time, as only a tenant can that wants two of them paid."""
+    folder.mkdir()
+
+    async def make() -> str:
+        node = SandboxPayment(folder)
+        try:
+            return (await node.create_invoice(sat * 1000, "refund", 600, bytes([7]) * 32)).bolt11
+        finally:
+            await node.close()
+
+    return asyncio.run(make())
+
+
+def _age_payments(ledger: Path, days: int) -> None:
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        names = ("created_at_s", "settled_at_s", "touched_s")
+        changes = ", ".join(f"{name} = max(0, {name} - {days * 86_400})" for name in names)
+        assert connection.execute(f"UPDATE payments SET {changes} WHERE direction = 'out'").rowcount == 1
+
+
+def test_a_refund_to_the_hash_of_a_refund_of_days_ago_is_refused_and_ends_nothing(
+    mesh: Mesh, crowd: Crowd, tmp_path: Path
+) -> None:
+    wallet, own, tenant = tmp_path / "wallet", Pair.new(), attacker(crowd)
+    wallet.mkdir()
+    landlord = tenant.landlord(mesh)
+    landlord.status(own, preimage=proof_of(landlord.ask(own, 2000).bolt11, wallet))
+    (row,) = mesh.lets.json("rentals")
+    assert mesh.lets.cli("rentals", "release", row["id"], "--yes").returncode == 0
+    landlord.refund(own, _invoice_of_one_hash(tmp_path / "first", 500))
+    await_until(lambda: mesh.lets.json("rentals", "--all")[0]["refunded_msat"] == 500_000, 20, "the refund is paid")
+    assert mesh.lets.cli("stop").returncode == 0
+    _age_payments(mesh.lets.state_dir / "ledger.db", days=2)
+    mesh.lets.start()
+    landlord = attacker(crowd).landlord(mesh)
+    with pytest.raises(RefusedError, match="was sent before"):
+        landlord.refund(own, _invoice_of_one_hash(tmp_path / "second", 500))
+    assert mesh.lets.pids(), "it goes on"

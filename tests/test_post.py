@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgpack
@@ -12,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ngp import wire
 from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
-from ngp.core.messages import Hello, Statement
-from ngp.core.values import LinkPeer
+from ngp.core.messages import Hello, Invoice, Statement
+from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
 from ngp.daemon.post import VERSIONS_TOLD, Post
+from ngp.errors import LedgerError
 
 OURS = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 THEIRS = Ed25519PrivateKey.from_private_bytes(b"t" * 32)
@@ -49,11 +51,11 @@ class Wire:
 class Desk:
     """Our post, and a neighbour's courier at the other end of the link."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Callable[[str], DecodedInvoice] | None = None) -> None:
         self.wire, self.told = Wire(), list[Event]()
         self.ours = Courier(OURS, 1)
         ourselves = Hello("sandbox", True, True, (), "ngp", False)
-        self.post = Post(self.ours, [self.wire], None, ourselves, self.told.append)  # type: ignore[arg-type, list-item]
+        self.post = Post(self.ours, [self.wire], None, decode, ourselves, self.told.append)  # type: ignore[arg-type, list-item]
 
     def take(self, datagram: bytes, peer: LinkPeer = PEER) -> None:
         self.post._received(self.wire, peer, datagram)  # type: ignore[arg-type]
@@ -109,6 +111,22 @@ def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: 
         for number in range(100):  # link addresses cost nothing
             desk.take(other, replace(PEER, link_address=number.to_bytes(6)))
         assert len(caplog.messages) == VERSIONS_TOLD
+        await desk.post.close()
+
+    asyncio.run(scene())
+
+
+def test_an_invoice_is_ignored_if_the_ledger_cant_say_whether_we_paid_it_before() -> None:
+    def decode(_bolt11: str) -> DecodedInvoice:
+        raise LedgerError("the database is away")
+
+    async def scene() -> None:
+        desk, theirs = Desk(decode), Courier(THEIRS, 1)
+        desk.acquaint(theirs)
+        desk.told.clear()
+        (invoice,) = theirs.send(desk.ours.identity, WAY, Invoice("lnx1", 1000), 0.0)
+        desk.take(invoice.datagram)
+        assert not desk.told and desk.post._dropped == {"invoices_unchecked": 1}
         await desk.post.close()
 
     asyncio.run(scene())

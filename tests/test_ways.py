@@ -80,7 +80,7 @@ class House:
         self.links, self.told = links, list[Event]()
         self.courier = Courier(Ed25519PrivateKey.from_private_bytes(letter * 32), 1)
         ourselves = Hello("sandbox", True, True, (), "ngp", False)
-        self.post = Post(self.courier, links, None, ourselves, self.tell)  # type: ignore[arg-type]
+        self.post = Post(self.courier, links, None, None, ourselves, self.tell)  # type: ignore[arg-type]
 
     def tell(self, event: Event) -> None:
         """Keep the events, and greet as the core does."""

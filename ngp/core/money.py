@@ -35,7 +35,6 @@ class Money:
         spending: what was paid, for the budgets.
         reach: the channels of our payment node; None if the node doesn't report channels: then payments are unbounded.
         unheard_of: payments of ours that the node didn't know when it was asked about them for the first time.
-        forgotten_s: the latest change of any payment that isn't in `payments` any more, UTC by our clock at that time.
         cursor: how far the node's stream of settlements was read.
     """
 
@@ -44,9 +43,8 @@ class Money:
     spending: Spending = field(default_factory=Spending)
     reach: Reach | None = None
     unheard_of: set[bytes] = field(default_factory=set)
-    forgotten_s: int = 0
     cursor: int = 0
 
     def knows(self, payment_hash: bytes) -> bool:
-        """Say whether one of our payments or invoices has this hash; the ledger would refuse a second one."""
+        """Say whether one of our payments or invoices here has this hash; the ledger would refuse a second one."""
         return payment_hash in self.payments or payment_hash in self.invoices

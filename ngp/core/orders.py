@@ -36,16 +36,6 @@ FAILED_REFUND_PAUSE_S = 300
 _NEVER_ORDERED = "our payment node never received the order, so no money left it"
 
 
-def may_be_forgotten(world: World, expires_in_s: int) -> bool:
-    """Say whether we may have paid an invoice and forgotten it: only if our clock was set back by hours.
-
-    Each invoice that we paid lapsed within MOST_INVOICE_EXPIRY_S, by our clock at that time. If such an invoice is sent
-    to us again and seems valid, we would take it for a new one and store it. But the ledger still has its payment. It
-    would refuse the new record, and we could write nothing any more.
-    """
-    return world.now.utc_s + expires_in_s <= world.money.forgotten_s + MOST_INVOICE_EXPIRY_S
-
-
 def tell_outcome(world: World, neighbour: Neighbour, record: PaymentRecord) -> bool:
     """Tell a neighbour how the payment of its invoice ended, as often as it asks. Returns whether it has ended."""
     if record.state is PaymentState.SUCCEEDED:
@@ -226,7 +216,4 @@ def track_due(world: World, payment_hash: bytes) -> None:
     if record.state is PaymentState.PENDING:
         world.do(TrackPayment(payment_hash))
     else:
-        touched_s = max(record.created_at_s, record.settled_at_s)
-        if touched_s <= world.now.utc_s:  # else our clock was ahead; then the invoice is refused as valid for too long
-            world.money.forgotten_s = max(world.money.forgotten_s, touched_s)
         del world.money.payments[payment_hash]

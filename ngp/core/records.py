@@ -264,7 +264,6 @@ class Snapshot:
             may still be paid.
         others: networks that other landlords with the same database let or hold now.
         service: the service time; None: nothing was let yet.
-        forgotten_s: when any payment of ours that isn't in `payments` last changed, UTC seconds; 0: there is none.
     """
 
     neighbours: tuple[NeighbourRecord, ...]
@@ -274,7 +273,6 @@ class Snapshot:
     cursor: int
     spent_total_msat: int
     spent_by_neighbour_msat: tuple[tuple[bytes, int], ...]
-    forgotten_s: int = 0
     blocked: tuple[bytes, ...] = ()
     rentals: tuple[RentalRecord, ...] = ()
     others: tuple[Prefix, ...] = ()

@@ -280,7 +280,6 @@ def _limit(
 
 
 def _payments(world: World, snapshot: Snapshot) -> None:
-    world.money.forgotten_s = snapshot.forgotten_s
     for payment in snapshot.payments:
         if payment.direction is Direction.IN:
             world.money.invoices[payment.payment_hash] = payment

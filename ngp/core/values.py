@@ -434,7 +434,11 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class DecodedInvoice:
-    """The contents of another node's BOLT11 string."""
+    """The contents of another node's BOLT11 string.
+
+    `was_ordered`: the ledger has a payment of ours with this hash, however long ago. Such an invoice is never paid: a
+    new record of it would contradict the ledger, which then refuses to write anything.
+    """
 
     payment_hash: bytes
     amount_msat: int | None
@@ -442,6 +446,7 @@ class DecodedInvoice:
     payee: str
     network: str
     memo: str
+    was_ordered: bool = False
 
 
 class PaymentStatus(StrEnum):

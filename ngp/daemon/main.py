@@ -48,6 +48,7 @@ from ngp.daemon.landlord import Landlord, endpoints_of, look, tunnel_key
 from ngp.daemon.letting import Letting
 from ngp.daemon.node import Node, Parts
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
+from ngp.daemon.payment_watch import decoder
 from ngp.daemon.post import Post
 from ngp.daemon.state import NamespaceLock
 from ngp.errors import ExitCode, LedgerError, NgpError
@@ -221,7 +222,7 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     parts, courier, links = await open_parts(options, settings)
 
     def make_post(ourselves: Hello, tell: Callable[[Event], None]) -> Post:
-        return Post(courier, links, parts.payment, ourselves, tell)
+        return Post(courier, links, parts.payment, decoder(parts.payment, parts.ledger), ourselves, tell)
 
     node = Node(parts, make_post, lambda node: make_landlord(node, options.state_dir))
     control = ControlServer(options.state_dir / CONTROL_SOCKET, handlers.verbs(node), root_only=("backup",))
@@ -271,7 +272,7 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
             return ()
         return endpoints_of(settings, tunnel.addresses(settings.tunnel.outside))
 
-    decode, post = node.parts.payment.decode, node.post
+    decode, post = decoder(node.parts.payment, node.parts.ledger), node.post
     letting = Letting(
         world, clock, node.obey, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
     )

@@ -12,13 +12,27 @@ from dataclasses import replace
 
 from ngp.core.events import Event
 from ngp.core.settings import Settings
+from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 from ngp.daemon.post import Post
 from ngp.errors import PaymentError
 from ngp.identity import payee_statement
-from ngp.ports import Payment
+from ngp.ports import Ledger, Payment
 
 _log = logging.getLogger("ngp")
+
+
+def decoder(payment: Payment, ledger: Ledger) -> Callable[[str], DecodedInvoice]:
+    """Return what decodes another node's invoice, and asks the ledger whether we ordered its payment before.
+
+    It raises PeerError if the text is no valid invoice, and LedgerError if the ledger can't be read.
+    """
+
+    def decode(bolt11: str) -> DecodedInvoice:
+        decoded = payment.decode(bolt11)
+        return replace(decoded, was_ordered=ledger.was_ordered(decoded.payment_hash))
+
+    return decode
 
 
 class PaymentWatch:

@@ -21,7 +21,7 @@ from ngp.courier import Courier
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.ways import Way, Ways
 from ngp.delivery import Outgoing, Received
-from ngp.errors import PeerError
+from ngp.errors import LedgerError, PeerError
 from ngp.identity import payee_statement
 from ngp.ports import Link, Payment
 
@@ -39,7 +39,8 @@ class Post:
 
     Args:
         tell: receives neighbours' messages, as events.
-        payment: decodes the invoices that neighbours send.
+        payment: checks the signatures of the payment nodes that neighbours announce.
+        decode: decodes the invoices that neighbours send, as `payment_watch.decoder` does.
 
     Attributes:
         links: those in use.
@@ -51,13 +52,14 @@ class Post:
         courier: Courier,
         links: Sequence[Link],
         payment: Payment,
+        decode: Callable[[str], DecodedInvoice],
         ourselves: Hello,
         tell: Callable[[Event], None],
     ) -> None:
         self.ourselves = ourselves
         self._courier = courier
         self.links = tuple(links)
-        self._payment = payment
+        self._payment, self._decode = payment, decode
         self._tell = tell
         self._ways = Ways()
         self._decodes: dict[bytes, Allowance] = {}
@@ -212,10 +214,14 @@ class Post:
             message = replace(message, payee=b"", payee_proof="")
         if isinstance(message, Invoice | Refund) and message.bolt11:
             try:
-                decoded = self._decode(received.sender, message.bolt11)
+                decoded = self._decode_for(received.sender, message.bolt11)
             except PeerError as error:
                 self._count(error.reason)
                 _log.debug("from %s: %s", received.sender.hex()[:8], error)
+            except LedgerError as error:  # a server makes another invoice when this one isn't paid
+                self._count("invoices_unchecked")
+                _log.warning("an invoice from %s is ignored: %s", received.sender.hex()[:8], error)
+                return None
         return MessageReceived(
             received.sender,
             received.link,
@@ -240,11 +246,11 @@ class Post:
             self._payees[shown] = signer == hello.payee.hex()
         return self._payees[shown]
 
-    def _decode(self, sender: bytes, bolt11: str) -> DecodedInvoice:
-        """Decode an invoice, unless the neighbour sends too many. Raises PeerError."""
+    def _decode_for(self, sender: bytes, bolt11: str) -> DecodedInvoice:
+        """Decode an invoice, unless the neighbour sends too many. Raises PeerError, LedgerError."""
         if not self._allowed(sender):
             raise PeerError("invoices", "too many invoices a second")
-        return self._payment.decode(bolt11)
+        return self._decode(bolt11)
 
     def _allowed(self, sender: bytes) -> bool:
         """Count a check of a signature, which takes a millisecond: a neighbour may cause DECODES_PER_SECOND.

@@ -38,6 +38,12 @@ class Ledger(Protocol):
             LedgerError: the ledger can't be written, or a payment would move back; the ledger is unchanged.
         """
 
+    def was_ordered(self, payment_hash: bytes) -> bool:
+        """Say whether there is a payment of ours with this hash, however long ago. One that failed is deleted in time.
+
+        Raises: LedgerError: the ledger can't be read.
+        """
+
     def hold_networks(self, rental: bytes, networks: Sequence[Prefix]) -> tuple[Prefix, ...]:
         """Hold networks for a rental, durably, before anybody is told of them; other landlords may share the database.
 

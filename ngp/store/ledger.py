@@ -58,11 +58,6 @@ class SqlLedger(ABC):
             ).fetchall()
             (newest_s,) = connection.execute("SELECT max(touched_s) FROM payments WHERE compact = 0").fetchone()
             since_s = min(now_utc_s, newest_s or 0) - _DAY_S  # a clock that is ahead must not empty the budgets
-            (forgotten_s,) = connection.execute(
-                "SELECT max(touched_s) FROM payments WHERE direction = 'out' AND state NOT IN ('open', 'pending') "
-                "AND (compact = 1 OR touched_s <= ?)",
-                (since_s,),
-            ).fetchone()
 
             def every(make: Callable[[Sequence[Any]], _T], query: str, *arguments: int) -> tuple[_T, ...]:
                 return tuple(map(make, connection.execute(query, arguments)))
@@ -85,7 +80,6 @@ class SqlLedger(ABC):
                 cursor=rows.state(connection, "cursor") or 0,
                 spent_total_msat=sum(row[1] for row in by_neighbour),
                 spent_by_neighbour_msat=tuple(by_neighbour),
-                forgotten_s=forgotten_s or 0,
                 rentals=every(
                     rows.rental,
                     f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE state <> 'released' UNION "
@@ -99,6 +93,12 @@ class SqlLedger(ABC):
                 ),
                 blocked=tuple(row[0] for row in connection.execute("SELECT identity FROM blocks")),
             )
+
+    def was_ordered(self, payment_hash: bytes) -> bool:
+        """Say whether there is a payment of ours with this hash."""
+        query = "SELECT 1 FROM payments WHERE direction = 'out' AND payment_hash = ?"
+        with self._reading() as connection:
+            return connection.execute(query, (payment_hash,)).fetchone() is not None
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:
         """Yield the journal, oldest first, a page at a time."""

@@ -427,6 +427,7 @@ class Landlord:
         request, payment_hash = self._requests, self.chance.randbytes(32)
         decoded = DecodedInvoice(payment_hash, sat * SAT, 600, "02" * 33, "sandbox", "")
         decoded = replace(decoded, **changes)  # type: ignore[arg-type]
+        decoded = replace(decoded, was_ordered=self.ledger.was_ordered(decoded.payment_hash))  # as the daemon does
         self.happen(ev.MoneyBackAsked(request, key(tenant), payment_hash.hex(), decoded))
         return self.answers.get(request)
 

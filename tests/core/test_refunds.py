@@ -52,6 +52,9 @@ def say(sim: Sim, message: Message) -> list[object]:
     """Send a message to the gateway in the client's name; return the gateway's answers."""
     invoice = getattr(message, "bolt11", "")
     decoded = sim.payments.decode(invoice) if invoice else None
+    if decoded is not None:  # the daemon asks its ledger
+        was_ordered = (Direction.OUT, decoded.payment_hash) in sim.gateway.ledger.payments
+        decoded = replace(decoded, was_ordered=was_ordered)
     told = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, message, 9 << 32, decoded)
     effects = sim.gateway.gatekeeper.step(told, sim.clock())
     sim.carry_out(sim.gateway, [effect for effect in effects if not isinstance(effect, fx.Send)])
@@ -166,6 +169,22 @@ def test_more_than_was_offered_is_not_paid_and_the_rest_is_named() -> None:
         say(sim, Refund(offered.amount_msat, again.hex()))
     sim.run(2)
     assert refunds(sim.gateway) == [offered.amount_msat]
+
+
+def test_an_invoice_with_the_hash_of_a_refund_of_long_ago_is_not_paid() -> None:
+    sim = prepaid()
+    (offered,) = say(sim, Refund(0))
+    assert isinstance(offered, Refund)
+    amount_msat = offered.amount_msat // 2 // SAT_MSAT * SAT_MSAT
+    payment_hash = sim.payments.invoice("client", amount_msat)
+    say(sim, Refund(amount_msat, payment_hash.hex()))
+    sim.run(2 * 86_400)
+    assert payment_hash not in sim.gateway.world.money.payments and refunds(sim.gateway) == [amount_msat]
+    say(sim, Refund(0))
+    assert account(sim).refund.offered_msat >= amount_msat
+    say(sim, Refund(amount_msat, payment_hash.hex()))
+    sim.run(2)
+    assert refunds(sim.gateway) == [amount_msat] and not sim.gateway.world.money.payments
 
 
 @pytest.mark.parametrize("ours", [False, True])

@@ -548,6 +548,16 @@ def test_a_running_rental_gives_nothing_back_and_the_same_invoice_is_paid_once(l
     assert landlord.node.sent == {bytes(32): 1000 * SAT}
 
 
+def test_no_refund_is_paid_to_the_hash_of_a_refund_of_long_ago(landlord: Landlord) -> None:
+    _over(landlord)
+    landlord.fetch(1, 1000, payment_hash=bytes(32))
+    landlord.at(2 * 86_400)
+    assert not landlord.world.money.payments, "only the ledger remembers it"
+    answer = landlord.fetch(1, 1000, payment_hash=bytes(32))
+    assert answer is not None and "was sent before" in answer.why_not
+    landlord.check()
+
+
 def test_a_payment_that_fails_leaves_the_money_to_the_tenant(landlord: Landlord) -> None:
     _over(landlord)
     landlord.node.fails = True

@@ -67,7 +67,7 @@ class Daemon:
 
     def join(self, link: UdpLink | EthernetLink) -> None:
         ourselves = Hello("sandbox", True, True, (), "ngp", False)
-        self.post = Post(self.courier, [link], cast(Payment, None), ourselves, self.take)
+        self.post = Post(self.courier, [link], cast(Payment, None), None, ourselves, self.take)  # type: ignore[arg-type]
 
     def take(self, event: Event) -> None:
         if isinstance(event, Undelivered):

@@ -89,13 +89,13 @@ def test_a_settlement_without_preimage_or_invoice_keeps_what_was_known(store: St
     assert ledger.load(NOW).payments == (payment(1, state=SETTLED, settled_at_s=NOW),)
 
 
-def test_a_start_knows_when_the_last_payment_was_made_that_it_is_not_told_of(store: Store) -> None:
+def test_the_ledger_knows_each_payment_that_we_ordered_however_old_it_is(store: Store) -> None:
     ledger = store.open()
-    assert ledger.load(NOW).forgotten_s == 0
-    for number, at_s in ((1, NOW - 200_000), (2, NOW - 100_000), (3, NOW)):
-        for state in (PENDING, SUCCEEDED):
-            ledger.commit([payment(number, OUT, state, created_at_s=at_s, settled_at_s=at_s)])
-    ledger.commit([payment(4, IN, SETTLED, settled_at_s=NOW - 90_000)])
-    loaded = ledger.load(NOW)
-    assert [one.settled_at_s for one in loaded.payments if one.direction is OUT] == [NOW]
-    assert loaded.forgotten_s == NOW - 100_000
+    ledger.commit([payment(1, IN, SETTLED, settled_at_s=NOW)])
+    ledger.commit([payment(2, OUT, PENDING)])
+    for state in (PENDING, SUCCEEDED):
+        ledger.commit([payment(3, OUT, state, created_at_s=NOW - 400 * 86_400, settled_at_s=NOW - 400 * 86_400)])
+    while ledger.prune(NOW):
+        pass
+    known = [number for number in range(1, 5) if ledger.was_ordered(payment(number).payment_hash)]
+    assert known == [2, 3]

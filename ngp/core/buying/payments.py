@@ -15,7 +15,6 @@ from ngp.core.orders import (
     MOST_INVOICE_EXPIRY_S,
     backoff_of,
     is_from_announced_node,
-    may_be_forgotten,
     pay,
     pending,
     pending_msat,
@@ -32,7 +31,6 @@ from ngp.core.world import World
 MOST_PENDING = 8
 MOST_AHEAD = 2
 """Number of top-ups that a buyer leaves unspent with a server, at most."""
-_PAID_BEFORE = "our clock was set back by hours, so this invoice may be paid already: restart ngp, which looks it up"
 
 
 def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
@@ -47,8 +45,6 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     # An invoice that is valid for longer than we remember its payment might be paid twice.
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
-    if may_be_forgotten(world, decoded.expires_in_s):
-        return _lapsed(world, neighbour, payment_hash, _PAID_BEFORE)
     if not _buys_from(world, neighbour.identity):
         if (bought := world.servers.get(neighbour.identity)) is not None:
             bought.declined_hash = payment_hash
@@ -109,8 +105,8 @@ def _objection(
         return DeclineReason.NETWORK, 0
     if not is_from_announced_node(world, neighbour, decoded):
         return DeclineReason.TERMS, 0
-    another_has_it = world.money.knows(decoded.payment_hash)
-    if account.disputed or another_has_it:  # one payment would credit two accounts, and we would reveal its preimage
+    is_used = decoded.was_ordered or world.money.knows(decoded.payment_hash)
+    if account.disputed or is_used:  # one payment would credit two accounts, and we would reveal its preimage
         return DeclineReason.TERMS, 0
     if _needs_nothing(account):
         return DeclineReason.NOT_BUYING, 0

@@ -11,7 +11,7 @@ from ngp.core import networks
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.effects import AnswerTenant
 from ngp.core.events import MoneyBackAsked
-from ngp.core.orders import MOST_INVOICE_EXPIRY_S, may_be_forgotten, pay
+from ngp.core.orders import MOST_INVOICE_EXPIRY_S, pay
 from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind
 from ngp.core.rental.rental import Rental
@@ -56,9 +56,9 @@ def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
     payment_hash, amount_msat, most_msat = decoded.payment_hash, decoded.amount_msat, free_msat(world, rental)
     if not networks.takes_invoice(world.node.network, decoded.network):
         return f"the invoice is for {decoded.network}; this landlord is on {world.node.network}"
-    if payment_hash in world.money.payments or payment_hash in world.money.invoices:
+    if decoded.was_ordered or world.money.knows(payment_hash):
         return "this invoice was sent before: make a new one"
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S or may_be_forgotten(world, decoded.expires_in_s):
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
         return "the invoice must be valid for at most 12 hours from now: make another one, and check both clocks"
     if not amount_msat or amount_msat > most_msat:
         return f"the invoice must be for {show_money(most_msat)} or less"

@@ -28,7 +28,6 @@ from ngp.core.orders import (
     MOST_INVOICE_EXPIRY_S,
     REFUND_PAUSE_S,
     is_from_announced_node,
-    may_be_forgotten,
     pay,
     tell_outcome,
 )
@@ -154,8 +153,8 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
     account = world.clients.get(neighbour.identity)
-    is_used = world.money.knows(decoded.payment_hash)
-    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not may_be_forgotten(world, decoded.expires_in_s)
+    is_used = decoded.was_ordered or world.money.knows(decoded.payment_hash)
+    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
     if account is None or is_used or not lasts or not is_from_announced_node(world, neighbour, decoded):
         world.count("refund_refused")
         return False
