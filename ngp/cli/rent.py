@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -157,7 +158,8 @@ def _new(call: _Call) -> int:
     try:
         quote = _asked(call, home, tunnel, amount_sat, terms)
     except BaseException:
-        home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
+        with contextlib.suppress(NgpError):  # what went wrong first is told
+            home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
         raise
     _pay(call, home, tunnel, quote)
     return _up_tunnel(call, home, tunnel) if call.up else 0

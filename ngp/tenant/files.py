@@ -16,6 +16,8 @@ from ngp import durable_file
 from ngp.errors import ConfigError, NgpError, RunningError
 
 _MOST_BYTES = 1 << 20
+WAIT_S, _ASK_AGAIN_S = 5.0, 0.02
+"""How long, and how often, the end of another process's change is waited for, which takes milliseconds."""
 _LEFT_S = 600.0
 """A half-written file that is older than this was left by a killed process."""
 
@@ -77,17 +79,25 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Hold a lock, or raise RunningError at once. The kernel frees it when the process ends, however it ends."""
+def only_one(path: Path, what: str, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock. The kernel frees it when the process ends, however it ends.
+
+    Args: wait_s: how long another process is waited for. Raises: RunningError: it holds the lock still.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"{path} can't be opened: {error.strerror}; check the folder's owner") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunningError(f"{what} runs already on {path.parent}: {remedy}") from error
+        until_s = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= until_s:
+                    raise RunningError(f"{what} runs already on {path.parent}: {remedy}") from error
+            time.sleep(_ASK_AGAIN_S)
         yield
     finally:
         os.close(descriptor)

@@ -153,7 +153,7 @@ class Home:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Change the present file, and write it, while no other process does."""
-        with files.only_one(self.folder / "lock", "another change", "try again in a moment"):
+        with files.only_one(self.folder / "lock", "another change", "try again in a moment", files.WAIT_S):
             self.reload()
             yield
             files.write_yaml(self._config, self._values)
@@ -262,18 +262,20 @@ class Home:
     def forget_tunnel(self, tunnel: Tunnel) -> None:
         """Drop a tunnel's keys and its files: they can't be had again. Its books stay, as budgets count them.
 
+        Its entry goes last: killed before, this can be done again, and no other tunnel gets its books.
+
         Raises: NgpError.
         """
-        books = self.state_path(tunnel)
         with self._changing():
+            books = self.state_path(tunnel)
+            if books.exists():
+                books.replace(self._own_state_path(tunnel))
+            self.conf_path(tunnel).unlink(missing_ok=True)
+            self.lock_path(tunnel).unlink(missing_ok=True)
             kept = [one for one in self._values.get(_TUNNELS) or [] if one.get(_PRIVATE) != tunnel.private_key]
             self._values |= {_TUNNELS: kept}
             if not kept:
                 del self._values[_TUNNELS]
-        self.conf_path(tunnel).unlink(missing_ok=True)
-        self.lock_path(tunnel).unlink(missing_ok=True)
-        if books.exists():
-            books.replace(self._own_state_path(tunnel))
 
     def _tunnel(self, number: int, entry: dict[str, Any]) -> Tunnel:
         where = f"{self._config}: tunnel {number + 1}"

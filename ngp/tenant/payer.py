@@ -21,6 +21,7 @@ from ngp.core.tenant.account import Order
 from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 from ngp.errors import PaymentError, PeerError
 from ngp.ports import Payment
+from ngp.tenant import files
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.renting import Quote
 
@@ -155,10 +156,12 @@ class Payer:
                 )
 
     def _with_pending(self, books: Books, order: Order) -> Books:
-        """Check the budgets and write the order; nothing may happen in between, as other rentals are paid for too."""
-        self._refuse_over_budget(order.amount_msat + order.fee_limit_msat)
-        books = replace(books, pending=order)
-        self._books.write(books)
+        """Check the budgets and write the order, alone: other processes pay for other rentals of the same budgets."""
+        lock = self._books.path.with_name("budgets.lock")
+        with files.only_one(lock, "another payment", "try again in a moment", files.WAIT_S):
+            self._refuse_over_budget(order.amount_msat + order.fee_limit_msat)
+            books = replace(books, pending=order)
+            self._books.write(books)
         return books
 
     async def _outcome(self, order: Order, outcome: PaymentOutcome) -> PaymentOutcome:

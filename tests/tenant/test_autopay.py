@@ -22,6 +22,7 @@ import yaml
 
 from ngp.cli.tenant_service import only_autopay
 from ngp.core.settings import Budgets, FeeLimit
+from ngp.core.tenant.account import Order
 from ngp.core.tenant.terms import Limits
 from ngp.errors import ConfigError, ExitCode, LandlordError, PaymentError
 from ngp.modules.payment.sandbox import SandboxPayment
@@ -67,12 +68,15 @@ class Keeper:
         self.books = BooksFile(self.home.state_path(self.tunnel))
         self.https = HttpsLandlord(place)
 
+    def all_books(self) -> list[Books]:
+        return [BooksFile(path).read() for path in self.home.all_state_paths()]
+
     def run(self, once: bool = True) -> None:
         asyncio.run(self.keep(once))
 
     async def keep(self, once: bool = True, alone: bool = True) -> None:
         payment = SandboxPayment(self.folder / "node", self.options)
-        payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, lambda: [self.books.read()])
+        payer = Payer(payment, self.books, FeeLimit(0, 1000), self.budgets, self.all_books)
         limits = lambda: self.limits or self.home.limits()  # noqa: E731
         proof, warn_s = lambda: self.proof, lambda: self.warn_s
         kept = Kept(self.home, self.tunnel, self.https, self.books, payer, proof, limits, warn_s)
@@ -200,6 +204,28 @@ def test_budgets_count_what_was_spent_before(keeper: Keeper) -> None:
     with pytest.raises(PaymentError, match="BUDGET_HOUR"):
         keeper.run()
     assert [sat for sat, _ in keeper.payments()] == [FIRST_SAT, 1500]
+
+
+def test_budgets_hold_for_processes_that_pay_at_once(keeper: Keeper) -> None:
+    """The other one has checked the budget, and hasn't written its payment yet."""
+    keeper.budgets = Budgets(0, None, 60_000_000, 10**9, None)
+    other = BooksFile(keeper.home.folder / "TunnelState-other.yaml")
+    held = threading.Event()
+
+    def pay() -> None:
+        with files.only_one(keeper.home.folder / "budgets.lock", "another payment", "wait"):
+            held.set()
+            time.sleep(1)
+            order = Order(bytes(32), 49_000_000, 1_000_000, True, 1.0, 0, "node", 1_000, int(time.time()))
+            other.write(Books(pending=order))
+
+    paying = threading.Thread(target=pay)
+    paying.start()
+    held.wait()
+    with pytest.raises(PaymentError, match="BUDGET_HOUR"):
+        keeper.run()
+    paying.join()
+    assert not keeper.payments()
 
 
 def test_nothing_is_paid_while_the_tunnel_is_not_proven(keeper: Keeper) -> None:

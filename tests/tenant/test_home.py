@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
 
+from ngp.core.tenant.account import Account
 from ngp.errors import ConfigError, RunningError
 from ngp.tenant import files
+from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home
+from ngp.tenant.https import read_place
 from ngp.tenant.keys import new_private_key, public_key
 
 PIN = "ab" * 32
@@ -152,3 +158,41 @@ def test_a_lock_is_for_one(tmp_path: Path) -> None:
         pass
     with files.only_one(lock, "another", "wait"):
         pass
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    lock, held = tmp_path / "lock", threading.Event()
+
+    def hold() -> None:
+        with files.only_one(lock, "another", "wait"):
+            held.set()
+            time.sleep(0.2)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    held.wait()
+    with files.only_one(lock, "another", "wait", wait_s=10):
+        pass
+    holding.join()
+
+
+def test_a_forgotten_rental_killed_at_any_step_leaves_its_books_to_no_other(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        """The process ends here."""
+
+    for step in ("pathlib.Path.replace", "pathlib.Path.unlink", "ngp.tenant.files.write_yaml", ""):
+        home = Home(tmp_path / (step or "none"))
+        old = home.add_tunnel("old", read_place("192.0.2.1", PIN))
+        BooksFile(home.state_path(old)).write(Books(account=Account(started=True, paid_msat=49_000_000, payments=3)))
+        home.keep_conf(old, "[Interface]\n")
+        if step:
+            with mock.patch(step, side_effect=Killed), pytest.raises(Killed):
+                home.forget_tunnel(old)
+            home = Home(home.folder)
+            assert BooksFile(home.state_path(home.tunnels()[0])).read().account.payments == 3
+            home.forget_tunnel(home.tunnels()[0])
+        else:
+            home.forget_tunnel(old)
+        new = home.add_tunnel("new", read_place("192.0.2.1", PIN))
+        assert BooksFile(home.state_path(new)).read() == Books() and not list(home.folder.glob("*/*.conf"))
+        assert [BooksFile(one).read().account.payments for one in home.all_state_paths()] == [3], "budgets count it"

@@ -22,7 +22,7 @@ from ngp.cli.place import Place
 from ngp.cli.tenant_service import proof_of
 from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
-from ngp.errors import ExitCode, LandlordError
+from ngp.errors import ExitCode, LandlordError, RunningError
 from ngp.tenant import autopay, interface, policy, renting
 from ngp.tenant.autopay import Kept
 from ngp.tenant.home import Home, Tunnel
@@ -210,6 +210,14 @@ def test_a_landlord_elsewhere_has_no_end_of_a_tunnel_in_our_surroundings(
     assert not home.conf_path(tunnel).exists()
     landlord.place = LandlordPlace("192.168.1.1", 443, "00" * 32)
     assert renting.keep_configuration(home, landlord, tunnel, None).path.exists()
+
+
+def test_the_first_error_is_told_although_the_new_keys_cannot_be_dropped(router: Router) -> None:
+    router.trust()
+    router.landlord.raw["AddCredit"] = b"HTTP/1.1 500 Broken\r\n\r\n"
+    with mock.patch.object(Home, "forget_tunnel", side_effect=RunningError("another change")):
+        done = router.rent("new", "example", "--name", "one", "--yes")
+    assert done.returncode == ExitCode.OTHER and "another change" not in done.stderr and "landlord" in done.stderr
 
 
 def test_autopay_once_fills_the_credit(router: Router) -> None:
