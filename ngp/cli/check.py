@@ -108,7 +108,7 @@ def _directory(place: Place) -> list[Row]:
 
 
 def _standing(place: Place) -> list[Row]:
-    """Return what is in force without a daemon, as a line that isn't ok if traffic is affected; or no line."""
+    """Return the line on what is in force without a daemon, not ok if traffic is affected; empty if nothing is."""
     found = aftermath.look(place)
     return [_row(found, "kernel")] if found else []
 

@@ -1,4 +1,4 @@
-"""`ngp rentals`: what this router lets, and what is for let; switches a rental off and on, and gives it back."""
+"""`ngp rentals`: what this router lets, and what tenants may rent; switches a rental off and on, and gives it back."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _find(place: Place, include_released: bool) -> Iterable[Row]:
 
 def _offers(place: Place, as_json: bool) -> int:
     rows = Daemon(place.state_dir).rows("rentals offers")
-    print_rows(rows, _OFFERS, "nothing is for let: LANDLORD in net.conf is no", as_json)
+    print_rows(rows, _OFFERS, "there are no offers: LANDLORD in net.conf is no", as_json)
     return 0
 
 

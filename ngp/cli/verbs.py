@@ -155,14 +155,14 @@ VERBS = (
     ),
     Verb(
         "rentals", "[offers] [off RENTAL] [on RENTAL] [release RENTAL] [--all] [--yes] [--json]",
-        "list what this router lets, and what is for let; switch a rental off or on, or give it back",
+        "list what this router lets, and what tenants may rent; switch a rental off or on, or end it",
         "Without more words: the rentals, with credit and traffic; --all: released ones too. `offers` shows the terms, "
         "and how many rentals the pools have room for. `off` stops a rental's tunnel, and no rent is owed meanwhile; "
         "`on` undoes it. `release` gives the addresses back, and others may rent them; credit that is left stays the "
         "tenant's. `off` and `release` ask first (--yes: don't). RENTAL is the id, the tenant's WireGuard key, the "
         "first letters of either, or an address.",
         (("ngp rentals", "works without a daemon too"),
-         ("ngp rentals offers --json", "what is for let, for a script"),
+         ("ngp rentals offers --json", "what tenants may rent, for a script"),
          ("ngp rentals off 203.0.113.7", "a tenant sends spam, for example"),
          ("ngp rentals release 7f3a --yes", "for good, without a question")),
     ),

@@ -126,7 +126,7 @@ def _interfaces(written: Written) -> Iterator[Finding]:
     for key, others in both:
         for name in mesh:
             if name in others:
-                yield written.finding(key, f"holds {name}, as MESH_INTERFACES does: remove it from one")
+                yield written.finding(key, f"holds {name}, as MESH_INTERFACES does: remove it from one of the two")
         names = [name for name in mesh if not is_pattern(name) and name != ALL_INTERFACES and name not in others]
         for pattern in filter(is_pattern, others):
             for name in names:

@@ -297,7 +297,7 @@ class Executor:
                 blocks_left = await self._payment.wait_held(payment_hash)
                 await self._payment.confirm_node()  # another node doesn't know this invoice
             except PaymentError as error:
-                self._tell_trouble(f"invoice {payment_hash.hex()[:16]}: not known whether its payment waits", error)
+                self._tell_trouble(f"invoice {payment_hash.hex()[:16]}: unknown whether its payment is held", error)
                 await asyncio.sleep(WATCH_AGAIN_S)
                 continue
             if blocks_left is not None:

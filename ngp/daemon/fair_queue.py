@@ -35,7 +35,7 @@ STRANGERS = b""
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """A message, and in which of the two rooms it is."""
+    """A message, and whether money was exchanged with its sender: such messages have a limit of their own."""
 
     read: Callable[[], Event | None]
     has_traded: bool
@@ -55,7 +55,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._own: deque[Event] = deque()
         self._lines: OrderedDict[bytes, _Line] = OrderedDict()  # next in turn first; none is empty
-        self._messages = {True: 0, False: 0}  # in the room of neighbours that traded, and in the others'
+        self._messages = {True: 0, False: 0}  # of neighbours with which money was exchanged, and of others
 
     def __bool__(self) -> bool:
         return bool(self._own or self._lines)

@@ -105,7 +105,7 @@ class Handlers:
         return _stream(self._reading.rentals(bool(arguments.get("all"))))
 
     def rental_offers(self, _arguments: Arguments) -> AsyncIterator[Any]:
-        """List what is for let."""
+        """List what tenants may rent."""
         return _stream(self._reading.offers())
 
     async def lightning(self, _arguments: Arguments) -> Any:

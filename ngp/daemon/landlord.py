@@ -72,7 +72,7 @@ def endpoints_of(settings: LettingSettings, addresses: Iterable[Address]) -> tup
 def look(settings: LettingSettings, tunnel: Tunnel, faces: Iterable[Face]) -> list[Check]:
     """Return what is missing for letting, and what tenants must be told; changes nothing.
 
-    Args: tunnel, faces: instances that nothing is let by; they are only asked.
+    Args: tunnel, faces: instances that aren't used for letting; they are only asked what is missing.
     """
     lines = tunnel.check(desired_tunnel(settings, X25519PrivateKey.generate()))  # any key does: it isn't set
     return [*lines, *(line for face in faces for line in face.check(settings))]

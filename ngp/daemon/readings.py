@@ -42,8 +42,8 @@ class Readings:
     def before_a_bill(self, identity: bytes) -> UsageRead:
         """Read our meter for a neighbour before its bill is compared: with old readings the bill looks too high.
 
-        A flood of bills must not cost more than a few hundredths of our time: those that come faster are compared with
-        the previous reading.
+        A flood of bills must not cost more than a twentieth of our time: bills that come faster are compared with the
+        previous reading.
         """
         loop_time = asyncio.get_running_loop().time
         began = loop_time()

@@ -64,7 +64,7 @@ class CallingLandlord:
         self._session: _OpenSession | None = None
 
     def offers(self) -> tuple[OnSale, ...]:
-        """Return what is for let."""
+        """Return what tenants may rent."""
         return self._read(lambda: tuple(_on_sale(one) for one in self._offers()))
 
     def terms(self, offer: str = "") -> SaleTerms:

@@ -75,7 +75,7 @@ class HttpsLandlord:
         self.place = place
 
     def offers(self) -> tuple[OnSale, ...]:
-        """Return what is for let: this interface has one offer, without a name."""
+        """Return what tenants may rent: this interface has one offer, without a name."""
         return (OnSale(self.terms()),)
 
     def terms(self, offer: str = "") -> SaleTerms:

@@ -62,7 +62,7 @@ class Landlord(Protocol):
     def place(self) -> Place: ...
 
     def offers(self) -> tuple[OnSale, ...]:
-        """Return what is for let; at least one."""
+        """Return what tenants may rent; at least one offer."""
 
     def terms(self, offer: str = "") -> SaleTerms:
         """Return the terms of an offer. Args: offer: "": the first one."""

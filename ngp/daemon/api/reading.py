@@ -221,7 +221,7 @@ class Reading:
             yield from (row for row in rows if row.state == RentalState.RELEASED)
 
     def offers(self) -> list[OfferRow]:
-        """List what is for let."""
+        """List what tenants may rent."""
         settings = self._node.settings.letting
         offers = settings.offers if settings is not None else ()
         return [offer_row(self._world, one, self._node.identity) for one in offers]

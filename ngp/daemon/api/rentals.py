@@ -1,4 +1,4 @@
-"""Rentals: the landlord's answers: what is let, and what is for let.
+"""Rentals: the landlord's answers: what is let, and what tenants may rent.
 
 The field names are the JSON keys in docs/operators-guide.md and don't change. Money is msat, data bytes. Instants that
 the core counts in seconds of service are shown as if the machine had run all the time.
@@ -133,7 +133,7 @@ def record_row(record: RentalRecord, account: AccountRecord, real_money: bool) -
 
 @dataclass(frozen=True, slots=True)
 class OfferRow:
-    """What is for let.
+    """What tenants may rent.
 
     Attributes:
         networks: sizes, `IPv4 /32`.
