@@ -153,6 +153,9 @@ def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Rentin
     def lines() -> dict[str, dict[str, Any]]:
         return {line["name"]: line for line in json.loads(daemon.cli("check", "--json", *place).stdout)}
 
+    for family, pool in (("-4", "198.51.100.0/29"), ("-6", "2001:db8:100::/61")):
+        assert "pools when stopped" in lines()
+        renting.router.ip(family, "route", "add", "unreachable", pool, "metric", "4294967295")
     beside = lines()
     assert "fingerprint" in beside["https"]["found"] and "mesh interfaces" not in beside
     assert beside[f"interface {TUNNEL}"]["found"].startswith("the landlord's tunnel")
