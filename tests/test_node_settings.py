@@ -214,7 +214,7 @@ def test_a_start_warns_of_what_check_would_and_waits_for_no_long_books(
     asyncio.run(scenario())
     first, last = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert first == f"{lack.name}: {lack.found}; {lack.remedy}"
-    assert last.startswith("books: account 7f7f") and "settled payments are 0 msat; another program" in last
+    assert last.startswith("books: account 7f7f") and "settled payments add up to 0 msat; another program" in last
 
 
 def test_a_start_with_another_payment_node_than_last_time_names_both(

@@ -95,7 +95,7 @@ def _of_channel(channel: Channel, ours: bool) -> Bounds:
 
 
 def _why_not(direct: Sequence[Channel], who: str, ours: bool, others: bool) -> str:
-    side = "our side" if ours else "its side"
+    side = "our side" if ours else f"the side of {who}"
     if not direct:
         whose = "our" if ours else "their"
         rest = f"and our other channels are empty on {whose} side" if others else "and we have no other"

@@ -43,12 +43,12 @@ def accounts(
         paid_msat, charged_msat, refunded_msat = accounts.get(key, (0, 0, 0))
         name = f"account {key[0].hex()} as {key[1]}"
         if paid_msat != paid[key]:
-            found.append(f"{name}: paid {paid_msat} msat, its settled payments are {paid[key]} msat")
+            found.append(f"{name}: paid {paid_msat} msat, its settled payments add up to {paid[key]} msat")
         if charged_msat != charged.get(key, 0):
-            found.append(f"{name}: charged {charged_msat} msat, its contracts are {charged.get(key, 0)} msat")
+            found.append(f"{name}: charged {charged_msat} msat, its contracts add up to {charged.get(key, 0)} msat")
         # a refund on its way may be booked already, as its money is reserved
         if not refunded[key] <= refunded_msat <= refunded[key] + pending[key]:
-            found.append(f"{name}: refunded {refunded_msat} msat, its settled refunds are {refunded[key]} msat")
+            found.append(f"{name}: refunded {refunded_msat} msat, its settled refunds add up to {refunded[key]} msat")
     return found
 
 

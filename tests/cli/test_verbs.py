@@ -418,7 +418,7 @@ def test_check_without_a_daemon_adds_up_the_books(host: Host) -> None:
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["ledger"]["ok"] is True
     assert (rows["books"]["ok"], rows["books"]["kind"]) == (False, "ledger")
-    assert "paid 5000 msat, its settled payments are 0 msat" in rows["books"]["found"]
+    assert "paid 5000 msat, its settled payments add up to 0 msat" in rows["books"]["found"]
     assert "ngp backup" in rows["books"]["remedy"]
     with sqlite3.connect(host.state_dir / "ledger.db") as connection:
         connection.execute("UPDATE accounts SET paid_msat = 0, charged_msat = 0")

@@ -475,7 +475,7 @@ def test_over_https_nobody_gets_a_price(tmp_path: Path) -> None:
         landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
         for tenant, name in ((1, ""), (2, "default")):
             answer = landlord.ask(tenant, 1000, name)
-            assert answer is not None and "has a price for traffic now, which isn't sold over HTTPS" in answer.why_not
+            assert answer is not None and "which can't be agreed over HTTPS" in answer.why_not
         landlord.face = "grpc"
         pay_more(landlord, 1000)
         assert landlord.status(1).price_msat_per_gib == PRICE

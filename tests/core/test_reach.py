@@ -120,7 +120,7 @@ def test_no_more_is_asked_for_than_can_be_received_and_nothing_from_an_empty_cha
     assert asked(sim) == [60_000]
     see(sim, end(0))
     sim.flow(HOST, 100_000, 30)
-    assert asked(sim) == [60_000] and "is empty on its side" in account(sim).why_not
+    assert asked(sim) == [60_000] and "is empty on the side of" in account(sim).why_not
     told = [e.text for e in sim.gateway.log if isinstance(e, fx.Log) and "is empty" in e.text]
     assert len(told) == 1 and "ngp lightning status" in told[0]
     see(sim, end(500))

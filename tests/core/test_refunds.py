@@ -474,9 +474,8 @@ def test_the_operator_is_told_why_no_refund_can_be_offered() -> None:
     world, who = sim.gateway.world, sim.client.identity
     named = who.hex()[:16]
     assert why_no_refund(world, who) == ""
-    nobody = (
-        "nothing to refund: 0 msat of 0000000000000000's balance are free, and a payment must be at least 1000 msat"
-    )
+    free = "0 msat of 0000000000000000's balance can be paid back"
+    nobody = f"nothing to refund: {free}, and a payment must be at least 1000 msat"
     assert why_no_refund(world, bytes(32)) == nobody
     for neighbour in world.peers.by_identity[who].values():
         neighbour.up = False

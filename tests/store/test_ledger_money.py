@@ -216,12 +216,12 @@ def test_a_contract_that_takes_the_id_of_a_closed_one_takes_nothing_from_the_boo
 @pytest.mark.parametrize(
     ("tampering", "found"),
     [
-        ("UPDATE accounts SET paid_msat = 501", "paid 501 msat, its settled payments are 500 msat"),
-        ("UPDATE accounts SET charged_msat = 29", "charged 29 msat, its contracts are 30 msat"),
+        ("UPDATE accounts SET paid_msat = 501", "paid 501 msat, its settled payments add up to 500 msat"),
+        ("UPDATE accounts SET charged_msat = 29", "charged 29 msat, its contracts add up to 30 msat"),
         ("UPDATE accounts SET refunded_msat = 1", "refunded 1 msat"),
         ("UPDATE accounts SET role = 'client', charged_msat = 9", "charged 9 msat, its server billed 0 msat"),
         ("DELETE FROM accounts", "paid 0 msat"),
-        ("DELETE FROM contracts", "its contracts are 0 msat"),
+        ("DELETE FROM contracts", "its contracts add up to 0 msat"),
         ("DELETE FROM payments", "the payment is None msat"),
         ("UPDATE journal SET amount_msat = 499", "line(s) of 499 msat"),
         (("INSERT INTO journal SELECT 99, time_s, kind, identity, contract, amount_msat, payment_hash, state "
@@ -241,7 +241,7 @@ def test_books_are_added_up_beside_a_daemon_that_writes(store: Store) -> None:
     assert store.audit(60.0) == ([], "")
     daemons.commit([account(paid_msat=501, charged_msat=30)])
     (wrong,), unknown = store.audit(60.0)
-    assert "paid 501 msat, its settled payments are 500 msat" in wrong
+    assert "paid 501 msat, its settled payments add up to 500 msat" in wrong
     assert not unknown
     daemons.commit([account(paid_msat=500, charged_msat=30)])
     daemons.close()
@@ -251,7 +251,7 @@ def test_books_are_added_up_beside_a_daemon_that_writes(store: Store) -> None:
 def test_books_that_take_too_long_say_so(store: Store) -> None:
     ledger = store.open()
     ledger.commit([contract(number) for number in range(5000)])
-    assert store.audit(-1.0) == ([], "it takes more than -1 s")
+    assert store.audit(-1.0) == ([], "the audit takes more than -1 s")
 
 
 def test_a_refund_on_its_way_may_be_booked_already(store: Store) -> None:

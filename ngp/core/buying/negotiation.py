@@ -135,11 +135,11 @@ def _objection(
     if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY, f"it offers a contract for {propose.lifetime_s} s, longer than ngp agrees to"
     if _sells_it_the_same(world, neighbour, destination):
-        why = "it buys the same from us, so our routes form a loop"
+        why = "that neighbour buys the same destination from us, so our routes form a loop"
         world.log(f"proposal of {who} for {destination} declined: {why}")
         return RejectReason.NOT_BUYING, why
     if world.settings.never_renews and _bought_before(world, neighbour, destination):
-        why = "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), so this isn't bought again"
+        why = "renewal is off (DATA_RENEWAL and TIME_RENEWAL are 0), so no destination is bought again"
         return RejectReason.NOT_RENEWING, why
     if not world.may_open(Role.CLIENT, neighbour):
         return RejectReason.BUSY, "too many of its contracts were never used"
@@ -153,7 +153,7 @@ def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends
     if bought is None and sends_to is None:
         return "our traffic to there doesn't go through that neighbour; if it should, look at our route"
     if bought is None and sends_to != destination:
-        return f"only a part of it is routed through that neighbour, so we ask for {sends_to} alone"
+        return f"only a part of this destination is routed through that neighbour, so we ask for {sends_to} alone"
     if destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
         return "that is a default route or a part of one"
     return ""

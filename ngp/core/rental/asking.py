@@ -112,7 +112,8 @@ def _why_not_metered(world: World, event: CreditAsked, offer: Offer, has_room: b
     if not offer.price_msat_per_gib:
         return ""
     if event.face == "https":
-        return f"the offer {offer.name!r} has a price for traffic now, which isn't sold over HTTPS: rent another way"
+        now = f"the offer {offer.name!r} has a price for traffic now"
+        return f"{now}, which can't be agreed over HTTPS: rent by gRPC or over the mesh"
     if not has_room and not metering.has_room(world):
         world.log_seldom(("no room", b"rental"), "a rental is refused: the kernel's table is full; raise CONTRACTS_MAX")
         return "all places for metered rentals are taken: ask again later"
@@ -186,7 +187,8 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
     request = world.letting.asking.pop(event.identity, None)
     if request is not None:
         # `event.why` names our node, its address and its files: it is for the operator alone, whose log has it.
-        world.do(AnswerTenant(request, why_not="the landlord's payment node makes no invoice now: ask again later"))
+        why_not = "the landlord's payment node can't make an invoice now: ask again later"
+        world.do(AnswerTenant(request, why_not=why_not))
     if rental is not None and rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
         landlord.end(world, rental, "no invoice")
 

@@ -218,7 +218,8 @@ def _reserve(world: World, rental: Rental, since_s: int) -> None:
     if not rental.meter.is_closing:
         world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     kept_d = _reserved_s(world, rental) / 86_400
-    world.log(f"rental {_name(rental)} has no credit left: off; its addresses are kept for {kept_d:.0f} days")
+    kept = f"its addresses are kept for {kept_d:.0f} days"
+    world.log(f"rental {_name(rental)} has no credit left, so its traffic is stopped; {kept}")
 
 
 def _reserved_s(world: World, rental: Rental) -> int:

@@ -63,7 +63,7 @@ def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
     if not amount_msat or amount_msat > most_msat:
         return f"the invoice must be for {show_money(most_msat)} or less"
     if amount_msat < world.node.least_amount_msat:
-        return f"a payment is at least {show_money(world.node.least_amount_msat)}"
+        return f"a payment must be at least {show_money(world.node.least_amount_msat)}"
     cost_msat = amount_msat + world.settings.fee_limit.of_msat(amount_msat)
     broken = broken_limit(world.settings.budgets, world.money.spending, rental.id, cost_msat, world.now)
     if broken is None:

@@ -36,9 +36,9 @@ def _why_not(world: World, event: RekeyAsked) -> str:
     rentals = world.letting.by_key
     rental, other = rentals.get(event.wireguard_key), rentals.get(event.new_key)
     if rental is None or rental.state is RentalState.RELEASED:
-        return "no rental has the former WireGuard key: rent anew"
+        return "no rental has the WireGuard key that you want to replace: rent anew"
     if rental.state is RentalState.PENDING:  # asking costs nothing: one tenant could get many by changing the key
         return "the rental isn't paid yet: pay its invoice, or ask for one with the new key"
     if other is not None and other.state is not RentalState.RELEASED:
-        return "the new WireGuard key has a rental already: make another one"
+        return "the new WireGuard key has a rental already: make another key"
     return ""

@@ -153,7 +153,7 @@ class LettingSettings:
 
     def no_offer(self, name: str) -> str:
         """Return the error text for a name that no offer has; it lists the names of all offers."""
-        return f"there is no offer {name!r}; there are {', '.join(one.name for one in self.offers)}"
+        return f"there is no offer {name!r}; the offers are {', '.join(one.name for one in self.offers)}"
 
 
 def rent_msat(month_msat: int, seconds: int) -> int:

@@ -80,7 +80,7 @@ def _why_nothing(world: World, identity: bytes, account: ClientAccount | None) -
     bounds = sendable(world, identity)
     if free_msat >= bounds.least_msat and bounds.why_not:
         return bounds.why_not
-    free = f"{free_msat} msat of {named(identity)}'s balance are free"
+    free = f"{free_msat} msat of {named(identity)}'s balance can be paid back"
     return f"{free}, and a payment must be at least {bounds.least_msat} msat"
 
 

@@ -152,8 +152,8 @@ def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]
         yield f"{limits.payment_min.name} is above {limits.payment_max.name}: no payment fits; change one of them"
     if terms.credit_max_msat < max(2 * terms.payment_min_msat, terms.initial_credit_min_msat):
         yield (
-            f"the landlord's terms contradict each other: its most credit, {show_money(terms.credit_max_msat)}, "
-            "leaves no room for its least payments; ask the landlord"
+            f"the landlord's terms contradict each other: its largest credit, {show_money(terms.credit_max_msat)}, "
+            "leaves no room for its smallest payments; ask the landlord"
         )
 
 

@@ -150,10 +150,10 @@ def failure(place: Place, error: psycopg.Error) -> LedgerError:
     if isinstance(error, errors.ExclusionViolation):
         return NetworksTakenError(
             f"{where} Another landlord with this database lets a network that a rental here has: `ngp rentals` on both "
-            "shows it; release one of the two"
+            "hosts shows the network; release one of the two rentals"
         )
     if isinstance(error, errors.LockNotAvailable):
-        return LedgerMomentError(f"{where} Another ngp with the same identity.key uses this ledger; end it")
+        return LedgerMomentError(f"{where} Another ngp with the same identity.key uses this ledger; end that ngp")
     if isinstance(error, errors.InsufficientPrivilege):
         return LedgerError(f"{where} Allow it: GRANT CREATE ON DATABASE ... TO the user of LEDGER")
     if state[:2] in ("", "28", "3D") and any(words in text for words in _OPERATORS):

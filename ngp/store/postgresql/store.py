@@ -81,7 +81,7 @@ class PostgresStore:
             try:
                 found.extend(sums.compare(ask))
             except psycopg.errors.QueryCanceled:
-                return found, f"it takes more than {most_s:g} s"
+                return found, f"the audit takes more than {most_s:g} s"
         return found, ""
 
     def written_s(self) -> int:

@@ -66,7 +66,7 @@ class SqliteStore:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
                     raise
-                return found, f"it takes more than {most_s:g} s"
+                return found, f"the audit takes more than {most_s:g} s"
             return found, ""
 
     def written_s(self) -> int:
