@@ -45,7 +45,7 @@ _REST_S = 1.0
 
 
 class AccountTable:
-    """Limits, reads and forgets accounts. Args: tables: the meter's, by name."""
+    """Limits, reads and forgets accounts. Args: tables: the meter's tables, by name."""
 
     def __init__(self, tables: dict[str, Table]) -> None:
         self._lines = Lines(tables[layout.ACCOUNTS], tables[layout.IDENTITIES])

@@ -56,7 +56,7 @@ class ContractTable:
     """Grants, changes, revokes and reads contracts.
 
     Args:
-        tables: the meter's, by name.
+        tables: the meter's tables, by name.
         accounts: the account table; contracts name accounts in it.
         first_of: returns the number of a neighbour's first link, for the number of any of its links.
         link_of: returns the link key for a neighbour's number; None if the neighbour's interface doesn't exist.

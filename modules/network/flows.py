@@ -52,7 +52,7 @@ class FlowSweeper:
     """Removes old flows.
 
     Args:
-        tables: the meter's, by name.
+        tables: the meter's tables, by name.
         room_of: returns how many flows are remembered for a payer now, by its number; 0 if the payer isn't known.
     """
 

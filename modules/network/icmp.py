@@ -96,9 +96,9 @@ class Prohibiter:
     """Sends the answers, within limits. An answer that can't be sent is dropped, as any ICMP message may be.
 
     Args:
-        monotonic_s: the clock.
-        source_rate, source_burst: answers to one address in a second, and at once.
-        total_rate, total_burst: the same for all addresses together.
+        monotonic_s: returns the seconds of a clock that never goes back.
+        source_rate, source_burst: the most answers to one address in a second, and at once.
+        total_rate, total_burst: the most answers to all addresses together in a second, and at once.
     """
 
     def __init__(

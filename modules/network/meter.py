@@ -26,7 +26,7 @@ from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
 
 HOLD_WINDOW_NS = 1_000_000_000
-HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # to one destination in a window: for anybody; for those that have paid
+HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # held to one destination in a window: of anybody; of those that have paid
 _OWN_ADDRESSES_MOST = 4096 * 32  # the daemon knows 4,096 neighbours at a time, and a hello may name 32 addresses
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = (

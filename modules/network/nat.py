@@ -29,7 +29,7 @@ class Translation:
     """A rule that changes source addresses.
 
     Attributes:
-        versions: the IP versions that it applies to.
+        versions: the IP versions that the rule applies to.
         out: patterns of the interfaces that the rule applies to, or excludes if out_not; empty: all interfaces.
         source: the source networks that the rule applies to, or excludes if source_not; empty: all.
         is_certain: the rule tests nothing else of a packet.

@@ -27,7 +27,7 @@ class NeighbourTable:
     """Keeps the kernel's neighbours as the daemon names them.
 
     Args:
-        tables: the meter's, by name.
+        tables: the meter's tables, by name.
         index_of: returns an interface's index by name, or None if it doesn't exist.
         show_several: called with True if any neighbour has several links, else with False.
     """

@@ -33,7 +33,8 @@ _WHY = {
 def check(desired: DesiredNetwork, host: Host, forwarded: frozenset[int]) -> Iterator[Check]:
     """Warn of each IP version in which neighbours' packets aren't carried on, or answers don't find the mesh.
 
-    Args: forwarded: the versions that this host forwards. A version that isn't forwarded has another line.
+    Args: forwarded: the versions that this host forwards. Another line of `ngp check` reports those that aren't
+    forwarded.
     """
     if not desired.sells or not desired.mesh_interfaces:
         return

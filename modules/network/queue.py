@@ -96,7 +96,7 @@ class HeldQueue:
         has_paid: says whether the neighbour on a link has paid us. Its arguments: as the first two of `sent_to`.
         held_max, per_neighbour_max: the most packets that are kept in all, and for one (interface, link address); more
             are dropped. Neighbours that never paid get half of held_max together.
-        monotonic_s: the clock.
+        monotonic_s: returns the seconds of a clock that never goes back.
     """
 
     def __init__(

@@ -134,7 +134,7 @@ def _when_stopped(desired: DesiredTunnel, here: Host) -> Iterator[Check]:
     back = [pool for pool in desired.pools if not any(covers(each, pool) for each in refused[pool.version])]
     if desired.proxy or not back:
         return
-    found = f"when ngp has stopped, this host's default route sends packets to {listed(map(str, back))} back"
+    found = f"when ngp has stopped, this host sends packets to {listed(map(str, back))} back by its default route"
     keep = [f"ip {'-6 ' * (each.version == 6)}route add unreachable {each} metric {_LAST_METRIC}" for each in back]
     more = f" (and so on for {len(keep) - _TOLD} more)" if len(keep) > _TOLD else ""
     yield Check("pools when stopped", True, found, f"at each boot: {'; '.join(keep[:_TOLD])}{more}")
