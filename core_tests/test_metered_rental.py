@@ -130,10 +130,38 @@ def test_what_was_carried_after_a_kill_is_charged_by_a_stop(mesh: Mesh) -> None:
     assert row["charged_msat"] == int((row["used_to_bytes"] + row["used_from_bytes"]) * PRICE)
 
 
-def test_autopay_pays_no_offer_with_a_price_and_names_it(mesh: Mesh) -> None:
+def test_autopay_pays_what_this_machine_has_counted_too_and_no_more(mesh: Mesh) -> None:
     once = mesh.rent("autopay", "--once")
-    assert once.returncode and "asks 1000 msat/kB for traffic, which is never paid automatically" in once.stderr
-    assert "ngp rent add" in once.stderr and mesh.let()["payments"] == 1
+    assert once.returncode and "asks 1000 msat/kB for traffic, above TENANT_PRICE_MAX (0 msat/kB)" in once.stderr
+    assert mesh.let()["payments"] == 1
+    with mesh.rents.config.open("a") as file:
+        file.write("TENANT_PRICE_MAX: 1 sat\nTENANT_PAYMENT_MIN: 100 sat\nTENANT_TARGET_CREDIT: 600 sat\n")
+    mesh.done("autopay", "--once")
+    row = mesh.let()
+    assert row["payments"] > 1 and row["credit_msat"] > 500_000, "up to the target, in one payment or more"
+    sinks = Sinks(mesh)
+    for _ in range(3):  # 120 kB each, most of which must be paid again
+        sinks.send(V4, 120)
+        await_until(lambda: mesh.let()["credit_msat"] < 500_000, what="the traffic is charged")
+        mesh.done("autopay", "--once")
+        assert mesh.let()["credit_msat"] > 500_000
+
+    tunnel = mesh.status()["id"]
+    mesh.done("down", tunnel)  # the landlord goes on sending, and charging
+    sinks.send(V4, 250)
+    await_until(lambda: mesh.let()["credit_msat"] < 400_000, what="what nobody receives is charged")
+    payments = mesh.let()["payments"]
+    once = mesh.rent("autopay", "--once")
+    assert once.returncode and "for traffic, but the tunnel's interface on this machine counted" in once.stderr
+    assert "if the tunnel was down meanwhile" in once.stderr and mesh.let()["payments"] == payments
+    mesh.done("add", V4, "--amount", "100", "--yes")
+    mesh.done("up", tunnel)
+    mesh.await_reached()
+    mesh.done("autopay", "--once")
+    assert mesh.let()["credit_msat"] > 500_000, "what was paid by hand is accepted"
+
+
+def test_an_offer_names_the_limit_that_refuses_its_price(mesh: Mesh) -> None:
     (offer,) = json.loads(mesh.done("offers", "--json"))
     assert offer["price_msat_per_gib"] == 1000 << 20 and "for traffic" in offer["refused_by"][0]
 

@@ -7,11 +7,12 @@ from typing import Any
 from ngp.config import destinations, values
 from ngp.config.document import Node, refuse
 from ngp.config.key import Key
-from ngp.config.units import money_msat, time_s
+from ngp.config.units import money_msat, price_msat_per_gib, time_s
 
 _MOST_COMMAND = 4096
 _money = values.quantity(money_msat)
 _time = values.quantity(time_s)
+_price = values.quantity(price_msat_per_gib)
 
 
 def _command(node: Node) -> str:
@@ -24,6 +25,11 @@ def _command(node: Node) -> str:
 RENT_MAX = Key(
     "TENANT_RENT_MAX", "money", _money, "48000 sat", "most rent of a month that autopay pays",
     ("tenant.rent_max_msat",),
+)  # fmt: skip
+PRICE_MAX = Key(
+    "TENANT_PRICE_MAX", "price", _price, "0",
+    "per kilobyte: most price of traffic that is paid by itself; 0 = no offer with a price",
+    ("tenant.price_max_msat_per_gib",),
 )  # fmt: skip
 ACTIVATION_MAX = Key(
     "TENANT_ACTIVATION_MAX", "money", _money, "64000 sat", "most activation fee", ("tenant.activation_max_msat",)
@@ -77,6 +83,6 @@ BESIDE = Key(
 )
 
 KEYS: tuple[Key[Any], ...] = (
-    RENT_MAX, ACTIVATION_MAX, INITIAL_MAX, PAYMENT_MIN, PAYMENT_MAX, TARGET_CREDIT, TARGET_TIME, WARN_TIME, PROBE,
-    ALL_TRAFFIC, BESIDE,
+    RENT_MAX, PRICE_MAX, ACTIVATION_MAX, INITIAL_MAX, PAYMENT_MIN, PAYMENT_MAX, TARGET_CREDIT, TARGET_TIME, WARN_TIME,
+    PROBE, ALL_TRAFFIC, BESIDE,
 )  # fmt: skip

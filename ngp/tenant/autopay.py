@@ -4,11 +4,14 @@ Each look asks for the landlord's status and terms, compares them with our own b
 If anything is wrong, nothing is paid and the reason is logged; the next look tries again. A payment that the landlord
 doesn't count ends all further payments until the landlord counts it.
 
+Where traffic has a price, what is charged for it must agree with what the tunnel's interface counted
+(`ngp.core.tenant.traffic`).
+
 Without credit the landlord has the tunnel off, so nothing can prove that the tunnel works. Then back rent is paid
 without such a proof, as far as our own books say that we owe it. With credit, every further payment needs the proof.
 
 Whatever a landlord says, a rental costs no more than the highest rent that we allow, from our first payment on and by
-our own clock, and the credit that we want to keep (`most_bought_msat`).
+our own clock, the credit that we want to keep (`most_bought_msat`), and the traffic that was counted here.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from dataclasses import dataclass, field, replace
 
 from ngp.core.budget import DAY_S
 from ngp.core.pricing import SAT_MSAT, show_money
+from ngp.core.tenant import traffic
 from ngp.core.tenant.account import disagreements, follow
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, most_bought_msat, refusals, top_up_msat
 from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
-from ngp.tenant import files, rekey, renting
+from ngp.tenant import files, interface, rekey, renting
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.landlord import Landlord, RefusedError
@@ -93,7 +97,8 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
         books = await kept.payer.finish()
         if books.account.started:
             _refuse_disagreement(kept, books, quote.asked.status)
-        books = await kept.payer.pay(quote)
+        books = replace(await kept.payer.pay(quote), traffic=None)  # the user accepts what was charged so far
+        kept.books.write(books)
         status = await _confirmed(kept, books, quote)
         await asyncio.to_thread(_configure, kept, _compared(kept, books, status), status)
         return status
@@ -105,7 +110,7 @@ def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
     with alone_with(home, tunnel):
         books = file.read()
         if books.pending is None and not disagreements(books.account, status, time.time()):
-            file.write(replace(books, account=follow(books.account, status)))
+            file.write(replace(books, account=follow(books.account, status), traffic=None))
 
 
 def _alone(kept: Kept) -> AbstractContextManager[None]:
@@ -120,6 +125,7 @@ def alone_with(home: Home, tunnel: Tunnel) -> AbstractContextManager[None]:
 async def _look(kept: Kept) -> float:
     books = await kept.payer.finish()
     status = await asyncio.to_thread(_status, kept, books)
+    limits = kept.limits()
     is_first = not books.account.started
     if status is not None:
         if is_first:
@@ -127,10 +133,9 @@ async def _look(kept: Kept) -> float:
                 f"landlord {kept.landlord.place} has a rental for this key, but by our books nothing was paid for it: "
                 "nothing is paid; if it is yours, pay once by hand (`ngp rent add`, `staticIP AddCredit`)"
             )
-        _refuse_disagreement(kept, books, status)
+        books = await asyncio.to_thread(_verified, kept, books, status, limits)
         await asyncio.to_thread(_configure, kept, books, status)
     terms = await asyncio.to_thread(kept.landlord.terms, kept.tunnel.offer)
-    limits = kept.limits()
     if refused := refusals(_judged(terms, books, status), limits, is_first):
         raise LimitError(f"{'; '.join(refused)}: nothing is paid")
     if status is not None:
@@ -139,12 +144,15 @@ async def _look(kept: Kept) -> float:
     amount_msat = top_up_msat(credit_msat, terms, limits, is_first)
     if not is_first:
         _warn_of_end(kept, credit_msat, books)
+    if not amount_msat and books.traffic is not None:
+        return LOOK_AGAIN_S
     if not amount_msat:
         return min(LOOK_MOST_S, max(LOOK_AGAIN_S, float(lasts_until_due_s(credit_msat, terms, limits))))
+    is_off = status is None or traffic.is_cut_off(status)
     if not is_first:
-        if credit_msat > 0 and (why_not := await kept.proof().why_not()):
+        if not is_off and (why_not := await kept.proof().why_not()):
             raise PaymentError(f"{why_not}; payment of {show_money(amount_msat)} waits until the tunnel works")
-        _refuse_above_ceiling(books, amount_msat, limits, is_proven=credit_msat > 0)
+        _refuse_above_ceiling(books, amount_msat, limits, is_proven=not is_off)
     quote = await asyncio.to_thread(_ask, kept, books, amount_msat, terms, is_first)
     _log.info("paying %s for %s", show_money(quote.amount_msat), kept.tunnel.shown_name)
     books = await kept.payer.pay(quote)
@@ -171,14 +179,15 @@ def _judged(terms: SaleTerms, books: Books, status: Status | None) -> SaleTerms:
 def _refuse_above_ceiling(books: Books, amount_msat: int, limits: Limits, is_proven: bool) -> None:
     since_s = books.bought_since_s or time.time()
     most_msat = most_bought_msat(limits, time.time() - since_s, is_proven)
+    most_msat += traffic.allowed_msat(books.traffic) if books.traffic is not None else 0
     if books.bought_msat + amount_msat > most_msat:
         days = (time.time() - since_s) / DAY_S
         kept = f", and the credit to keep by {limits.target_credit.name}" if is_proven else ""
         raise PaymentError(
             f"with {show_money(amount_msat)} more, {show_money(books.bought_msat + amount_msat)} of credit would be "
-            f"bought in {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be "
-            f"due in that time (one {limits.payment_max.name}{kept} included): nothing is paid; compare `ngp rent "
-            "status` with what was agreed, then raise the limit or pay by hand"
+            f"bought in {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be due in "
+            f"that time (one {limits.payment_max.name}{kept} and the traffic counted here included): nothing is paid; "
+            "compare `ngp rent status` with what was agreed, then raise the limit or pay by hand"
         )
 
 
@@ -203,6 +212,29 @@ def _compared(kept: Kept, books: Books, status: Status) -> Books:
     if account != books.account:
         books = replace(books, account=account)
         kept.books.write(books)
+    return books
+
+
+def _verified(kept: Kept, books: Books, status: Status, limits: Limits) -> Books:
+    """Compare what was charged for traffic with what the tunnel's interface counted. Raises NgpError."""
+    price, before = status.price_msat_per_gib or 0, books.traffic
+    if before is None and not 0 < price <= limits.price_max.value:
+        _refuse_disagreement(kept, books, status)
+        return books
+    reading = interface.counted(kept.tunnel.interface)
+    now = traffic.count(before, reading, min(price, limits.price_max.value))
+    if before is None:  # what the credit was used for until now isn't known here
+        bought_msat = min(books.bought_msat, max(0, status.credit_msat))
+        books = replace(books, bought_msat=bought_msat, bought_since_s=int(time.time()))
+    else:
+        charged = traffic.charge(now, books.account, status)
+        if wrong := traffic.overcharge(charged, status):
+            kept.books.write(replace(books, traffic=now))
+            raise PaymentError(f"landlord {kept.landlord.place}: {wrong}: nothing is paid")
+        now = charged
+    books = replace(books, account=traffic.up_to_date(books.account, status), traffic=now)
+    _refuse_disagreement(kept, books, status)
+    kept.books.write(books)
     return books
 
 

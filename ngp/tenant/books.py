@@ -4,19 +4,20 @@ A payment is written here before it is sent, with its payment hash. So after a k
 which payment may be on its way, asks the node for its outcome, and never pays for the same thing again. A payment's
 outcome and the rental's sums are one file, replaced at once.
 
-The keys are those of the published client, which keeps keys that it doesn't know (`Pending`,
-`Payments`, `Bought`, `BoughtSince`).
+The keys are those of the published client, which keeps keys that it doesn't know (`Pending`, `Payments`, `Traffic`,
+`Bought`, `BoughtSince`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.tenant.account import Account, Order, paid
+from ngp.core.tenant.traffic import Traffic
 from ngp.errors import ConfigError
 from ngp.tenant import files
 
@@ -50,6 +51,7 @@ class Books:
         pending: a payment whose outcome isn't known yet.
         bought_msat: the credit that our node's payments bought in all. No landlord's word changes it.
         bought_since_s: when the first of them was sent, UTC by our clock; 0: there is none.
+        traffic: what was charged and counted, if it has a price; None: AutoPay hasn't looked since the user last paid.
     """
 
     account: Account = field(default_factory=Account)
@@ -58,6 +60,7 @@ class Books:
     should_run: bool = False
     bought_msat: int = 0
     bought_since_s: int = 0
+    traffic: Traffic | None = None
 
     @property
     def proof(self) -> bytes:
@@ -122,6 +125,7 @@ def _read(values: dict[str, Any]) -> Books:
     pending = values.get("Pending")
     sent = values.get("Payments") or []
     account = _account(values) if not values.get("InitialPayment", True) else Account()
+    traffic = values.get("Traffic")
     return Books(
         account=account,
         pending=None if pending is None else _order(pending),
@@ -136,7 +140,19 @@ def _read(values: dict[str, Any]) -> Books:
         # the published client, which keeps neither, made all the payments that it counts
         bought_msat=_msat(values["Bought"]) if "Bought" in values else account.paid_msat - account.activation_fee_msat,
         bought_since_s=int(values.get("BoughtSince", account.started_at_s)),
+        traffic=None if traffic is None else _traffic(traffic),
     )  # fmt: skip
+
+
+def _traffic(values: dict[str, Any]) -> Traffic:
+    return Traffic(
+        source=str(values["source"]),
+        seen_bytes=int(values["seen_bytes"]),
+        counted_bytes=int(values["counted_bytes"]),
+        cost_units=int(values["cost_units"]),
+        price_msat_per_gib=int(values["price_msat_per_gib"]),
+        charged_msat=int(values["charged_msat"]),
+    )
 
 
 def _account(values: dict[str, Any]) -> Account:
@@ -199,6 +215,7 @@ def _values(books: Books) -> dict[str, Any]:
         "fee_limit_msat": order.fee_limit_msat,
         "time": order.sent_at_s,
     }
+    values["Traffic"] = asdict(books.traffic) if books.traffic is not None else None
     values["Payments"] = [
         {
             "payment_hash": one.payment_hash.hex(),

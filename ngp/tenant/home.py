@@ -334,6 +334,7 @@ class Home:
             written = terms.get(key)
             where = f"{self._config}: BuyOfferTerms.{key}"
             found[field] = Limit((usual if written is None else _whole(written, where)) * factor, key)
+        found["price_max"] = Limit(0, "TENANT_PRICE_MAX")  # the published client isn't told of a price
         return Limits(**found)
 
     @property

@@ -17,6 +17,7 @@ from ngp.errors import ConfigError, KernelError
 from ngp.tenant import files
 
 WG_QUICK_S = 60.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MOST_TOLD = 300
 _PACKAGES = {"wg-quick": "wireguard-tools", "ip": "iproute2", "nft": "nftables"}
 
@@ -27,6 +28,24 @@ def is_up(interface: str) -> bool:
         return socket.if_nametoindex(interface) > 0
     except OSError:
         return False
+
+
+def counted(interface: str) -> tuple[str, int] | None:
+    """Return what tells a tunnel's interface from all others, earlier ones too, and its bytes in both directions.
+
+    None if it doesn't exist here. Raises KernelError.
+    """
+    if not is_up(interface):
+        return None
+    try:
+        words = ("ip", "-j", "-s", "link", "show", "dev", interface)
+        (found,) = json.loads(subprocess.run(words, capture_output=True, timeout=WG_QUICK_S, check=True).stdout)
+        bytes_both = found["stats64"]["rx"]["bytes"] + found["stats64"]["tx"]["bytes"]
+        return f"{_BOOT.read_text().strip()}/{found['ifindex']}", int(bytes_both)
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        raise KernelError(
+            f"the bytes of {interface} can't be read ({type(error).__name__}): ip -s link show dev {interface}"
+        ) from error
 
 
 def own_addresses(but: str) -> list[Address]:

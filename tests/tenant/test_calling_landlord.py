@@ -175,11 +175,13 @@ def _terms_with(**changes: int) -> SaleTerms:
     return Scripted(twist).landlord().terms()
 
 
-def test_a_price_for_traffic_is_told_and_never_paid_automatically() -> None:
+def test_a_price_for_traffic_is_told_and_paid_automatically_up_to_its_limit() -> None:
     terms = _terms_with(price_msat_per_gib=5 << 20)
     assert terms.asked.endswith("a month and 5 msat/kB for traffic")
     (why_not,) = refusals(terms, TenantSettings().limits, is_first=True)
-    assert "asks 5 msat/kB for traffic, which is never paid automatically" in why_not
+    assert why_not == "the landlord asks 5 msat/kB for traffic, above TENANT_PRICE_MAX (0 msat/kB)"
+    for most, refused in ((5 << 20, False), ((5 << 20) - 1, True)):
+        assert bool(refusals(terms, TenantSettings(price_max_msat_per_gib=most).limits, is_first=True)) == refused
     assert refusals(_terms_with(), TenantSettings().limits, is_first=True) == []
     with pytest.raises(LandlordError, match="has price_msat_per_gib"):
         _terms_with(price_msat_per_gib=1 << 41)

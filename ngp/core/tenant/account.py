@@ -124,8 +124,8 @@ def _faults(
 def disagreements(account: Account, status: Status, now_s: float) -> list[str]:
     """Return where a landlord's word is to the tenant's disadvantage; empty if it isn't.
 
-    Where traffic has a price, the credit isn't compared: how much traffic there was is only the landlord's word. Such a
-    rental is paid for by hand alone (`refusals`).
+    Where traffic has a price, the credit isn't compared here: how much traffic there was is only the landlord's word.
+    AutoPay compares it with this machine's own count (`ngp.core.tenant.traffic`).
 
     Args:
         now_s: UTC, by our clock.

@@ -13,6 +13,8 @@ from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show
 from ngp.core.rental.terms import MONTH_S
 from ngp.core.tenant.way import Way
 
+NEVER_S = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class SaleTerms:
@@ -65,6 +67,7 @@ class TenantSettings:
     """
 
     rent_max_msat: int = 48_000_000
+    price_max_msat_per_gib: int = 0
     activation_max_msat: int = 64_000_000
     initial_max_msat: int = 2_000_000
     payment_min_msat: int = 550_000
@@ -81,6 +84,7 @@ class TenantSettings:
         """The limits, by their names in net.conf."""
         return Limits(
             rent_max=Limit(self.rent_max_msat, "TENANT_RENT_MAX"),
+            price_max=Limit(self.price_max_msat_per_gib, "TENANT_PRICE_MAX"),
             activation_max=Limit(self.activation_max_msat, "TENANT_ACTIVATION_MAX"),
             initial_max=Limit(self.initial_max_msat, "TENANT_INITIAL_MAX"),
             payment_min=Limit(self.payment_min_msat, "TENANT_PAYMENT_MIN"),
@@ -92,7 +96,7 @@ class TenantSettings:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit with the name of its setting. Attributes: value: msat, or seconds."""
+    """A limit with the name of its setting. Attributes: value: msat, seconds, or msat for a GiB."""
 
     value: int
     name: str
@@ -100,12 +104,14 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a tenant allows: most rent a month, activation fee and first credit; least and most of a later payment.
+    """What a tenant allows: most rent a month, price of traffic, activation fee and first credit; least and most of a
+    later payment.
 
     `target_credit` and `target_time_s` say up to which credit to pay; the smaller one counts.
     """
 
     rent_max: Limit
+    price_max: Limit
     activation_max: Limit
     initial_max: Limit
     payment_min: Limit
@@ -138,10 +144,10 @@ def refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> list[str]:
 
 
 def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]:
-    if terms.price_msat_per_gib:
+    if terms.price_msat_per_gib > limits.price_max.value:
         yield (
-            f"the landlord asks {show_price(terms.price_msat_per_gib)} for traffic, which is never paid automatically, "
-            "as its amount is only the landlord's word: `ngp rent add` adds credit by hand"
+            f"the landlord asks {show_price(terms.price_msat_per_gib)} for traffic, above {limits.price_max.name} "
+            f"({show_price(limits.price_max.value)})"
         )
     yield from _above("rent of a month", terms.rent_msat, limits.rent_max)
     if is_first:
@@ -194,8 +200,10 @@ def most_bought_msat(limits: Limits, age_s: float, is_proven: bool) -> int:
 
 
 def lasts_until_due_s(credit_msat: int, terms: SaleTerms, limits: Limits) -> int:
-    """Return after how many seconds the next payment is due; 0: now."""
+    """Return after how many seconds the next payment is due by the rent alone; 0: now."""
     spare_msat = credit_msat - (_target_msat(terms, limits) - _least_msat(terms, limits))
+    if not terms.rate_sat_s:
+        return NEVER_S if spare_msat > 0 else 0
     return max(0, math.floor(spare_msat / (terms.rate_sat_s * SAT_MSAT)))
 
 
@@ -205,5 +213,7 @@ def _least_msat(terms: SaleTerms, limits: Limits) -> int:
 
 def _target_msat(terms: SaleTerms, limits: Limits) -> int:
     by_time_msat = math.ceil(limits.target_time_s.value * terms.rate_sat_s * SAT_MSAT)
+    if terms.price_msat_per_gib:  # how long the credit lasts isn't known
+        by_time_msat = limits.target_credit.value
     wanted_msat = max(min(limits.target_credit.value, by_time_msat), 2 * _least_msat(terms, limits))
     return min(wanted_msat, terms.credit_max_msat)
