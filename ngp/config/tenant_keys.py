@@ -28,7 +28,7 @@ RENT_MAX = Key(
 )  # fmt: skip
 PRICE_MAX = Key(
     "TENANT_PRICE_MAX", "price", _price, "0",
-    "per kilobyte: most price of traffic that is paid by itself; 0 = no offer with a price",
+    "per kilobyte: most price of traffic that autopay pays; 0 = no offer with a price",
     ("tenant.price_max_msat_per_gib",),
 )  # fmt: skip
 ACTIVATION_MAX = Key(

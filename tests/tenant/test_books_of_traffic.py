@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ngp.core.tenant.terms import TenantSettings
 from ngp.core.tenant.traffic import Traffic
-from ngp.errors import ConfigError
+from ngp.core.values import UNITS_PER_MSAT
+from ngp.errors import ConfigError, PaymentError
+from ngp.tenant import autopay
 from ngp.tenant.books import Books, BooksFile
 
 TRAFFIC = Traffic("4f1c/12", 5000, 700, 700 << 30, 5 << 20, 4321)
@@ -27,3 +32,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, written: str) -> None:
     file.path.chmod(0o600)
     with pytest.raises(ConfigError, match="is damaged"):
         file.read()
+
+
+def test_traffic_that_was_counted_here_may_be_bought_besides_what_clock_and_limits_allow() -> None:
+    limits = TenantSettings(price_max_msat_per_gib=5 << 20).limits
+    books = Books(bought_msat=20_000_000, bought_since_s=int(time.time()))
+    counted = Traffic("4f1c/12", cost_units=18_000_000 * UNITS_PER_MSAT)
+    with pytest.raises(PaymentError, match="traffic counted here included"):
+        autopay._refuse_above_ceiling(books, 1_000_000, limits, is_proven=True)
+    autopay._refuse_above_ceiling(replace(books, traffic=counted), 1_000_000, limits, is_proven=True)
+    with pytest.raises(PaymentError, match="traffic counted here included"):
+        autopay._refuse_above_ceiling(replace(books, traffic=counted), 9_000_000, limits, is_proven=True)
