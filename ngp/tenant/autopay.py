@@ -185,9 +185,9 @@ def _refuse_above_ceiling(books: Books, amount_msat: int, limits: Limits, is_pro
         kept = f", and the credit to keep by {limits.target_credit.name}" if is_proven else ""
         raise PaymentError(
             f"with {show_money(amount_msat)} more, {show_money(books.bought_msat + amount_msat)} of credit would be "
-            f"bought in {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be due in "
-            f"that time (one {limits.payment_max.name}{kept} and the traffic counted here included): nothing is paid; "
-            "compare `ngp rent status` with what was agreed, then raise the limit or pay by hand"
+            f"bought in {days:.1f} days, but at {limits.rent_max.name} no more than {show_money(most_msat)} can be due "
+            f"in that time (one {limits.payment_max.name}{kept} and the traffic counted here included): nothing is "
+            "paid; compare `ngp rent status` with what was agreed, then raise the limit or pay by hand"
         )
 
 
