@@ -64,7 +64,7 @@ class TlsStream:
                 return b""
 
     async def write(self, data: bytes) -> None:
-        """Send bytes; returns when few of them are left. Raises: OSError."""
+        """Send bytes; returns when few of them still wait to be sent. Raises: OSError."""
         self._tls.write(data)
         await self._send()
 

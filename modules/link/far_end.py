@@ -26,7 +26,7 @@ from ngp.modules.netlink import GENERIC_HEADER, Asker, attributes
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-MOST_HOSTS = 14  # hosts of the largest subnet in which all are asked: /28, /124
+MOST_HOSTS = 14  # all hosts of a subnet are asked if it has no more than this: /28, /124
 EVERYBODY_V4, EVERYBODY_V6 = IPv4Address("255.255.255.255"), IPv6Address("ff02::1")
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22

@@ -251,7 +251,7 @@ class _GrpcPort(Port):
         """Accept connections."""
         for listener in self._listeners:
             task = self._link.begin(self._link.accept(self, listener))
-            task.add_done_callback(partial(_close, listener))  # not earlier: the loop may still wait for it
+            task.add_done_callback(partial(_close, listener))  # not earlier: the loop may still wait for the socket
             self._accepting.append(task)
 
     def call(self, addresses: Sequence[str]) -> None:

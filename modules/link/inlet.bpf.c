@@ -11,9 +11,9 @@
  * the operator's INPUT rules, IP options, extension headers, fragments, VLAN tags, lengths and checksums.
  *
  * Floods end here, before they cost the daemon anything. Each link address that proved itself has a token bucket of its
- * own. All others (strangers) share one bucket. Before it, a stranger must pass one of 1,024 smaller buckets, picked by
- * a secret hash of its address. So one flooding address empties its small bucket, but not the shared one, and strangers
- * need no entries in a table.
+ * own. All others (strangers) share one bucket. Before this shared bucket, a stranger must pass one of 1,024 smaller
+ * buckets, picked by a secret hash of its address. So one flooding address empties its small bucket, but not the shared
+ * one, and strangers need no entries in a table.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -29,8 +29,8 @@
 #define ETHERNET_MAX 1280                                     /* as ethernet.py */
 #define HOP_LIMIT 255
 
-/* A trusted link address may send twice as much as a daemon can answer. If all of it is forged, checking the signatures
- * takes less than half a core, whatever number of identities the datagrams name. */
+/* A trusted link address may send twice as much as a daemon can answer. If all that it sends is forged, checking the
+ * signatures takes less than half a core, whatever number of identities the datagrams name. */
 #define TRUSTED_INTERVAL_NS 400000ull                            /* 2,500 a second */
 #define TRUSTED_BURST_NS (2048 * TRUSTED_INTERVAL_NS)
 #define STRANGER_INTERVAL_NS 20000000ull                      /* 50 a second */

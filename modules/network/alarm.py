@@ -33,7 +33,7 @@ _CLSACT_PARENTS = frozenset({0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3})  # the qdisc, 
 _NFGENMSG_BYTES = 4
 _GATE_TABLE = b"security\0"
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_BUFFER_BYTES = 2 << 20  # for some ten thousand rules that the operator loads at once
+_BUFFER_BYTES = 2 << 20  # of the socket: room for the notifications about ten thousand rules that are loaded at once
 _RECEIVE_BYTES = 64 << 10
 _DATAGRAMS_AT_ONCE = 32
 

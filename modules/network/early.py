@@ -23,7 +23,7 @@ from ngp.core.prefixes import host_prefix
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 
-_MAX_AGE_NS = 3_000_000_000  # a server drops packets that it has held for longer
+_MAX_AGE_NS = 3_000_000_000  # older entries don't count, as a server drops packets that it has held for longer
 _NUMBER_BYTES = 4
 _LATELY_NS = 10_000_000_000  # a packet counts as lately sent for this time, as a proposal for it may be repeated
 

@@ -43,7 +43,7 @@ def close_tables(tables: dict[str, Table]) -> None:
 
 
 def _ours(tables: dict[str, Table]) -> dict[str, Table]:
-    """Return the tables that are ours; close the others: a foreign program's, and the compiler's for constants."""
+    """Return the tables that are ours; close tables of other programs, and the compiler's table of constants."""
     ours = {name for name in tables if name.startswith(layout.TABLES_BEGIN)} if layout.CONFIG in tables else set()
     for name in tables.keys() - ours:
         tables.pop(name).close()

@@ -34,7 +34,7 @@ class Rooms:
 
 
 def divide(entries: int, paid: int, on_grace: int) -> Rooms:
-    """Divide a table: three quarters for neighbours that have paid, our LANs and strangers; a quarter for the others.
+    """Divide a table: a quarter for neighbours on grace; the rest for those that have paid, our LANs and strangers.
 
     Args:
         entries: places in the table.

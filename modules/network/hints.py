@@ -17,7 +17,7 @@ from ngp.modules.network import layout
 from ngp.modules.network.accounts import AccountTable
 from ngp.modules.network.contracts import ContractTable
 
-_HINTS_AT_ONCE = 16384  # more than the ring holds
+_HINTS_AT_ONCE = 16384  # read in one turn of the loop; more than the ring holds
 _CONTRACTS = {1: HintKind.LOW, 2: HintKind.EXHAUSTED}
 _UNBOUGHT = 5
 _KINDS = _CONTRACTS | {3: HintKind.ACCOUNT_LOW, 4: HintKind.ACCOUNT_EXHAUSTED}

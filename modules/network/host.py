@@ -26,7 +26,7 @@ from ngp.modules import rtnetlink
 from ngp.modules.network import layers
 from ngp.modules.rtnetlink import Interface, OwnAddress
 
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 addresses and routes, IPv6 addresses and routes
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # of links, IPv4 addresses and routes, IPv6 addresses and routes
 _ROUTES_MAX = 8192
 _ROUTE_MAX_AGE_S = 5.0
 _FACTS_MAX_AGE_S = 1.0

@@ -85,7 +85,7 @@ class NeighbourTable:
         return known is not None and not known.has_paid
 
     def payers(self) -> tuple[int, int]:
-        """Return how many payers there are among neighbours: those that have paid us, and others."""
+        """Return how many payers there are among neighbours: those that have paid us, and those that haven't."""
         firsts = [number for number in self._links if self._firsts.of(number) == number]
         on_grace = sum(map(self.on_grace, firsts))
         return len(firsts) - on_grace, on_grace

@@ -128,8 +128,8 @@ APART int read_error(struct __sk_buff *skb, struct packet *p)
 
 #define GRE_FIELD(flags, bit) ((flags) & bpf_htons(bit) ? 4 : 0)
 
-/* Return the IP protocol number (IPv4 or IPv6 in IP) for an EtherType in a tunnelled frame or a GRE header; 0 for
- * others. */
+/* Return the IP protocol number (IPv4 or IPv6 in IP) for an EtherType in a tunnelled frame or a GRE header; 0 for other
+ * EtherTypes. */
 INLINE __u8 protocol_of(__be16 type)
 {
 	return type == bpf_htons(ETH_P_IP) ? IPPROTO_IPIP : type == bpf_htons(ETH_P_IPV6) ? IPPROTO_IPV6 : 0;

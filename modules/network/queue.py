@@ -34,10 +34,11 @@ from ngp.modules.network.icmp import Prohibiter
 
 HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512
-# We must read faster than the gate lets packets in: in the kernel's queue one neighbour's packets delay the others'.
+# Packets read in one wake-up. We must read faster than the gate lets packets in: in the kernel's queue one neighbour's
+# packets delay those of other neighbours.
 _BURST_PACKETS = 256
 _COPY_BYTES = 1280  # of each packet, what we get: as much as the longest ICMP answer quotes, and more than any header
-_KERNEL_QUEUE_MAX = HELD_MAX + 1024  # room for a burst on top of what waits for a verdict
+_KERNEL_QUEUE_MAX = HELD_MAX + 1024  # packets in the kernel: a burst on top of those that wait for a verdict
 _SOCKET_BUFFER_BYTES = 4 << 20
 _NAMES_MAX_AGE_S = 1.0
 

@@ -68,7 +68,7 @@ class ProgramsWait:
 
 
 class Settling:
-    """Shares waits: all who call `settled` before a wait begins are served by that one wait.
+    """Shares waits: all calls of `settled` that come before a wait begins are served by that one wait.
 
     Args: wait: blocks until programs have ended; called in a thread, never twice at the same time.
     """

@@ -66,7 +66,8 @@ class ElectrumWallet:
         return await self._add_request(amount, memo, expiry_s)
 
     async def _add_request(self, amount: str, memo: str, expiry_s: int) -> Mapping[str, Any]:
-        # force: Electrum puts an address into each request, and makes a new one only by force if all are in use.
+        # force: Electrum puts an address into each request, and if all addresses are in use, it makes a new one only by
+        # force.
         words: dict[str, Any] = {"amount": amount, "memo": memo, self._expiry: expiry_s, "force": True}
         return await self.ask("add_request", **words) or {}
 

@@ -345,7 +345,7 @@ class LndPayment(LndUpkeep):
             fee_limit_msat: the most that routing may cost; a direct channel costs nothing.
             timeout_s: how long LND may begin attempts, and how long we wait. If the payment isn't over then, we return
                 PENDING, and it goes on.
-            via_peer: key of a peer; a channel with it that has the balance is used.
+            via_peer: key of a peer; if a channel with this peer has the balance, it is used.
         """
         try:
             decoded = self.decode(bolt11)

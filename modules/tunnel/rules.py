@@ -26,7 +26,8 @@ from ngp.modules.netlink import Asker, text_attribute
 TABLE = "inet ngp_let"
 INSTALL = "apt install nftables"
 _TIMEOUT_S = 20.0  # for one run of nft, which takes seconds with ten thousand limits
-_NO_TABLE = {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}  # the others: no nf_tables at all
+# What the kernel answers if the table doesn't exist (ENOENT), or if it has no nf_tables (the other three).
+_NO_TABLE = {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}
 # Numbers of the kernel's interface (linux/netfilter/nf_tables.h, nfnetlink.h).
 NFTABLES, _GET_TABLE = 10, 1
 HEADER = struct.pack("!BBH", 1, 0, 0)  # struct nfgenmsg: inet
