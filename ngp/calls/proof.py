@@ -1,7 +1,9 @@
 """Proof: a tenant proves that it has the private key of a WireGuard key, without a handshake of WireGuard.
 
 Tenant and landlord have a secret in common: the X25519 product of one's private and the other's public key (RFC 7748).
-HKDF (RFC 5869) turns this secret, both public keys and the landlord's session into a key that serves this purpose only.
+HKDF (RFC 5869) turns this secret, both public keys, the landlord's identity and its session into a key that serves this
+purpose only. The identity is the one that the tenant trusts: another landlord may name our tunnel's key and our session
+as its own, but a proof that is made for it doesn't fit here.
 The proof is an HMAC with that key over the method and the whole request. So a proof is good for one landlord, method,
 request and session.
 WireGuard hashes the same product with labels of its own, so neither protocol learns anything of the other's use.
@@ -35,13 +37,13 @@ _AGAIN = "ask for the offers, which name the session and its clock, then repeat 
 
 def prove(private_key: X25519PrivateKey, session: Session, call: Call) -> bytes:
     """Return the tenant's proof of a key. Raises: ValueError: the landlord's key can't be used with X25519."""
-    own = private_key.public_key().public_bytes_raw()
-    return _proof(private_key, session.tunnel_key, own + session.tunnel_key, session.id, call)
+    parties = session.landlord + private_key.public_key().public_bytes_raw() + session.tunnel_key
+    return _proof(private_key, session.tunnel_key, parties, session.id, call)
 
 
-def _proof(private_key: X25519PrivateKey, other: bytes, both: bytes, session: bytes, call: Call) -> bytes:
+def _proof(private_key: X25519PrivateKey, other: bytes, parties: bytes, session: bytes, call: Call) -> bytes:
     product = private_key.exchange(X25519PublicKey.from_public_bytes(other))
-    key = HKDF(SHA256(), 32, salt=session, info=_LABEL + both).derive(product)
+    key = HKDF(SHA256(), 32, salt=session, info=_LABEL + parties).derive(product)
     method = call.method.encode()
     return hmac.digest(key, bytes([len(method)]) + method + call.request, sha256)
 
@@ -50,11 +52,13 @@ class Proofs:
     """Checks proofs for one landlord, during one session.
 
     Args:
+        identity: the landlord's.
         private_key: of the tunnel.
         now_s: monotonic seconds, now.
     """
 
-    def __init__(self, private_key: X25519PrivateKey, now_s: float) -> None:
+    def __init__(self, identity: bytes, private_key: X25519PrivateKey, now_s: float) -> None:
+        self._identity = identity
         self._private_key = private_key
         self._own = private_key.public_key().public_bytes_raw()
         self._id = secrets.token_bytes(SESSION_BYTES)
@@ -66,7 +70,7 @@ class Proofs:
 
     def session(self, now_s: float) -> Session:
         """Return what tenants must know."""
-        return Session(self._own, self._id, self._clock_us(now_s))
+        return Session(self._identity, self._own, self._id, self._clock_us(now_s))
 
     def check(self, call: Call, nonce: int, proofs: Sequence[tuple[bytes, bytes]], now_s: float) -> None:
         """Accept a call once.
@@ -92,7 +96,7 @@ class Proofs:
 
     def _fits(self, key: bytes, proof: bytes, call: Call) -> bool:
         try:
-            right = _proof(self._private_key, key, key + self._own, self._id, call)
+            right = _proof(self._private_key, key, self._identity + key + self._own, self._id, call)
         except ValueError:  # no key, or one whose product is 0 with every other
             return False
         return hmac.compare_digest(right, proof)

@@ -36,6 +36,7 @@ class Letting:
 
     Args:
         obey: processes an event at once and durably; raises LedgerError if nothing can be written.
+        identity: ours.
         private_key: of the tunnel.
         endpoints: returns where tenants reach the tunnel now.
         decode: reads a BOLT11 invoice of a tenant; raises PeerError.
@@ -47,6 +48,7 @@ class Letting:
         world: World,
         clock: Clock,
         obey: Callable[[Event], None],
+        identity: bytes,
         private_key: X25519PrivateKey,
         endpoints: Callable[[], tuple[str, ...]],
         decode: Callable[[str], DecodedInvoice],
@@ -56,7 +58,7 @@ class Letting:
         self._clock = clock
         self._obey = obey
         self._landlord_key = private_key.public_key().public_bytes_raw()
-        self._proofs = Proofs(private_key, clock.now().monotonic_s)
+        self._proofs = Proofs(identity, private_key, clock.now().monotonic_s)
         self._endpoints = endpoints
         self._decode = decode
         self._payee_signature = payee_signature

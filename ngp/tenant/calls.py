@@ -107,7 +107,7 @@ class CallingLandlord:
         request = pb.GetOffersRequest(ctx=pb.Ctx(nonce=secrets.randbits(63) + 1))
         reply = self._call(GET_OFFERS, request, b"")
         found = self._result(reply, "offers").offers
-        self._session = _OpenSession(found)
+        self._session = _OpenSession(self._identity(), found)
         if not 0 < len(found.offers) <= MOST_OFFERS:
             raise LandlordError(f"landlord {self.place} has {len(found.offers)} offers: ask the landlord")
         return list(found.offers)
@@ -176,8 +176,8 @@ _RESULTS = {
 class _OpenSession:
     """A landlord's session, and its clock as far as we know it."""
 
-    def __init__(self, offers: Any) -> None:
-        self._session = Session(offers.tunnel_key, offers.session, offers.clock_us)
+    def __init__(self, landlord: bytes, offers: Any) -> None:
+        self._session = Session(landlord, offers.tunnel_key, offers.session, offers.clock_us)
         self._began_s = time.monotonic()
         self._last = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -28,11 +29,12 @@ def new_key() -> tuple[X25519PrivateKey, bytes]:
 TENANT, KEY = new_key()
 OTHER, OTHERS_KEY = new_key()
 TUNNEL, _ = new_key()
+LANDLORD = bytes(range(32))
 
 
 @pytest.fixture
 def landlord() -> Proofs:
-    return Proofs(TUNNEL, NOW_S)
+    return Proofs(LANDLORD, TUNNEL, NOW_S)
 
 
 def test_whoever_has_the_key_proves_it(landlord: Proofs) -> None:
@@ -41,24 +43,25 @@ def test_whoever_has_the_key_proves_it(landlord: Proofs) -> None:
 
 def test_the_proof_is_what_the_protocol_says() -> None:
     """Computed a second time, from the standards alone: others must be able to implement it."""
-    landlord = Proofs(TUNNEL, NOW_S)
+    landlord = Proofs(LANDLORD, TUNNEL, NOW_S)
     session = landlord.session(NOW_S)
     product = TENANT.exchange(X25519PublicKey.from_public_bytes(session.tunnel_key))
     extracted = hmac.digest(session.id, product, sha256)
-    label = b"ngp proof of a WireGuard key v1" + KEY + session.tunnel_key
+    label = b"ngp proof of a WireGuard key v1" + LANDLORD + KEY + session.tunnel_key
     key = hmac.digest(extracted, label + b"\x01", sha256)
     assert prove(TENANT, session, CALL) == hmac.digest(key, b"\x09GetStatus" + CALL.request, sha256)
 
 
-@pytest.mark.parametrize("what", ["method", "request", "key", "landlord", "session", "none", "long"])
+@pytest.mark.parametrize("what", ["method", "request", "key", "landlord", "tunnel", "session", "none", "long"])
 def test_a_proof_of_something_else_is_refused(landlord: Proofs, what: str) -> None:
     session = landlord.session(NOW_S)
-    another = Proofs(OTHER if what == "landlord" else TUNNEL, NOW_S).session(NOW_S)
+    another = Proofs(LANDLORD, OTHER if what == "tunnel" else TUNNEL, NOW_S).session(NOW_S)
     shown = {
         "method": lambda: prove(TENANT, session, Call("Rekey", CALL.request)),
         "request": lambda: prove(TENANT, session, Call(CALL.method, CALL.request + b"\0")),
         "key": lambda: prove(OTHER, session, CALL),
-        "landlord": lambda: prove(TENANT, another, CALL),
+        "landlord": lambda: prove(TENANT, replace(session, landlord=bytes(32)), CALL),
+        "tunnel": lambda: prove(TENANT, another, CALL),
         "session": lambda: prove(TENANT, another, CALL),
         "none": lambda: b"",
         "long": lambda: prove(TENANT, session, CALL) + b"\0",
@@ -114,7 +117,7 @@ def test_nothing_is_accepted_twice_however_many_keys_come_between(calls: list[tu
     tenants = [new_key() for _ in range(6)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proofs, "_MOST_KEYS", 2)
-        landlord, used = Proofs(TUNNEL, NOW_S), set[tuple[int, int]]()
+        landlord, used = Proofs(LANDLORD, TUNNEL, NOW_S), set[tuple[int, int]]()
         session = landlord.session(NOW_S)
         for who, nonce in calls:
             secret, public = tenants[who]

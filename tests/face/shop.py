@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from let import Landlord, PaymentNodeOfLandlord, letting
 
 from core_tests.staticwire import HeldToTheRules, Session, Tenant
-from ngp import invoice
+from ngp import identity, invoice
 from ngp.calls.proof import Proofs
 from ngp.core import effects as fx
 from ngp.core.messages import Address
@@ -84,8 +84,8 @@ class TunnelOnPaper:
 class LiveProofs(Proofs):
     """Proofs by the real clock: the shop's goes on only when a test says so, but tenants count on."""
 
-    def __init__(self, private_key: X25519PrivateKey) -> None:
-        super().__init__(private_key, time.monotonic())
+    def __init__(self, ours: bytes, private_key: X25519PrivateKey) -> None:
+        super().__init__(ours, private_key, time.monotonic())
 
     def session(self, now_s: float) -> calls.Session:
         return super().session(time.monotonic())
@@ -108,10 +108,11 @@ class LandlordWithFaces(Landlord):
         self.outside: outside.Landlord | None = None
         super().__init__(folder, terms, node=node)
         self.public_key = key.public_key().public_bytes_raw()
+        ours = identity.public_key(identity.load_or_create(folder))
         self.letting = Letting(
-            self.world, Clock(self), self.happen, key, lambda: ENDPOINTS, self._decode, lambda: ""
+            self.world, Clock(self), self.happen, ours, key, lambda: ENDPOINTS, self._decode, lambda: ""
         )
-        self.letting._proofs = LiveProofs(key)
+        self.letting._proofs = LiveProofs(ours, key)
         self.outside = outside.Landlord(
             TunnelOnPaper(), faces, self.letting, key, lambda: served(self.world), lambda _: True, lambda _: None
         )

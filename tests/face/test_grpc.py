@@ -38,7 +38,7 @@ class Caller:
     certificate: bytes
     identity: bytes
     key: X25519PrivateKey
-    session: Session = Session(b"", b"", 0)
+    session: Session = Session(b"", b"", b"", 0)
     nonce: int = 0
 
     @property
@@ -59,7 +59,7 @@ class Caller:
         request = pb.GetOffersRequest(ctx=pb.Ctx(nonce=5)).SerializeToString()
         reply = pb.Reply.FromString(self.raw("GetOffers", request, None))
         assert reply.ctx.nonce == 5 and reply.ctx.key == self.identity
-        self.session = Session(reply.offers.tunnel_key, reply.offers.session, reply.offers.clock_us)
+        self.session = Session(self.identity, reply.offers.tunnel_key, reply.offers.session, reply.offers.clock_us)
         self.nonce = max(self.nonce, self.session.clock_us)
         return reply.offers
 

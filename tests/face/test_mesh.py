@@ -123,7 +123,7 @@ def test_nobody_else_is_told_of_a_rental_or_replaces_its_invoice(shop: Shop) -> 
     thief.landlord.offers()
     own = X25519PrivateKey.generate()
     offers = pb.Reply.FromString(thief.answer(pb.Carried(method="GetOffers").SerializeToString())).offers
-    session = Session(offers.tunnel_key, offers.session, offers.clock_us)
+    session = Session(thief.landlord._identity(), offers.tunnel_key, offers.session, offers.clock_us)
     ctx = pb.Ctx(nonce=offers.clock_us + 1, key=base64.b64decode(tenant.keys.public_key))
     for method, request in (
         ("GetStatus", pb.GetStatusRequest(ctx=ctx)),

@@ -18,11 +18,13 @@ class Session:
     """What a tenant must know to prove its key to a landlord.
 
     Attributes:
+        landlord: its identity, as the tenant knows it; not as the landlord says.
         tunnel_key: the landlord's WireGuard key, 32 bytes.
         id: 32 random bytes, new at each start of the landlord.
         clock_us: microseconds since the session began.
     """
 
+    landlord: bytes
     tunnel_key: bytes
     id: bytes
     clock_us: int
