@@ -20,7 +20,7 @@ from coincurve import PrivateKey
 from let import SAT, key
 from shop import Shop
 
-from ngp import cli, invoice
+from ngp import cli, identity, invoice
 from ngp.calls.answering import Answering, Asking
 from ngp.core import events as ev
 from ngp.core.rental.calls import Call
@@ -32,7 +32,6 @@ from ngp.tenant.https import HttpsLandlord, LandlordPlace
 from ngp.tenant.landlord import Landlord, NeighbourPlace
 
 PAYEE = PrivateKey(bytes([7]) * 32)
-IDENTITY = bytes([9]) * 32
 
 
 def bolt11(shop: Shop, sat: int, number: int = 1) -> str:
@@ -149,21 +148,22 @@ class Tenant:
 
 @pytest.fixture
 def tenant(shop: Shop, tmp_path: Path) -> Iterator[Tenant]:
-    answering = Answering(shop.landlord.letting, IDENTITY, "mesh", 5)
+    ours = identity.public_key(identity.load_or_create(shop.folder))
+    answering = Answering(shop.landlord.letting, ours, "mesh", 5)
 
     def carry(call: Call, proof: bytes) -> bytes:
         reply = shop.run(answering.answer(call, proof, Asking("tenant", 0)))
         content: bytes = reply.SerializeToString()
         return content
 
-    place, folder = NeighbourPlace(IDENTITY.hex()), tmp_path / "tenants"
+    place, folder = NeighbourPlace(ours.hex()), tmp_path / "tenants"
     folder.mkdir(0o700)
     (folder / "net.conf").write_text("MESH_INTERFACES: mesh0\n")
     home = Home(folder / "tenant")
     home.trust("landlord", place)
     for name in ("shop", "other"):
         home.add_tunnel(name, place, "landlord")
-    yield Tenant(shop, folder, CallingLandlord(place, lambda: IDENTITY, carry), Wallet(shop))
+    yield Tenant(shop, folder, CallingLandlord(place, lambda: ours, carry), Wallet(shop))
 
 
 def end_rental_of(tenant: Tenant) -> None:
