@@ -22,6 +22,7 @@ from ngp.core.events import Event, MessageReceived, SettingsChanged, Stopping, T
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello, Invoice, Propose, Statement
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
+from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
@@ -126,7 +127,7 @@ class Node:
         try:
             self.host.refuse(self.settings, parts.network)
             former = charge_former(parts.network, parts.ledger, self.settings, self.host.desired)
-            if self.settings.letting is not None and (former is not None or not parts.network.kernel_state().meter):
+            if self._meters_tenants() and (former is not None or not parts.network.kernel_state().meter):
                 self._close_tunnel()
             adopted = parts.network.set_up(self.host.desired)
             self.began_blank = not adopted.contracts
@@ -159,6 +160,11 @@ class Node:
             )
         ]
         self._schedule_tick()
+
+    def _meters_tenants(self) -> bool:
+        """Say whether a tenant's traffic has a price; the others' tunnel is taken over without a meter, undisturbed."""
+        rentals = self.parts.ledger.rentals() if self.settings.letting is not None else ()
+        return any(one.price_msat_per_gib and one.state != RentalState.RELEASED for one, _ in rentals)
 
     def _close_tunnel(self) -> None:
         """Remove the tunnel that a killed daemon left, if its meter is gone. Raises: ConfigError, KernelError.

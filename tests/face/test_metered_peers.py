@@ -104,9 +104,13 @@ def test_a_start_removes_a_tunnel_that_nothing_meters_before_it_sets_up_the_gate
     tunnel = SimpleNamespace(clean_up=lambda: done.append("tunnel"))
     node._make_landlord = lambda _node: SimpleNamespace(tunnel=tunnel)  # type: ignore[assignment, return-value]
     node.settings = replace(node.settings, letting=TERMS)
-    with pytest.raises(KernelError, match="no further"):
-        asyncio.run(node.start())
-    assert done == (["tunnel", "gate"] if goes else ["gate"])
+    for price, state, is_metered in ((5, "active", True), (0, "active", False), (5, "released", False)):
+        done.clear()
+        rental = SimpleNamespace(price_msat_per_gib=price, state=state)
+        node.parts.ledger.rentals = lambda rental=rental: [(rental, None)]  # type: ignore
+        with pytest.raises(KernelError, match="no further"):
+            asyncio.run(node.start())
+        assert done == (["tunnel", "gate"] if goes and is_metered else ["gate"]), "rent alone: undisturbed"
 
 
 def test_after_a_kill_a_stop_removes_the_tunnel_first(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
