@@ -32,7 +32,7 @@ class OwnInvoice:
     Attributes:
         payment_hash: hash of the invoice that waits for its payment; b"" if there is no such invoice.
         asked: our node is making an invoice.
-        not_before_mono_s: until then no other invoice is made, and this one isn't sent again.
+        not_before_mono_s: until then no other invoice is made, and the one that waits isn't sent again.
         declined: how many invoices the neighbour declined in a row.
         hurried_mono_s: when we last didn't wait until `not_before_mono_s`, because the neighbour said that it would pay
             now.
@@ -53,7 +53,7 @@ class Account:
         paid_msat, charged_msat, refunded_msat: cumulative.
         running: number of contracts that aren't closed.
         unsaved_msat: the part of `charged_msat` that isn't in the ledger yet, as the contracts aren't written at every
-            reading; after a crash it is charged again.
+            reading. After a crash the ledger lacks it, and the start charges it from the kernel's counters.
         rate: msat charged a second, smoothed.
         why_not: why the account isn't topped up, for the listings; empty while nothing is in the way.
         refund_ask_mono_s: when a refund was last asked for.

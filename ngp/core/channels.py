@@ -99,8 +99,8 @@ class Tower:
     Attributes:
         key: its public key, hex.
         addresses: `host:port`.
-        used: our node makes new sessions with it.
-        sessions: number of sessions agreed with it; a backup needs one.
+        used: our node makes new sessions with the tower.
+        sessions: number of sessions agreed with the tower; a backup needs one.
         backups: number of states that the tower has.
         pending_backups: number of states that weren't sent to the tower yet, or that it hasn't confirmed.
     """

@@ -109,7 +109,7 @@ class InvoiceMade:
     """Our payment node made the invoice that `MakeInvoice` asked for, or the operator credited a sandbox account.
 
     Attributes:
-        preimage: of a hold invoice; b"": it is an ordinary one.
+        preimage: of a hold invoice; b"": the invoice is an ordinary one.
     """
 
     identity: bytes

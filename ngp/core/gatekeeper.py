@@ -104,7 +104,7 @@ class Gatekeeper:
 
         Args:
             event: what happened.
-            now: the present time, on both clocks.
+            now: the present time, UTC and monotonic.
 
         Returns:
             The effects to carry out, in order. Their records must be stored before any other effect is carried out.

@@ -58,7 +58,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
         gatekeeper: a new one, with an empty world.
         snapshot: what the ledger holds.
         adopted: what was found running in the kernel.
-        now: the present time, on both clocks.
+        now: the present time, UTC and monotonic.
 
     Returns:
         The effects to carry out, as from `Gatekeeper.step`.

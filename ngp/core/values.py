@@ -478,9 +478,11 @@ class TunnelPeer:
 
     Attributes:
         wireguard_key: the tenant's public key, 32 bytes.
-        networks: the only addresses that it may send from, and that are sent to it; empty: nothing passes.
+        networks: the only addresses from which the tenant may send, and whose packets the tenant gets; empty: nothing
+            passes.
         rate_bytes_s: most bytes a second in each direction; None: no limit.
-        contracts: ids of the contracts that meter it in the kernel: without them it gets no networks.
+        contracts: ids of the contracts that meter the tenant in the kernel: without them the tenant gets no networks;
+            empty: its traffic isn't metered.
     """
 
     wireguard_key: bytes

@@ -60,8 +60,9 @@ class Ledger(Protocol):
 
         Args:
             now_utc_s: contracts closed in the hour before this time, and payments begun or ended in the day before it,
-                are included. If the newest payment is older than a day, as when the clock is ahead, those of the day
-                before it are included. Money counts as spent with fees, also while a payment's outcome isn't known.
+                are included. If the newest payment is older than a day, as when the clock is ahead, the payments of the
+                day before the newest one are included. Money counts as spent with fees, also while a payment's outcome
+                isn't known.
         """
 
     def journal(self, since_s: int | None = None) -> Iterator[JournalRecord]:

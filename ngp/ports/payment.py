@@ -125,7 +125,7 @@ class ChannelManager(Protocol):
         Args:
             peer: its public key, hex.
             amount_sat: the channel's size, paid by us.
-            push_sat: the part of it that is given to the peer at once.
+            push_sat: the part of `amount_sat` that is given to the peer at once.
             csv_delay_blocks: how long the peer waits for its coins after it closes alone; None: the node's setting.
         """
 

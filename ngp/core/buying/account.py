@@ -33,7 +33,7 @@ class ServerAccount(Account):
         unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
         sent: our meter has counted something that we sent through this server.
         backoff: the pause after failed payments of this server's invoices.
-        moved_mono_s: when the server was last found on another link address than its contracts'.
+        moved_mono_s: when the server was last found on another link address than that of its contracts.
         declined_hash: payment hash of the invoice that we declined last; b"" after we paid one or said that we would.
         missing_msat: how much of what we paid is missing in the server's statements, as after it restored an older
             ledger.

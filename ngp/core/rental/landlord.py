@@ -409,7 +409,7 @@ def _save_service(world: World) -> None:
 def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecord | None, adopted: Adopted) -> None:
     """Continue after a start: the pools without what is let, the meter, the tunnel's peers, and the timers.
 
-    Args: adopted: what was found in the kernel, where the contracts and accounts of rentals are among others.
+    Args: adopted: what was found in the kernel, with the contracts and accounts of rentals among the rest.
     """
     letting = world.letting
     contracts = {found.grant.contract: found for found in adopted.contracts}

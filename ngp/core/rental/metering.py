@@ -168,7 +168,7 @@ def restore(
 ) -> None:
     """Go on with what the kernel has, and count what it carried while no daemon ran.
 
-    Args: contracts: those found in the kernel, by id. account: the one found there.
+    Args: contracts: those found in the kernel, by id. account: the rental's account in the kernel; None: it has none.
     """
     found = [contracts[contract] for contract, _ in rental.contracts if contract in contracts]
     is_over = rental.state is RentalState.RELEASED and not rental.period.contract

@@ -109,9 +109,9 @@ class Rental:
             fee, and the rent and the price that hold from its payment on.
         counts: bytes metered so far, to the tenant and from it, by the contract of each network in the kernel.
         traffic_units: what metered traffic costs that isn't charged yet, in the kernel's units of money.
-        meter: what the kernel has.
-        period: the present one.
-        started_at_s: UTC, of the first invoice. started_s: the same in seconds of service.
+        meter: what we know of the rental's contracts and account in the kernel.
+        period: the present period.
+        started_at_s: when the first invoice was asked for, UTC. started_s: the same instant in seconds of service.
         payments: number of payments that arrived.
     """
 

@@ -116,7 +116,7 @@ class LettingSettings:
     """What net.conf says about letting.
 
     Attributes:
-        offers: the first is the usual one.
+        offers: the first one is for tenants that name none.
         terms: those of the LANDLORD_ keys, which hold where an offer has none of its own. Kept only so that a reload
             can name its changes; None only in tests of the core.
         invoice_s: how long an invoice can be paid, and how long its networks are held.
@@ -126,9 +126,10 @@ class LettingSettings:
         https_certificate, https_key: files; "": made once in STATE_DIR.
         mesh: neighbours may rent over the mesh link.
         hold: hold invoices: `auto`, `yes` or `no`.
-        endpoints: where tenants reach the tunnel, (host, port) pairs; port None: the tunnel's own; empty: the addresses
-            of its outside interface.
-        dns: name servers told to tenants. keepalive_s: told to tenants; 0: none.
+        endpoints: where tenants reach the tunnel, (host, port) pairs; port None: the tunnel's port; no pairs: the
+            addresses of the interface towards the internet.
+        dns: name servers told to tenants.
+        keepalive_s: seconds between keepalive packets, told to tenants; 0: none are sent.
     """
 
     pools: tuple[Pool, ...]

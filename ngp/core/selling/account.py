@@ -36,10 +36,12 @@ class Credit:
     """Grace that an account has until all is paid: `data_bytes` at the price of the contract for which it was opened.
 
     Attributes:
-        data_bytes: its size; reduced to what was used when its time is over. Only `CreditLine.change` changes it.
+        data_bytes: the credit's size. When the credit's time is over, it is reduced to what was used. Only
+            `CreditLine.change` changes it.
         until_mono_s: when it ends; put off while an account that has paid uses none of it.
         link: the link of the contract for which it was opened. All of it counts there, whichever contracts use it.
-        weighs: it counts towards the limit of its interface, too. If it isn't paid in time, it does so for an hour.
+        weighs: the credit counts towards the limit of its interface, too. A credit that isn't paid in time does so for
+            one more hour.
     """
 
     data_bytes: int
@@ -131,7 +133,7 @@ class KernelShare:
 
     Attributes:
         offset_units: the kernel's limit is paid - refunded, plus this (see `ClientAccount.limit`).
-        told: limit, credit and end of the credit as last set in the kernel; None: it doesn't know the account.
+        told: limit, credit and end of the credit as last set in the kernel; None: the kernel doesn't know the account.
         spent_units: what the account had spent when the kernel was last read.
         counting: number of counts that are asked for and not answered yet. 2: the second one follows the first, because
             the limit changed after the first was asked for.
@@ -153,7 +155,7 @@ class ClientAccount(Account):
         credit: the grace that is open or owed; None if there is none.
         unstated: contracts (open or just closed) whose totals the client hasn't got yet.
         recall_after: the bills of contracts closed after this place (time of closing, id) must be read from the ledger
-            and sent again; None: none must.
+            and sent again; None: no bill must be.
         most_asked_msat: the most that the client would pay at once; 0: no limit.
         budget_told_mono_s: when the client last said that its budgets don't allow more.
     """

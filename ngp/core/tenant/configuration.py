@@ -33,7 +33,7 @@ class TunnelEnd:
 
     Attributes:
         endpoint: `host:port`, an IPv6 address in brackets.
-        keepalive_s: 0: none.
+        keepalive_s: seconds between keepalive packets; 0: none are sent.
     """
 
     public_key: str
