@@ -117,8 +117,8 @@ class MakeInvoice:
     """Have our payment node make an invoice; answered by InvoiceMade or InvoiceFailed.
 
     Attributes:
-        preimage: 32 bytes: make a hold invoice, whose payment waits until we hand the preimage to our node; b"": make an
-            ordinary invoice.
+        preimage: 32 bytes: make a hold invoice, whose payment waits until we hand the preimage to our node; b"": make
+            an ordinary invoice.
     """
 
     identity: bytes

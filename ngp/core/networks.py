@@ -14,11 +14,11 @@ from ngp.core.peers import Neighbour
 from ngp.core.world import World
 
 _INVOICES = {"testnet3": "testnet", "testnet4": "testnet", "mutinynet": "signet"}
-"""The names of chains in invoices, if they differ from the chain's own name."""
+"""By a chain's name: the name that its invoices' prefix stands for, if that is another name."""
 _SIGNETS = frozenset({"signet", "mutinynet"})
-"""LND calls every signet `signet`, whatever its challenge; Electrum has another name for one of them."""
+"""Names that may mean the same chain: LND calls every signet `signet`; Electrum has another name for one of them."""
 _ALSO = {"testnet3": "testnet"}
-"""Chains for which some nodes use another name."""
+"""By a chain's name: another name that some nodes use for the chain."""
 
 
 def is_same(one: str, other: str) -> bool:

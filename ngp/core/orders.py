@@ -25,7 +25,7 @@ MOST_INVOICE_EXPIRY_S = 43_200
 FIRST_FAILURE_PAUSE_S = 1.0
 TRACK_S = 5.0
 TRACK_AT_MOST_S = 60.0
-"""The older a pending payment is, the less often we ask for it: after a twelfth of its age, at most a minute."""
+"""We ask for a pending payment again after a twelfth of its age, but at least TRACK_S and at most this time."""
 PAY_TIMEOUT_S = 60.0
 LATE_S = 86_400
 """A payment that is pending for longer than this doesn't keep us from paying other invoices of the neighbour."""

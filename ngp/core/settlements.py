@@ -18,7 +18,7 @@ from ngp.core.values import Settlement
 from ngp.core.world import World
 
 ASK_MORE_AFTER_S = 60.0
-"""How long we ask for no larger sums after a client's budgets didn't allow one: each declined invoice takes time."""
+"""For so long after a client's budgets refused a sum we ask it for no larger ones: each declined invoice takes time."""
 
 
 class Applied(Enum):

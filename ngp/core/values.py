@@ -84,8 +84,9 @@ class LetTraffic:
 
     Attributes:
         outside: interface towards the internet.
-        tunnel_port: UDP, on all addresses. tunnel_versions: the IP versions by which tenants are told to reach it;
-            empty: those of which `outside` has an address.
+        tunnel_port: UDP port of the tunnel, on all addresses.
+        tunnel_versions: the IP versions by which tenants are told to reach the tunnel; empty: those of which `outside`
+            has an address.
         faces: (address, port) pairs, TCP, where tenants ask.
         pools: prefixes from which networks are let.
     """
@@ -150,8 +151,8 @@ class DesiredNetwork:
 
 
 TENANTS = 0
-"""In the place of a neighbour's number: the tenants in the landlord's tunnel. The destination of such a contract is the
-tenant's own network, whose packets the kernel charges in both directions."""
+"""In a tenant's contract, this stands in the place of the neighbour's number. The contract's destination is the
+tenant's own network, whose packets in the landlord's tunnel the kernel charges in both directions."""
 
 
 @dataclass(frozen=True, slots=True)

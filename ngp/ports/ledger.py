@@ -39,7 +39,7 @@ class Ledger(Protocol):
         """
 
     def was_ordered(self, payment_hash: bytes) -> bool:
-        """Say whether there is a payment of ours with this hash, however long ago. One that failed is deleted in time.
+        """Say whether the ledger has a payment of ours with this hash, however old. Failed ones are deleted some day.
 
         Raises: LedgerError: the ledger can't be read.
         """
@@ -125,7 +125,7 @@ class Store(Protocol):
     def rentals(self) -> list[RentalRecord]:
         """Read all rentals of a ledger that isn't in use; writes nothing. Raises LedgerError.
 
-        Returns: none if the ledger is of an older ngp: the next start updates it.
+        Returns: the rentals; no rentals if the ledger is of an older ngp, which the next start updates.
         """
 
     def audit(self, most_s: float) -> tuple[list[str], str]:

@@ -13,8 +13,8 @@ from ngp.core.world import World
 
 MOST_ENDED = 4096  # most ended contracts that we remember
 WORTH_S = 60.0
-"""A contract that ends sooner, and with less than WORTH_BYTES, counts as unused. Otherwise a server could end each
-contract after one packet, and make us open another."""
+"""A contract that ends within this time after its opening, and carried less than WORTH_BYTES, counts as unused.
+Otherwise a server could end each contract after one packet, and make us open another."""
 
 
 def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:

@@ -26,7 +26,7 @@ from ngp.core.rental.terms import LettingSettings
 from ngp.core.world import World
 
 LEAST_BLOCKS_LEFT = 24
-"""A payment with fewer blocks left goes back: its channels would be closed on the chain if it weren't over by then.
+"""A held payment that ends by itself in fewer blocks is given back: otherwise its channels may be closed on the chain.
 
 LND itself cancels 18 blocks before the end (invoices.holdexpirydelta), and acts on the chain 16 blocks before it.
 """

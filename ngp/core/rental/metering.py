@@ -38,7 +38,7 @@ RENT_AHEAD_S = 60
 """The kernel's limit keeps back the rent of so many seconds: for this time no packet spends money that rent needs."""
 UNLIMITED_BYTES, ENDLESS_S = 1 << 62, 1e9
 MOST_ACCOUNTS = 65_000
-"""The kernel's table has 65,536. A tenant without an account there would have its traffic for nothing."""
+"""Most accounts that we make in the kernel, whose table has 65,536. A tenant without one would pay for no traffic."""
 
 
 def enter(world: World, rental: Rental) -> None:

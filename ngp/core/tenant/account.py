@@ -20,7 +20,7 @@ from ngp.core.values import DecodedInvoice
 CLOCK_AHEAD_S = 10
 """How far a landlord's clock may be ahead of ours."""
 CREDIT_SHORT_S = 20
-"""How many seconds of rent a landlord's credit may be below ours."""
+"""The credit that a landlord states may be lower than the one that we computed by the rent of so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ngp.core.tenant.answers import Answer, AnswerError
 KEY_BYTES = 32
 LEAST_MTU, MOST_MTU = 576, 9000
 NAME_PORTS = 53, 853
-"""Where name servers are asked."""
+"""Ports of name servers: DNS, and DNS over TLS."""
 _MOST_ITEMS = 16
 _DNS_LINE = re.compile(r"^(?:# )?DNS = ([0-9A-Fa-f:., ]*[0-9A-Fa-f:])(?: \(.*\))?$", re.MULTILINE)
 _HOST = re.compile(r"(?=.{1,253}$)[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?(\.[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?)*\.?")
@@ -29,7 +29,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[0-9A-Za-z]([0-9A-Za-z-]*[0-9A-Za-z])?(\.[0-9A
 
 @dataclass(frozen=True, slots=True)
 class TunnelEnd:
-    """The landlord's end of the tunnel. There is one: what is sent to it may leave beside a tunnel of all traffic.
+    """The landlord's end of the tunnel. Packets to its endpoint leave outside the tunnel, so only one end is allowed.
 
     Attributes:
         endpoint: `host:port`, an IPv6 address in brackets.
@@ -61,7 +61,7 @@ def read_configuration(answer: Answer) -> TunnelConfiguration:
             raise _wrong("addresses", str(one), "an address that can be let")
     mtu = answer.get("mtu")
     return TunnelConfiguration(
-        addresses=tuple(ip_interface(one.ip) for one in addresses),  # a wider network would be routed to the tunnel
+        addresses=tuple(ip_interface(one.ip) for one in addresses),  # a wider network would be routed into the tunnel
         dns=tuple(_read(ip_address, "dns", one) for one in _list(answer, "dns")),
         mtu=None if mtu is None else _number("mtu", mtu, LEAST_MTU, MOST_MTU),
         ends=tuple(_end(one) for one in _list(answer, "peers", least=1, most=1)),
@@ -143,8 +143,9 @@ def wg_quick_text(
     """Write the file for wg-quick. It has the private key, so it must be kept secret.
 
     Args:
-        uses_dns: everything goes through this tunnel, and wg-quick can set name servers, as resolvconf is installed.
-            Otherwise they are written as a comment: they would be asked for all of this machine's names.
+        uses_dns: all traffic of this machine goes through this tunnel, and resolvconf is installed, so that wg-quick
+            can set name servers. If False, they are written as a comment: they would be asked for all of this machine's
+            names.
         more: further lines of the section Interface, our own.
     """
     lines = ["[Interface]", f"PrivateKey = {private_key}", f"Address = {_joined(configuration.addresses)}"]
@@ -164,7 +165,7 @@ def wg_quick_text(
 
 
 def with_dns(text: str, uses_dns: bool) -> str:
-    """Return a file for wg-quick in which name servers are used, or not."""
+    """Return the text of a file for wg-quick, with its name servers in use or as a comment (see `wg_quick_text`)."""
     return _DNS_LINE.sub(lambda found: _dns_line(found[1], uses_dns), text)
 
 

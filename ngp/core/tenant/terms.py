@@ -13,7 +13,7 @@ from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show
 from ngp.core.rental.terms import MONTH_S
 from ngp.core.tenant.way import Way
 
-NEVER_S = 1 << 40
+NEVER_S = 1 << 40  # time until the next payment if none is needed any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +187,11 @@ def top_up_msat(credit_msat: int, terms: SaleTerms, limits: Limits, is_first: bo
 
 
 def most_bought_msat(limits: Limits, age_s: float, is_proven: bool) -> int:
-    """Return how much credit may have been bought for a rental in all, with the payment that is due.
+    """Return the most credit that may be bought for a rental in all, including the payment that is due now.
 
-    A landlord may say that any credit is used up. This bounds the loss by our own clock and limits alone: the highest
-    rent since the first payment, and one payment; the credit that we want to keep only if the tunnel works.
+    A landlord may claim at any time that the credit is used up. So our loss is bounded by our own clock and limits
+    alone: by the highest rent since the first payment, and one payment. The credit that we want to keep is added only
+    if the tunnel works.
 
     Args: age_s: time since the first payment. is_proven: the tunnel is proven to work.
     """

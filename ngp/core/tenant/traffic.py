@@ -1,11 +1,12 @@
 """Traffic: whether a landlord charges no more for traffic than the tenant's own machine has counted.
 
 The landlord's word alone says what its meter counted. So AutoPay compares what is charged with the counters of the
-tunnel's interface, from its first look at the rental on. Both sums go on for the rental's whole life: what a landlord
-charges too much can't be forgotten with a payment, or with a payment that it makes up.
+tunnel's interface, from its first look at the rental on. The sums of both, charges and counts, go on for the rental's
+whole life: what a landlord charged too much isn't forgotten at a payment, nor at a payment that the landlord makes up.
 
-An interface counts some bytes more than IP packets have, or less (wireguard-go counts the headers of joined segments
-once). What is lost on the way to the tenant, and what comes while its tunnel is down, is charged and not counted here.
+An interface counts some bytes more, or fewer, than the IP packets have (wireguard-go counts the headers of joined
+segments once). What is lost on the way to the tenant, and what comes while its tunnel is down, is charged but not
+counted here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from ngp.core.tenant.account import CREDIT_SHORT_S, Account
 from ngp.core.tenant.answers import Status
 from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT
 
+# By so many percent, and so many bytes besides, a landlord's count of traffic may exceed ours.
 TOLERATED_PERCENT = 10
 TOLERATED_BYTES = 64 << 10
 OFF_S = 120
-"""Rent of this time is kept back by a landlord, at most, before it ends the service."""
+"""A landlord may end the service while the credit still covers the rent of so many seconds: that money is kept back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,10 @@ class Traffic:
 
     Attributes:
         source, seen_bytes: the interface that was read last, different after each start of machine or tunnel, and what
-            its counters showed. "": none was.
+            its counters showed. "": no interface was read yet.
         counted_bytes: counted by this machine, both directions. cost_units: what they cost, msat / 2^30.
         price_msat_per_gib: at the last look.
-        charged_msat: what the landlord charged.
+        charged_msat: what the landlord charged for traffic.
     """
 
     source: str = ""
@@ -67,7 +69,10 @@ def count(before: Traffic | None, reading: tuple[str, int] | None, price_msat_pe
 
 
 def charge(traffic: Traffic, account: Account, status: Status) -> Traffic:
-    """Count what the landlord charged since the account was last brought up to date, by what it says is left."""
+    """Count what the landlord charged for traffic since the account was last brought up to date.
+
+    That is the credit by the account, plus what was paid meanwhile, less the credit that the landlord states.
+    """
     came_msat = status.paid_msat - account.paid_msat
     charged_msat = account.credit_msat(status.now_s) + came_msat - status.credit_msat
     return replace(traffic, charged_msat=traffic.charged_msat + charged_msat)
