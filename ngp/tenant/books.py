@@ -91,7 +91,10 @@ class Books:
     def _closed(self, state: str, fee_msat: int, preimage: bytes = b"") -> Books:
         order = self._order()
         one = Sent(order.payment_hash, order.amount_msat, fee_msat, order.sent_at_s, state, preimage)
-        return replace(self, pending=None, sent=(*self.sent, one)[-KEPT_PAYMENTS:])
+        sent = [*self.sent, one]
+        if len(sent) > KEPT_PAYMENTS:  # a landlord whose invoices always fail mustn't push out what budgets count
+            sent.remove(next((each for each in sent if each.state == "failed"), sent[0]))
+        return replace(self, pending=None, sent=tuple(sent))
 
     def _order(self) -> Order:
         if self.pending is None:

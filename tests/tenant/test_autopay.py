@@ -411,6 +411,18 @@ def test_what_was_bought_outlives_the_list_of_payments(keeper: Keeper) -> None:
     assert found.bought_msat == paid_msat - 48_000_000 and found.bought_since_s == books.sent[0].sent_at_s
 
 
+def test_payments_that_fail_do_not_push_out_what_budgets_count() -> None:
+    order = Order(bytes(32), 49_000_000, 1_000_000, True, 1.0, 0, "node", 1_000, 1)
+    books = Books(pending=order).succeeded(1_000, bytes(32))
+    with mock.patch("ngp.tenant.books.KEPT_PAYMENTS", 3):
+        for _ in range(5):
+            books = replace(books, pending=order).failed()
+        assert len(books.sent) == 3 and books.spent_msat(0) == 49_001_000
+        for _ in range(5):
+            books = replace(books, pending=order).succeeded(1_000, bytes(32))
+        assert [one.state for one in books.sent] == ["paid"] * 3
+
+
 def test_a_landlord_whose_clock_is_ahead(keeper: Keeper) -> None:
     keeper.run()
     keeper.landlord.ahead_s = 7200

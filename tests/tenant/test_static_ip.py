@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ngp.errors import ExitCode
+from ngp.tenant.books import BooksFile
 from tests.tenant.conftest import User
 from tests.tenant.stand_in import NETWORKS, TUNNEL_KEY, StandIn
 
@@ -49,6 +50,8 @@ def test_more_credit_and_status_go_to_the_landlord_that_let_the_tunnel(user: Use
     assert (row["state"], row["payments"], row["paid_msat"]) == ("active", 2, 50_700_000)
     assert row["networks"] == NETWORKS
     assert row["activation_fee_msat"] + row["charged_msat"] + row["credit_msat"] == row["paid_msat"]
+    books = BooksFile(user.folder / "TunnelState.yaml").read()
+    assert books.account.payments == 2 and books.account.paid_msat == 50_700_000, "AutoPay may go on with it"
 
 
 def test_the_default_amount_is_that_of_the_file_else_as_published(user: User) -> None:
