@@ -158,7 +158,7 @@ def _new(call: _Call) -> int:
     try:
         quote = _asked(call, home, tunnel, amount_sat, terms)
     except BaseException:
-        with contextlib.suppress(NgpError):  # what went wrong first is told
+        with contextlib.suppress(NgpError):  # the first error is the one to report
             home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
         raise
     _pay(call, home, tunnel, quote)

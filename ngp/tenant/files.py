@@ -17,7 +17,7 @@ from ngp.errors import ConfigError, NgpError, RunningError
 
 _MOST_BYTES = 1 << 20
 WAIT_S, _ASK_AGAIN_S = 5.0, 0.02
-"""How long, and how often, the end of another process's change is waited for, which takes milliseconds."""
+"""How long we wait for another process to end its change, which takes milliseconds, and the pause between two tries."""
 _LEFT_S = 600.0
 """A half-written file that is older than this was left by a killed process."""
 
@@ -82,7 +82,7 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 def only_one(path: Path, what: str, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold a lock. The kernel frees it when the process ends, however it ends.
 
-    Args: wait_s: how long another process is waited for. Raises: RunningError: it holds the lock still.
+    Args: wait_s: how long to wait for another process. Raises: RunningError: another process still holds the lock.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -107,7 +107,7 @@ def bring_up(path: Path, uses_dns: bool) -> None:
     text = path.read_text()
     wanted = with_dns(text, uses_dns and can_set_dns())
     if text != wanted:
-        bring_down(path)  # by the former file, which says that name servers are to be taken back
+        bring_down(path)  # with the file as it was: by it wg-quick takes the name servers back
         files.replace(path, wanted.encode())
     if is_up(path.stem):
         if _is_whole(path):

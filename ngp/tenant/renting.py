@@ -178,7 +178,7 @@ def keep_configuration(
 
 
 def _refuse_local_end(landlord: Landlord, configuration: TunnelConfiguration) -> None:
-    """Refuse an end of the tunnel in this machine's surroundings, unless the landlord is trusted there itself."""
+    """Refuse a tunnel that ends at a local address (private, multicast, ...), unless the landlord is trusted at one."""
     trusted_at = landlord.place.host
     if not trusted_at or _is_local(trusted_at):
         return
@@ -187,7 +187,7 @@ def _refuse_local_end(landlord: Landlord, configuration: TunnelConfiguration) ->
         if _is_local(host):
             raise LandlordError(
                 f"landlord {landlord.place} says that the tunnel ends at {host}, an address of this machine or of its "
-                "surroundings: no file was written; ask the landlord, or trust it by an address like that"
+                "surroundings: no file was written; ask the landlord, or, if that is right, trust it by such an address"
             )
 
 
