@@ -97,6 +97,11 @@ def can_set_dns() -> bool:
     return shutil.which("resolvconf") is not None
 
 
+def sets_dns(path: Path) -> bool:
+    """Say whether a tunnel's file sets name servers. While the tunnel is up, they are taken back by that file."""
+    return bool(_values(path, "DNS"))
+
+
 def bring_up(path: Path, uses_dns: bool) -> None:
     """Bring the interface of a file up; one that is whole stays as it is. Raises ConfigError, KernelError.
 

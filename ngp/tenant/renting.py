@@ -171,7 +171,8 @@ def keep_configuration(
                 "written, as the host's own packets would go to the landlord; ask the landlord"
             )
     more = policy.lines(configuration, networks, tunnel.root_key) if keeps_route else ()
-    text = wg_quick_text(configuration, tunnel.private_key, not keeps_route and interface.can_set_dns(), more)
+    uses_dns = interface.can_set_dns() and (not keeps_route or interface.sets_dns(home.conf_path(tunnel)))
+    text = wg_quick_text(configuration, tunnel.private_key, uses_dns, more)
     path = home.keep_conf(tunnel, text)
     linked, why_not = _link(path)
     return KeptConfiguration(configuration, text, path, linked, why_not)

@@ -191,6 +191,7 @@ def test_a_landlords_name_servers_are_used_only_by_the_tunnel_of_all_traffic(rou
         with mock.patch("ngp.tenant.interface._wg_quick", wg_quick):
             interface.bring_up(conf, uses_dns=False)
             interface.bring_up(conf, uses_dns=True)
+            router.rent("conf", "one")
             with mock.patch("ngp.tenant.interface.is_up", lambda _: True):
                 interface.bring_up(conf, uses_dns=False)
     assert used == [("up", False), ("up", True), ("down", True), ("up", False)]
