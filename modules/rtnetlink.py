@@ -247,7 +247,7 @@ def ask_way(kernel: Asker, destination: Address, source: Address, index: int) ->
 
 
 def rules_test_more(kernel: Asker, version: int) -> bool:
-    """Say whether a rule of `ip rule` tests a mark, a protocol or ports, which `ask_way` doesn't name.
+    """Say whether a rule of `ip rule` tests a mark, a protocol or ports, which the question of `ask_way` doesn't name.
 
     Raises KernelError.
     """

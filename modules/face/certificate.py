@@ -56,8 +56,10 @@ class CertificateFiles:
             key_file.load_or_create(self.certificate, self.what, f"certificate{self.anew}", _make, size=None)
 
     def context(self, protocol: str = "http/1.1") -> ssl.SSLContext:
-        """Return the TLS settings of a server with this certificate. Args: protocol: its name in ALPN. Raises
-        ConfigError."""
+        """Return the TLS settings of a server with this certificate. Raises ConfigError.
+
+        Args: protocol: the name in ALPN of the protocol that the server speaks.
+        """
         self._refuse_shown_key()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -52,9 +52,9 @@ class MeshFace:
         self._is_open = False
 
     async def answer(self, content: bytes, neighbour: bytes, who: Hashable) -> bytes:
-        """Answer a call; empty if LANDLORD_MESH is `no`.
+        """Answer a neighbour's call; the answer is empty if LANDLORD_MESH is `no`.
 
-        Args: neighbour: its identity. who: its link address on its interface.
+        Args: neighbour: the neighbour's identity. who: its link address, and our interface there.
         """
         if not self._is_open or self._answering is None:
             return b""

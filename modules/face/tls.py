@@ -52,7 +52,7 @@ class TlsStream:
         await self._send()
 
     async def read(self) -> bytes:
-        """Read some bytes; none: the client has closed the connection. Raises: OSError."""
+        """Read some bytes; b"" if the client has closed the connection. Raises: OSError."""
         while True:
             try:
                 return self._tls.read(_READ_BYTES)

@@ -72,7 +72,7 @@ class TimeShare:
         self._at_s = 0.0
 
     def spend(self, spent_s: float, now_s: float) -> None:
-        """Count time that was spent until now."""
+        """Count seconds that were just spent. Args: now_s: when they ended, by a clock that never goes back."""
         self._debt_s = max(0.0, self._debt_s - (now_s - self._at_s) * self._share) + spent_s
         self._at_s = now_s
 

@@ -277,7 +277,7 @@ class Datapath(HostQuestions):
         return contracts.sent_lately(links, destination)
 
     def uncovered(self) -> list[tuple[int, Address, float]]:
-        """Return what we sent to sellers without a contract: number of the link, destination, and how many s ago."""
+        """Return what we sent to sellers without a contract: the link's number, the destination, and its age in s."""
         return self._required().contracts.uncovered()
 
     def verdict(self, handle: int, verdict: Verdict) -> None:

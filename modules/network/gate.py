@@ -212,7 +212,7 @@ class Gate:
     def apply(
         self, desired: DesiredNetwork | None = None, programs_changed: bool = False, rewrites: bool = False
     ) -> bool:
-        """Make the kernel match; return whether anything had to be changed.
+        """Make the kernel's tables match the settings; return whether anything had to be changed.
 
         The change that sets up the gate also removes NGP_CLOSED. So the meter's egress programs must be attached
         before, or downloads would pass unmetered.

@@ -36,7 +36,7 @@ class Side:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it carries only the networks of its own addresses."""
+        """Whether the interface carries only the networks of its own addresses."""
         return bool(self.own) and not self.beyond
 
 

@@ -183,7 +183,7 @@ class ElectrumPayment(ElectrumUpkeep):
         return NewInvoice(made["lightning_invoice"], bytes.fromhex(made["rhash"]), amount_msat, expiry_s)
 
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
-        """Return the state of an invoice of ours. Raises PaymentError for any other."""
+        """Return the state of an invoice of ours. Raises PaymentError for any other invoice."""
         try:
             asked = await self._wallet.ask("get_request", request_id=payment_hash.hex())
         except ElectrumError as error:

@@ -221,7 +221,7 @@ class LndPayment(LndUpkeep):
         return NewInvoice(bolt11, payment_hash, amount_msat, expiry_s)
 
     async def lookup_invoice(self, payment_hash: bytes) -> InvoiceState:
-        """Return the state of an invoice of ours. Raises PaymentError for any other."""
+        """Return the state of an invoice of ours. Raises PaymentError for any other invoice."""
         found = await self._client.call(client.LOOKUP_INVOICE, pb.PaymentHash(r_hash=payment_hash))
         return _STATES[found.state]
 

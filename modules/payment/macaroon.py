@@ -37,11 +37,11 @@ class Rights:
     caveats: int
 
     def allows(self, method: Method[Any, Any]) -> bool:
-        """Say whether it allows calling a procedure."""
+        """Say whether the macaroon allows calling a procedure."""
         return f"uri:{method.path}" in self.operations or all(right in self.operations for right in method.rights)
 
     def missing(self, methods: Iterable[Method[Any, Any]]) -> list[str]:
-        """Return which of these procedures it doesn't allow."""
+        """Return which of these procedures the macaroon doesn't allow."""
         return [method.name for method in methods if not self.allows(method)]
 
     def beyond(self, methods: Iterable[Method[Any, Any]]) -> list[str]:

@@ -25,7 +25,7 @@ def read(path: Path, what: str, of_another: bool = False) -> bytes:
     Args:
         path: the file.
         what: its name in errors.
-        of_another: it is another program's file, so that program's user may own it.
+        of_another: whether the file is another program's; then that program's user may own it.
 
     Raises: SecretShownError, or ConfigError as `read_any`.
     """

@@ -67,7 +67,7 @@ class Device(Protocol):
     kind: str
 
     def why_not(self) -> tuple[str, str]:
-        """Return why this host can't use it, and the remedy; ("", "") if it can."""
+        """Return why this host can't use this implementation, and the remedy; ("", "") if it can."""
 
     def make(self, name: str) -> None:
         """Make an interface, without a key and without peers."""

@@ -34,7 +34,10 @@ class KernelDevice:
     kind = "wireguard"
 
     def why_not(self) -> tuple[str, str]:
-        """Return why this host can't use it, and the remedy; ("", "") if it can. The kernel loads its module."""
+        """Return why this host can't use the kernel's WireGuard, and the remedy; ("", "") if it can.
+
+        If the kernel has WireGuard as a module, it loads that module when it is asked.
+        """
         try:
             with Asker(netlink.GENERIC) as generic:
                 generic_family(generic, self.kind)

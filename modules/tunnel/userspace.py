@@ -37,7 +37,7 @@ class UserspaceDevice:
     kind = "tun"
 
     def why_not(self) -> tuple[str, str]:
-        """Return why this host can't use it, and the remedy; ("", "") if it can."""
+        """Return why this host can't use wireguard-go, and the remedy; ("", "") if it can."""
         if find_command(PROGRAM) is None:
             return f"{PROGRAM} isn't installed", _INSTALL
         if not Path("/dev/net/tun").exists():
