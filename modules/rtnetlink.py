@@ -267,7 +267,7 @@ def prefix_of(version: int, message: bytes) -> Prefix:
 
 
 def ask_link_address(kernel: Asker, index: int, address: Address) -> bytes:
-    """Ask which MAC an address on a link has; b"" if it isn't resolved. Raises OSError if the address isn't known."""
+    """Ask which MAC an address on a link has; b"" if none is known yet. Raises OSError if the address isn't known."""
     body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
     said = dict(attributes(kernel.ask(_RTM_GETNEIGH, body)[_NEIGHBOUR.size :]))
     return said.get(_NDA_LLADDR, b"")

@@ -56,7 +56,7 @@ class PortLink(ABC, Generic[AnyPort]):
     def open_port(self, interface: str, on_trial: bool) -> AnyPort | None:
         """Open a port on an interface; None if the interface has just vanished. Raises KernelError.
 
-        Args: on_trial: the port is only opened to see whether that is possible, and takes nothing in.
+        Args: on_trial: the port is only opened to see whether that is possible, and receives nothing.
         """
 
     def taken(self, interfaces: Sequence[str]) -> list[Check]:

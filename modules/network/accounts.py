@@ -104,7 +104,10 @@ class AccountTable:
             self._write(slot, each, now_ns)
 
     def forget(self, accounts: Sequence[bytes]) -> None:
-        """Take accounts out; unknown ones are ignored. Contracts that name a removed account let nothing pass."""
+        """Take accounts out of the kernel; unknown ones are ignored.
+
+        Contracts that name a removed account let nothing pass.
+        """
         for account in accounts:
             slot = self._slots.pop(account, None)
             if slot is None:

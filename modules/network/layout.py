@@ -298,7 +298,7 @@ def free_tables(
     has depends on its addresses, which change while the daemon runs.
 
     Args: own: services of this host. They are entered under its loopback addresses, 127.0.0.1 and ::1.
-    Returns: for each IP version, key -> value.
+    Returns: by IP version, the entries' values by their keys.
     """
     services = _placed(services, own)
     found: dict[int, dict[bytes, bytes]] = {4: {}, 6: {}}

@@ -57,10 +57,10 @@ class PeerChange:
 
 
 class Device(Protocol):
-    """An implementation of WireGuard; its interface has a name. Every method raises KernelError or OSError.
+    """An implementation of WireGuard. `name` is that of an interface. Every method raises KernelError or OSError.
 
     Attributes:
-        implementation: its name for status. kind: of its interfaces, as `ip -d link` says.
+        implementation: its name for status. kind: the kind of its interfaces, as `ip -d link` shows it.
     """
 
     implementation: str
