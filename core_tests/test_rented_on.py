@@ -95,7 +95,7 @@ def test_what_is_rented_is_let_on_and_ends_with_the_rental(chain: Chain) -> None
     lines = {line["name"]: line for line in b.daemon.json("check", "--config", str(b.daemon.config))}
     outside = a.status()["id"]
     assert f"packets from it leave by {outside}" in lines["way out of 2001:db8:100:80::/57"]["found"], lines.keys()
-    assert not [line for name, line in lines.items() if name.startswith(("pool", "way out")) and line["remedy"]]
+    assert not [line for name, line in lines.items() if name.startswith(("pool ", "way out")) and line["remedy"]]
 
     b.done("trust", "b", "198.51.100.0", fingerprint_of(b.daemon))
     b.done("new", "b", "--name", "part", "--yes", "--up")
