@@ -88,6 +88,47 @@ def test_parts_of_a_msat_add_up_and_are_rounded_once(by_bytes: Landlord) -> None
     assert by_bytes.status(1).charged_msat == 101_101 * PRICE // UNITS_PER_MSAT, "over a payment too"
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_passed_just_before_the_operator_switched_it_off_is_charged(by_bytes: Landlord, dies: bool) -> None:
+    rental = by_bytes.rent(1, 1000)
+    assert by_bytes.carry(1, 10 * KILOBYTE)
+    by_bytes.happen(ev.SwitchRental(rental.id, False))
+    if dies:
+        by_bytes.crash()
+    else:
+        by_bytes.read()
+    by_bytes.happen(ev.ReleaseRental(rental.id))
+    ((record, kept),) = by_bytes.ledger.rentals()
+    assert record.used_to_bytes == 10 * KILOBYTE and kept.charged_msat == FEE + traffic(10)
+    by_bytes.check()
+
+
+def test_a_rental_doesnt_begin_late_while_the_kernel_stops_its_meter(tmp_path: Path) -> None:
+    """Its first payment is taken when the operator has just released it; then the end of the meter is reported."""
+    node, later = PaymentNodeOfLandlord(holds=True), list[fx.Effect]()
+    with closing(Landlord(tmp_path, letting(offer(price_msat_per_gib=PRICE)), node=node)) as landlord:
+        landlord.face, do = "mesh", landlord._do
+
+        def slow(effect: fx.Effect) -> None:
+            if isinstance(effect, fx.SettleInvoice | fx.HaltContract):
+                later.append(effect)
+            elif not isinstance(effect, fx.CancelInvoice):  # our node takes the payment first
+                do(effect)
+
+        landlord._do = slow  # type: ignore[method-assign]
+        asked = landlord.ask(1, 1000)
+        assert asked is not None and landlord.pay(asked.bolt11)
+        rental = landlord.rental(1)
+        landlord.happen(ev.ReleaseRental(rental.id))
+        landlord._do = do  # type: ignore[method-assign]
+        for effect in later:
+            do(effect)
+        assert rental.state is RentalState.RELEASED and not landlord.peers and not landlord.kernel.slots
+        fetched = landlord.fetch(1, 1000)
+        assert fetched is not None and not fetched.why_not
+        landlord.check()
+
+
 def test_a_payment_closes_the_period_with_its_bytes_and_charge(by_bytes: Landlord) -> None:
     rental = by_bytes.rent(1, 1000)
     assert by_bytes.carry(1, 100 * KILOBYTE) and by_bytes.carry(1, 2 * KILOBYTE, towards=False)

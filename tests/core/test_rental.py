@@ -77,7 +77,9 @@ def test_credit_above_the_most_is_refused_with_what_is_left(landlord: Landlord) 
 def test_a_network_is_cut_from_the_smallest_block_that_holds_it() -> None:
     free = FreeNetworks([Pool(ip_network("192.0.2.0/24"))])
     first = free.find(4, 32)
-    assert first == ip_network("192.0.2.0/32") and free.take(first)
+    assert first == ip_network("192.0.2.0/32") and free.is_free(first)
+    free.take(first)
+    assert not free.is_free(first)
     assert free.find(4, 32) == ip_network("192.0.2.1/32")
     assert free.find(4, 25) == ip_network("192.0.2.128/25"), "a large block is still whole"
     assert free.find(4, 24) is None
@@ -100,6 +102,84 @@ def test_excluded_parts_are_never_let_even_when_given_back() -> None:
     assert free.find(4, 31) == ip_network("192.0.2.2/31")
 
 
+def test_pools_inside_a_network_that_is_let_have_nothing_free_until_it_is_given_back() -> None:
+    first = Pool(ip_network("192.0.2.0/30"), (ip_network("192.0.2.1/32"),))
+    pools = [first, Pool(ip_network("192.0.2.4/30")), Pool(ip_network("2001:db8::/64"))]
+    wider = ip_network("192.0.2.0/29")
+    free = FreeNetworks(pools, [wider])
+    assert free.blocks() == (ip_network("2001:db8::/64"),) and not free.is_free(wider)
+    free.give_back(wider)
+    assert free.blocks() == FreeNetworks(pools).blocks()
+
+
+BIG = offer(ipv4_bits=29, ipv6_bits=None, name="big"), offer(ipv4_bits=32, ipv6_bits=None, name="one")
+
+
+@pytest.mark.parametrize("starts_anew", [False, True])
+@pytest.mark.parametrize("is_paid", [False, True])
+def test_nothing_of_a_network_that_is_held_is_let_after_its_pool_was_split(
+    tmp_path: Path, starts_anew: bool, is_paid: bool
+) -> None:
+    split = letting(*BIG, pools=("203.0.113.0/30", "203.0.113.4/30"))
+    with closing(Landlord(tmp_path, letting(*BIG, pools=("203.0.113.0/29",)))) as landlord:
+        first = landlord.ask(1, 1000, "big")
+        assert first is not None and (not is_paid or landlord.pay(first.bolt11))
+        if starts_anew:
+            landlord.terms = split
+            landlord.crash()
+        else:
+            landlord.reload(split)
+        second = landlord.ask(2, 1000, "one")
+        assert second is not None and "all addresses" in second.why_not
+        landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+        third = landlord.ask(2, 1000, "one")
+        assert third is not None and not third.why_not and landlord.pay(third.bolt11)
+        landlord.check()
+
+
+def test_a_landlord_whose_pool_is_within_what_another_has_let_refuses(tmp_path: Path) -> None:
+    with closing(Landlord(tmp_path, letting(offer(ipv6_bits=None), pools=("203.0.113.0/30",)))) as landlord:
+        landlord.let_by_others(["203.0.113.0/29"])
+        answer = landlord.ask(1, 1000)
+        assert answer is not None and "all addresses" in answer.why_not
+
+
+def test_a_first_payment_for_networks_that_may_no_longer_be_let_is_kept_for_the_tenant(landlord: Landlord) -> None:
+    asked = landlord.ask(1, 1000)
+    assert asked is not None
+    landlord.reload(letting(pools=("198.51.100.0/29", "2001:db8:f::/61")))
+    assert landlord.pay(asked.bolt11) and not landlord.peers
+    landlord.check()
+    landlord.crash()
+    assert landlord.rental(1).state is RentalState.RELEASED and "net.conf no longer" in landlord.rental(1).reason
+    answer = landlord.fetch(1, 1000)
+    assert answer is not None and not answer.why_not
+    landlord.check()
+
+
+def test_a_payment_for_a_rental_that_is_forgotten_stays_in_the_books(landlord: Landlord) -> None:
+    asked = landlord.ask(1, 1000)
+    assert asked is not None
+    payment_hash = bytes.fromhex(asked.bolt11)
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    assert not landlord.world.letting.rentals
+    landlord.node.paid.append((payment_hash, landlord.node.amounts[payment_hash]))  # it took the money all the same
+    landlord.hear()
+    landlord.audit()
+
+
+def test_a_payment_for_a_rental_that_is_switched_off_leaves_one_period(landlord: Landlord) -> None:
+    rental = landlord.rent(1, 1000)
+    landlord.happen(ev.SwitchRental(rental.id, False))
+    more = landlord.ask(1, 1000)
+    assert more is not None and landlord.pay(more.bolt11)
+    landlord.happen(ev.SwitchRental(rental.id, True))
+    landlord.happen(ev.ReleaseRental(rental.id))
+    assert {one.state for one in landlord.ledger.contracts(include_closed=True)} == {"closed"}
+    assert not landlord.world.client(rental.id).running
+    landlord.check()
+
+
 @given(st.data())
 @effort(max_examples=effort.default.max_examples // 2)
 def test_no_network_is_found_twice_and_nothing_is_lost(data: st.DataObject) -> None:
@@ -120,7 +200,9 @@ def test_no_network_is_found_twice_and_nothing_is_lost(data: st.DataObject) -> N
         if found is not None:
             assert not any(one.version == found.version and one.overlaps(found) for one in taken)
             assert not found.overlaps(ip_network("192.0.2.4/31")) if version == 4 else True
-            assert free.take(found)
+            assert free.is_free(found)
+            free.take(found)
+            assert not free.is_free(found)
             taken.append(found)
     assert FreeNetworks(pools, taken).count(4, 32) == free.count(4, 32)
     for one in taken:

@@ -19,8 +19,7 @@ from ngp.core.invoices import withdraw
 from ngp.core.pricing import show_money
 from ngp.core.records import PaymentRecord, PaymentState
 from ngp.core.rental import metering
-from ngp.core.rental.landlord import tunnel_peer
-from ngp.core.rental.letting import are_within
+from ngp.core.rental.landlord import NOT_LET, may_let, tunnel_peer
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.world import World
@@ -61,9 +60,8 @@ def held(world: World, event: InvoiceHeld) -> None:
 
 
 def _why_not(world: World, rental: Rental, blocks_left: int) -> str:
-    settings = world.settings.letting
-    if settings is None or not are_within(settings.pools, rental.networks):
-        return "net.conf no longer lets its networks"
+    if not may_let(world, rental):
+        return NOT_LET
     if blocks_left < LEAST_BLOCKS_LEFT:
         return f"the payment was held for too long, and ends by itself after {blocks_left} more blocks"
     return ""

@@ -17,7 +17,7 @@ from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
 from ngp.core.records import PaymentKind, PaymentState, RentalRecord, ServiceRecord
 from ngp.core.rental import metering
-from ngp.core.rental.letting import Letting
+from ngp.core.rental.letting import Letting, are_within
 from ngp.core.rental.periods import charge, charge_owed, close_period, open_period, open_record
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import ACCRUES, PAID_LATE, Rental, RentalState
@@ -35,6 +35,7 @@ CLOSES_AFTER_S = 2
 Without networks, wireguard-go would drop the packets that wait in its queue for the tenant, and those are charged
 already.
 """
+NOT_LET = "net.conf no longer lets its networks"
 _SERVICE = b"service"
 MOST_UNCHARGED_UNITS = 1 << 60
 """Traffic for more than this (a million sat) is charged at once: the ledger's numbers end at 2^63."""
@@ -54,12 +55,15 @@ def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat:
     rental = world.letting.rentals.get(account.identity)
     if rental is None:
         world.log(f"{show_money(amount_msat)} paid for a rental that isn't known any more", logging.WARNING)
+        world.save_account(account, durable=True)
         return
     rental.payments += 1
+    if rental.state is RentalState.PENDING and not may_let(world, rental):
+        end(world, rental, NOT_LET)
     if rental.state is not RentalState.RELEASED:
         _credited(world, rental, rental.state is RentalState.PENDING)
         return
-    if rental.payments == 1 and _has_no_other(world, rental) and world.letting.take_again(rental.networks):
+    if _may_begin_late(world, rental) and world.letting.take_again(rental.networks):
         rental.reason = PAID_LATE
         world.do(HoldNetworks(rental.id, rental.networks))
     elif rental.reason != PAID_LATE:
@@ -80,6 +84,20 @@ def begin_late(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None:
     save(world, rental, durable=True)
 
 
+def may_let(world: World, rental: Rental) -> bool:
+    """Say whether net.conf still lets a rental's networks."""
+    settings = world.settings.letting
+    return settings is not None and are_within(settings.pools, rental.networks)
+
+
+def _may_begin_late(world: World, rental: Rental) -> bool:
+    """Say whether a rental that is over may begin with its first payment.
+
+    It may not while the kernel still has its former contracts, since their end would end the new ones.
+    """
+    return rental.payments == 1 and not rental.meter.is_in_kernel and _has_no_other(world, rental)
+
+
 def _has_no_other(world: World, rental: Rental) -> bool:
     """Say whether the tenant hasn't rented anew meanwhile: in the tunnel its key can have only one rental."""
     newest = world.letting.by_key.get(rental.wireguard_key)
@@ -88,8 +106,8 @@ def _has_no_other(world: World, rental: Rental) -> bool:
 
 def _log_kept(world: World, rental: Rental, amount_msat: int) -> None:
     world.log(
-        f"rental {_name(rental)}: {show_money(amount_msat)} came after its networks were released; the money is kept "
-        "for the tenant: ngp rentals shows it",
+        f"rental {_name(rental)}: {show_money(amount_msat)} came after its networks were released "
+        f"({rental.reason}); the money is kept for the tenant: ngp rentals shows it",
         logging.WARNING,
     )
 
@@ -303,14 +321,14 @@ def switch(world: World, event: SwitchRental) -> None:
     if not event.on and rental.state in (RentalState.ACTIVE, RentalState.RESERVED):
         rental.owed_msat, rental.rate_since_s = rental.rent_owed_msat(service_s), service_s
         charge_owed(world, rental)
-        close_period(world, rental, "off")
         rental.move(RentalState.OFF, "switched off by the operator")
         rental.meter.is_closing = False
         metering.limit(world, rental)
         world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     elif event.on and rental.state is RentalState.OFF:
         rental.rate_since_s = service_s
-        open_period(world, rental)
+        if not rental.period.contract:  # an earlier version closed it when it switched the rental off
+            open_period(world, rental)
         charge_owed(world, rental)
         if _is_covered(world, rental):
             _serve(world, rental)
@@ -348,7 +366,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
         close_period(world, rental, "released")
     if began:
         world.log(f"rental {_name(rental)} is released: {reason}")
-    if began or world.letting.payable.get(rental.id):
+    if rental.payments or world.letting.payable.get(rental.id):
         save(world, rental)
     else:
         forget(world, rental)

@@ -82,12 +82,10 @@ class Letting:
 
     def take_again(self, networks: tuple[Prefix, ...]) -> bool:
         """Take networks that were given back; False, and nothing is taken, if some of them aren't free any more."""
-        taken: list[Prefix] = []
+        if not all(map(self.free.is_free, networks)):
+            return False
         for network in networks:
-            if not self.free.take(network):
-                self.give_back(taken)
-                return False
-            taken.append(network)
+            self.free.take(network)
         return True
 
     def give_back(self, networks: Iterable[Prefix]) -> None:

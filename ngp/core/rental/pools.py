@@ -18,15 +18,15 @@ class FreeNetworks:
 
     Args:
         pools: they must not overlap.
-        taken: networks that are let or held already; those outside the pools are ignored.
+        taken: networks that are let or held already; those outside the pools are ignored. They may be wider than a pool
+            that was part of a wider one when they were let.
     """
 
     def __init__(self, pools: Sequence[Pool], taken: Iterable[Prefix] = ()) -> None:
         self._pools = tuple(pools)
-        self._free: list[dict[int, set[Prefix]]] = [{pool.prefix.prefixlen: {pool.prefix}} for pool in pools]
-        for pool in pools:
-            for part in pool.excluded:
-                self.take(part)
+        self._free: list[dict[int, set[Prefix]]] = [{} for _ in pools]
+        for number in range(len(self._pools)):
+            self._give_back_whole(number)
         for network in taken:
             self.take(network)
 
@@ -47,11 +47,21 @@ class FreeNetworks:
         ]
         return ip_network((max(found)[3].network_address, bits)) if found else None
 
-    def take(self, network: Prefix) -> bool:
-        """Take a network out of what is free. Returns whether all of it was free before."""
+    def is_free(self, network: Prefix) -> bool:
+        """Say whether all of a network is free."""
         number = self._pool_of(network)
         if number is None:
             return False
+        sizes = range(network.prefixlen, self._pools[number].prefix.prefixlen - 1, -1)
+        return any(network.supernet(new_prefix=size) in self._free[number].get(size, ()) for size in sizes)
+
+    def take(self, network: Prefix) -> None:
+        """Take what is free of a network, so that nobody gets any part of it."""
+        number = self._pool_of(network)
+        if number is None:
+            for inside in self._pools_in(network):
+                self._free[inside].clear()
+            return
         blocks = self._free[number]
         for size in range(network.prefixlen, self._pools[number].prefix.prefixlen - 1, -1):
             block = network.supernet(new_prefix=size)
@@ -61,15 +71,18 @@ class FreeNetworks:
                     low, high = block.subnets()
                     block, rest = (low, high) if network.subnet_of(low) else (high, low)  # type: ignore[arg-type]
                     blocks.setdefault(rest.prefixlen, set()).add(rest)
-                return True
+                return
         for each in blocks.values():  # parts of it are taken: take the rest
             each -= {one for one in each if one.subnet_of(network)}  # type: ignore[arg-type]
-        return False
 
     def give_back(self, network: Prefix) -> None:
         """Make a network free that was taken before, and join it with what is free beside it."""
         number = self._pool_of(network)
-        if number is None or any(one.overlaps(network) for one in self._pools[number].excluded):
+        if number is None:
+            for inside in self._pools_in(network):
+                self._give_back_whole(inside)
+            return
+        if any(one.overlaps(network) for one in self._pools[number].excluded):
             return  # net.conf no longer lets it
         blocks, block = self._free[number], network
         while block != self._pools[number].prefix:
@@ -96,6 +109,20 @@ class FreeNetworks:
         """Return the fewest networks that cover what is free, IPv4 first."""
         found = (block for by_size in self._free for blocks in by_size.values() for block in blocks)
         return tuple(sorted(found, key=lambda one: (one.version, one)))
+
+    def _give_back_whole(self, number: int) -> None:
+        pool = self._pools[number]
+        self._free[number] = {pool.prefix.prefixlen: {pool.prefix}}
+        for part in pool.excluded:
+            self.take(part)
+
+    def _pools_in(self, network: Prefix) -> list[int]:
+        pools = enumerate(self._pools)
+        return [
+            number
+            for number, pool in pools
+            if pool.prefix.version == network.version and pool.prefix.subnet_of(network)  # type: ignore[arg-type]
+        ]
 
     def _pool_of(self, network: Prefix) -> int | None:
         for number, pool in enumerate(self._pools):
