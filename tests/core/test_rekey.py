@@ -60,7 +60,7 @@ def test_a_crash_leaves_one_of_the_two_keys(landlord: Landlord, after: int) -> N
     landlord.check()
     if there == [2]:
         again = rekey(landlord, 1, 2)
-        assert again is not None and "no rental has the former" in again.why_not
+        assert again is not None and "no rental has the WireGuard key that you" in again.why_not
     assert landlord.rental(there[0]).state is RentalState.ACTIVE
 
 
@@ -76,10 +76,10 @@ def test_a_key_with_a_rental_is_refused(landlord: Landlord) -> None:
 
 def test_who_has_no_rental_is_refused(landlord: Landlord) -> None:
     answer = rekey(landlord, 1, 2)
-    assert answer is not None and "no rental has the former" in answer.why_not
+    assert answer is not None and "no rental has the WireGuard key that you" in answer.why_not
     landlord.happen(ev.ReleaseRental(landlord.rent(1).id))
     answer = rekey(landlord, 1, 2)
-    assert answer is not None and "no rental has the former" in answer.why_not
+    assert answer is not None and "no rental has the WireGuard key that you" in answer.why_not
 
 
 def test_a_rental_that_is_not_paid_keeps_its_key(landlord: Landlord) -> None:

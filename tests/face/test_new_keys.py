@@ -184,7 +184,7 @@ def test_a_landlord_that_is_away_is_named_with_the_way_to_finish(
 def test_a_refusal_drops_the_next_key(shop: Shop, home: Home, landlord: CallingLandlord, tunnel: Tunnel) -> None:
     rental = shop.do(lambda: next(iter(shop.landlord.world.letting.rentals)))
     shop.do(lambda: shop.landlord.happen(ev.ReleaseRental(rental)))
-    with pytest.raises(RefusedError, match="no rental has the former"):
+    with pytest.raises(RefusedError, match="no rental has the WireGuard key that you"):
         rekey.change(home, landlord, tunnel)
     assert not present(home).next_private_key and present(home).private_key == tunnel.private_key
 
