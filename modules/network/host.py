@@ -167,8 +167,7 @@ class Host:
         return tuple(sorted(found))
 
     def _all_addresses(self) -> list[OwnAddress]:
-        """Return all addresses, at most a second old: a check asks hundreds of times, and they aren't read each
-        time."""
+        """Return all addresses, at most a second old, as a check asks for them hundreds of times."""
         now_s = self._now_s()
         if self._addresses_at_s is None or now_s - self._addresses_at_s > _FACTS_MAX_AGE_S:
             self._addresses, self._addresses_at_s = rtnetlink.own_addresses(self._kernel), now_s
