@@ -10,8 +10,8 @@ Where traffic has a price, what is charged for it must agree with what the tunne
 Without credit the landlord has the tunnel off, so nothing can prove that the tunnel works. Then back rent is paid
 without such a proof, as far as our own books say that we owe it. With credit, every further payment needs the proof.
 
-Whatever a landlord says, a rental costs no more than the highest rent that we allow, from our first payment on and by
-our own clock, the credit that we want to keep (`most_bought_msat`), and the traffic that was counted here.
+Whatever a landlord says, a rental costs no more than the highest rent that we allow, from the last payment by hand on
+and by our own clock, the credit that we want to keep (`most_bought_msat`), and the traffic that was counted here.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
         books = await kept.payer.finish()
         if books.account.started:
             _refuse_disagreement(kept, books, quote.asked.status)
-        books = replace(await kept.payer.pay(quote), traffic=None)  # the user accepts what was charged so far
+        books = (await kept.payer.pay(quote)).accepted(int(time.time()))
         kept.books.write(books)
         status = await _confirmed(kept, books, quote)
         await asyncio.to_thread(_configure, kept, _compared(kept, books, status), status)
@@ -110,7 +110,7 @@ def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
     with alone_with(home, tunnel):
         books = file.read()
         if books.pending is None and not disagreements(books.account, status, time.time()):
-            file.write(replace(books, account=follow(books.account, status), traffic=None))
+            file.write(replace(books, account=follow(books.account, status)).accepted(int(time.time())))
 
 
 def _alone(kept: Kept) -> AbstractContextManager[None]:

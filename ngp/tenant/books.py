@@ -49,8 +49,9 @@ class Books:
 
     Attributes:
         pending: a payment whose outcome isn't known yet.
-        bought_msat: the credit that our node's payments bought in all. No landlord's word changes it.
-        bought_since_s: when the first of them was sent, UTC by our clock; 0: there is none.
+        bought_msat: the credit that our node's payments bought since the user last paid by hand. No landlord's word
+            changes it.
+        bought_since_s: when that was, or else when the first of them was sent, UTC by our clock; 0: there is none.
         traffic: what was charged and counted, if it has a price; None: AutoPay hasn't looked since the user last paid.
     """
 
@@ -76,6 +77,10 @@ class Books:
             bought_msat=self.bought_msat + order.added_msat,
             bought_since_s=self.bought_since_s or order.sent_at_s,
         )
+
+    def accepted(self, at_s: int) -> Books:
+        """Count anew what bounds the payments of AutoPay: a user who pays by hand accepts what was charged so far."""
+        return replace(self, traffic=None, bought_msat=0, bought_since_s=at_s)
 
     def failed(self) -> Books:
         """Close the pending payment as failed: nothing was paid."""

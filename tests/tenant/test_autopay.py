@@ -402,6 +402,17 @@ def test_without_a_proof_only_rent_for_the_time_since_the_first_payment_is_paid(
     assert len(keeper.payments()) == 3
 
 
+def test_a_payment_by_hand_accepts_what_was_charged_and_autopay_goes_on(keeper: Keeper) -> None:
+    keeper.run()
+    keeper.books.write(replace(keeper.books.read(), bought_msat=10**12))
+    set_limits(keeper, target_credit=6000, target_time_s=10**9)
+    with pytest.raises(PaymentError, match="pay by hand"):
+        keeper.run()
+    autopay.take_over(keeper.home, keeper.tunnel, keeper.https.status(keeper.tunnel))
+    keeper.run()
+    assert len(keeper.payments()) > 3
+
+
 def test_what_was_bought_outlives_the_list_of_payments(keeper: Keeper) -> None:
     keeper.run()
     books = keeper.books.read()

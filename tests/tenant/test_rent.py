@@ -25,6 +25,7 @@ from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode, LandlordError, RunningError
 from ngp.tenant import autopay, interface, policy, renting
 from ngp.tenant.autopay import Kept
+from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import LandlordPlace
 from ngp.tenant.rows import rental_row
@@ -100,6 +101,8 @@ def test_rents_pays_and_shows(router: Router) -> None:
     assert (row["name"], row["state"], row["peer"]) == ("shop", "active", "example")
     assert row["paid_msat"] == FIRST_SAT * 1000 and row["proven"] is True
     assert router.rent("add", "shop", "--amount", "700", "--yes").returncode == 0
+    (books,) = (BooksFile(one).read() for one in router.tenant.glob("TunnelState*.yaml"))
+    assert books.bought_msat == 0 < books.bought_since_s, "what was paid by hand doesn't count against AutoPay"
     for name in ("shop", row["id"], row["wireguard_key"][:5], "192.0.2.7", "2001:db8:7::abc"):
         (again,) = json.loads(router.rent("status", name, "--json").stdout)
         assert again["payments"] == 2, name

@@ -190,10 +190,10 @@ def most_bought_msat(limits: Limits, age_s: float, is_proven: bool) -> int:
     """Return the most credit that may be bought for a rental in all, including the payment that is due now.
 
     A landlord may claim at any time that the credit is used up. So our loss is bounded by our own clock and limits
-    alone: by the highest rent since the first payment, and one payment. The credit that we want to keep is added only
-    if the tunnel works.
+    alone: by the highest rent since the user last paid by hand, and one payment. The credit that we want to keep is
+    added only if the tunnel works.
 
-    Args: age_s: time since the first payment. is_proven: the tunnel is proven to work.
+    Args: age_s: time since then, or else since the first payment. is_proven: the tunnel is proven to work.
     """
     rent_msat = math.ceil(limits.rent_max.value * max(0.0, age_s) / MONTH_S)
     wanted = (limits.target_credit, limits.initial_max, limits.payment_max)  # the target is at least two payments
