@@ -71,6 +71,54 @@ def test_credit_above_the_most_is_refused_with_what_is_left(landlord: Landlord) 
     assert answer is not None and "at most 2000 sat now" in answer.why_not
 
 
+# --- terms of an invoice ----------------------------------------------------------------------------------------------
+
+
+DEARER = letting(offer(activation_fee_msat=100_000 * SAT, rent_msat=2 * RENT))
+
+
+@pytest.mark.parametrize("holds", [False, True])
+@pytest.mark.parametrize("how", ["refuses", "slow"])
+def test_an_invoice_that_is_paid_brings_its_own_terms_if_no_other_could_be_made(
+    tmp_path: Path, how: str, holds: bool
+) -> None:
+    with closing(Landlord(tmp_path, node=PaymentNodeOfLandlord(holds=holds))) as landlord:
+        first = landlord.ask(1, 1000)
+        assert first is not None
+        landlord.reload(DEARER)
+        setattr(landlord.node, how, "it is down")
+        landlord.ask(1, 1000)
+        assert landlord.pay(first.bolt11)
+        rental = landlord.rental(1)
+        assert (rental.activation_fee_msat, rental.rent_msat) == (FEE, RENT) and landlord.credit(1) == 1000 * SAT
+        landlord.check()
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_replaced_invoice_that_is_paid_all_the_same_brings_its_own_terms(landlord: Landlord, is_first: bool) -> None:
+    if not is_first:
+        landlord.rent(1, 10_000)
+    former = landlord.ask(1, 1000)
+    landlord.reload(DEARER)
+    landlord.node.away = True  # it doesn't cancel the former invoice
+    assert former is not None and landlord.ask(1, 1000) is not None
+    assert landlord.pay(former.bolt11)
+    assert (landlord.rental(1).activation_fee_msat, landlord.rental(1).rent_msat) == (FEE, RENT)
+    landlord.check()
+
+
+def test_no_activation_fee_makes_a_debt(landlord: Landlord) -> None:
+    """After a start the terms of a replaced invoice aren't known any more; those of the new one hold."""
+    former = landlord.ask(1, 1000)
+    landlord.reload(DEARER)
+    landlord.node.away = True
+    assert former is not None and landlord.ask(1, 1000) is not None
+    landlord.crash()
+    assert landlord.pay(former.bolt11)
+    assert landlord.rental(1).activation_fee_msat == FEE + 1000 * SAT
+    landlord.check()
+
+
 # --- pools ------------------------------------------------------------------------------------------------------------
 
 

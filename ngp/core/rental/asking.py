@@ -8,7 +8,7 @@ from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
 from ngp.core.rental import holding, landlord, metering
 from ngp.core.rental.pools import networks_text
-from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.rental import Quote, Rental, RentalState
 from ngp.core.rental.status import credit_msat, offer_of
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.world import World
@@ -60,6 +60,8 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         rent_msat=offer.rent_msat,
         price_msat_per_gib=offer.price_msat_per_gib,
         activation_fee_msat=offer.activation_fee_msat,
+        asked_rent_msat=offer.rent_msat,
+        asked_price_msat_per_gib=offer.price_msat_per_gib,
         started_at_s=world.now.utc_s,
         started_s=letting.clock.at_s(world.now),
     )
@@ -96,7 +98,7 @@ def _try_others(world: World, rental: Rental, taken: tuple[Prefix, ...]) -> None
 
 def _refuse_new(world: World, rental: Rental, why_not: str) -> None:
     world.client(rental.id).invoice.asked = False
-    request = world.letting.asking.pop(rental.id, None)
+    request, _ = world.letting.asking.pop(rental.id, (None, None))
     if request is not None:
         world.do(AnswerTenant(request, why_not=why_not))
     landlord.end(world, rental, "no invoice")
@@ -133,8 +135,6 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
     if world.client(rental.id).invoice.asked:
         return "an invoice for this rental is being made: ask again in a moment"
     if rental.state is RentalState.PENDING:
-        rental.rent_msat, rental.activation_fee_msat = offer.rent_msat, offer.activation_fee_msat
-        rental.price_msat_per_gib = offer.price_msat_per_gib
         rental.started_at_s, rental.started_s = world.now.utc_s, world.letting.clock.at_s(world.now)
     _note_asked(world, event, rental, offer)
     _make_invoice(world, rental)
@@ -142,12 +142,12 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
 
 
 def _note_asked(world: World, event: CreditAsked, rental: Rental, offer: Offer) -> None:
-    rental.asked_msat, rental.asked_rent_msat = event.amount_msat, offer.rent_msat
-    rental.asked_price_msat_per_gib = offer.price_msat_per_gib
     if offer.price_msat_per_gib:
         metering.enter(world, rental)
     world.client(rental.id).invoice.asked = True
-    world.letting.asking[rental.id] = event.request
+    fee_msat = offer.activation_fee_msat if rental.state is RentalState.PENDING else 0
+    quote = Quote(event.amount_msat, fee_msat, offer.rent_msat, offer.price_msat_per_gib)
+    world.letting.asking[rental.id] = event.request, quote
 
 
 def _make_invoice(world: World, rental: Rental) -> None:
@@ -156,9 +156,9 @@ def _make_invoice(world: World, rental: Rental) -> None:
     if settings is None:  # net.conf was reloaded a moment ago, and lets nothing now
         _refuse_new(world, rental, NOT_LETTING)
         return
-    fee_msat = rental.activation_fee_msat if rental.state is RentalState.PENDING else 0
+    _, quote = world.letting.asking[rental.id]
     memo = f"rent of {networks_text(rental.networks)}"
-    amount_msat, preimage = rental.asked_msat + fee_msat, holding.new_preimage(world, rental, settings)
+    amount_msat, preimage = quote.amount_msat + quote.activation_fee_msat, holding.new_preimage(world, rental, settings)
     world.do(MakeInvoice(rental.id, PaymentKind.RENT, amount_msat, memo, settings.invoice_s, preimage))
 
 
@@ -169,9 +169,12 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     would take the earlier one for paid. If that is paid all the same, the payment counts as credit.
     """
     rental = world.letting.rentals.get(event.identity)
-    request = world.letting.asking.pop(event.identity, None)
+    request, quote = world.letting.asking.pop(event.identity, (None, None))
     if rental is None:
         return
+    if quote is not None:
+        rental.quotes[event.payment_hash] = quote
+        rental.agree(quote)
     landlord.withdraw_invoices(world, rental, "replaced")
     world.letting.payable.setdefault(rental.id, set()).add(event.payment_hash)
     landlord.save(world, rental, durable=True)
@@ -184,7 +187,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
 def invoice_failed(world: World, event: InvoiceFailed) -> None:
     """Tell the tenant that there is no invoice, and free the networks of a new rental."""
     rental = world.letting.rentals.get(event.identity)
-    request = world.letting.asking.pop(event.identity, None)
+    request, _ = world.letting.asking.pop(event.identity, (None, None))
     if request is not None:
         # `event.why` names our node, its address and its files: it is for the operator alone, whose log has it.
         why_not = "the landlord's payment node can't make an invoice now: ask again later"
@@ -201,6 +204,7 @@ def invoice_cancelled(world: World, payment_hash: bytes) -> None:
         return
     payable = world.letting.payable.get(rental.id, set())
     payable.discard(payment_hash)
+    rental.quotes.pop(payment_hash, None)
     if payable or rental.payments or world.client(rental.id).invoice.asked:
         return
     if rental.state is RentalState.PENDING:

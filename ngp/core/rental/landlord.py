@@ -57,6 +57,8 @@ def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat:
         world.log(f"{show_money(amount_msat)} paid for a rental that isn't known any more", logging.WARNING)
         world.save_account(account, durable=True)
         return
+    if (quote := rental.quotes.pop(payment_hash, None)) is not None:
+        rental.agree(quote)
     rental.payments += 1
     if rental.state is RentalState.PENDING and not may_let(world, rental):
         end(world, rental, NOT_LET)
@@ -125,6 +127,8 @@ def _credited(world: World, rental: Rental, begins: bool) -> None:
     rental.price_msat_per_gib = rental.asked_price_msat_per_gib
     open_period(world, rental)
     if begins:
+        balance_msat = world.client(rental.id).balance_msat  # less than the fee if a node was paid less than asked
+        rental.activation_fee_msat = min(rental.activation_fee_msat, balance_msat)
         charge(world, rental, rental.activation_fee_msat, "activation")
         rental.started_s = min(rental.started_s, service_s)
     charge_owed(world, rental)

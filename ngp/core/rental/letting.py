@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ngp.core.messages import Prefix
 from ngp.core.rental.pools import FreeNetworks
-from ngp.core.rental.rental import Rental, RentalState
+from ngp.core.rental.rental import Quote, Rental, RentalState
 from ngp.core.rental.service import ServiceClock
 from ngp.core.rental.terms import Offer, Pool
 
@@ -23,7 +23,8 @@ class Letting:
 
     Attributes:
         by_key: the tenant's newest rental, by WireGuard key.
-        asking: rentals for which our payment node is making an invoice, with the number of the tenant's request.
+        asking: rentals for which our payment node is making an invoice, with the number of the tenant's request, and
+            the terms of the invoice.
         metered: rentals whose traffic is metered, or will be if their invoice is paid, by the contracts in the kernel.
         payable: the rentals' invoices that may still be paid, by payment hash.
         free: what isn't let or held, as far as this landlord knows.
@@ -35,7 +36,7 @@ class Letting:
     rentals: dict[bytes, Rental] = field(default_factory=dict)
     by_key: dict[bytes, Rental] = field(default_factory=dict)
     metered: dict[bytes, Rental] = field(default_factory=dict)
-    asking: dict[bytes, int] = field(default_factory=dict)
+    asking: dict[bytes, tuple[int, Quote]] = field(default_factory=dict)
     payable: dict[bytes, set[bytes]] = field(default_factory=dict)
     free: FreeNetworks = field(default_factory=lambda: FreeNetworks(()))
     others: tuple[Prefix, ...] = ()

@@ -2,8 +2,9 @@
 
 A rental whose offer has a price has a contract in the kernel for each of its networks, and one account for both. The
 account holds what the tenant has paid, without the rent so far and without that of the next minute. Each minute the
-limit is lowered by the rent. So whatever passes is covered, also by a kernel without a daemon, and the kernel cuts at
-the byte. When less is left than a full packet costs, the service ends.
+limit is lowered by the rent. So whatever passes is covered, and the kernel cuts at the byte. Without a daemon the limit
+isn't lowered: a tenant may then spend on traffic what it comes to owe as rent, but never more than it paid.
+When less is left than a full packet costs, the service ends.
 
 The counters are cumulative and are kept for the rental's whole life, whatever its periods. What is new in a reading is
 priced and owed; it is charged together with the rent (`ngp.core.rental.periods`).

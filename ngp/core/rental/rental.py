@@ -89,6 +89,21 @@ class Meter:
     halted: set[bytes] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The terms of one invoice, which hold from its payment on.
+
+    Attributes:
+        amount_msat: the credit, without the activation fee.
+        activation_fee_msat: 0 unless it is the rental's first invoice, or replaces it.
+    """
+
+    amount_msat: int
+    activation_fee_msat: int
+    rent_msat: int
+    price_msat_per_gib: int
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Rental:
     """One rental. Its money is on a client's account with the rental's id as identity, so audits cover it, too.
@@ -100,13 +115,16 @@ class Rental:
         peer: the neighbour that rents over the mesh link; b"" for another face.
         offer: name of the offer.
         networks: IPv4 first.
-        rent_msat: for a month, in the present period. activation_fee_msat: agreed at the start.
+        rent_msat: for a month, in the present period. activation_fee_msat: agreed at the start, and never more
+            than was paid first.
         price_msat_per_gib: for traffic, in the present period.
         rate_since_s: when the present period began, seconds of service.
         owed_msat: rent of earlier periods that isn't charged yet, as no credit covers it.
         reserved_since_s: when the credit ended, seconds of service; only while `reserved`.
-        asked_msat, asked_rent_msat, asked_price_msat_per_gib: the sum of the invoice made last, without the activation
-            fee, and the rent and the price that hold from its payment on.
+        asked_msat, asked_rent_msat, asked_price_msat_per_gib: of the invoice that was made or paid last: its sum
+            without the activation fee, and the rent and the price that hold from its payment on.
+        quotes: the terms of each invoice that may still be paid, by payment hash. Kept in memory only: after a start
+            all have those of the one that was made last.
         counts: bytes metered so far, to the tenant and from it, by the contract of each network in the kernel.
         traffic_units: what metered traffic costs that isn't charged yet, in the kernel's units of money.
         meter: what we know of the rental's contracts and account in the kernel.
@@ -131,6 +149,7 @@ class Rental:
     asked_msat: int = 0
     asked_rent_msat: int = 0
     asked_price_msat_per_gib: int = 0
+    quotes: dict[bytes, Quote] = field(default_factory=dict)
     counts: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     traffic_units: int = 0
     meter: Meter = field(default_factory=Meter)
@@ -145,6 +164,14 @@ class Rental:
         if state not in MOVES[self.state]:
             raise IllegalMove(f"rental {self.id.hex()[:8]} can't go from {self.state} to {state}")
         self.state, self.reason = state, reason
+
+    def agree(self, quote: Quote) -> None:
+        """Note the terms of the invoice that was made or paid last; before the first payment they hold at once."""
+        self.asked_msat, self.asked_rent_msat = quote.amount_msat, quote.rent_msat
+        self.asked_price_msat_per_gib = quote.price_msat_per_gib
+        if not self.payments:
+            self.rent_msat, self.price_msat_per_gib = quote.rent_msat, quote.price_msat_per_gib
+            self.activation_fee_msat = quote.activation_fee_msat
 
     @property
     def holds_networks(self) -> bool:
