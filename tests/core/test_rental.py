@@ -678,6 +678,16 @@ def test_a_running_rental_gives_nothing_back_and_the_same_invoice_is_paid_once(l
     assert landlord.node.sent == {bytes(32): 1000 * SAT}
 
 
+def test_money_is_fetched_in_parts_that_are_worth_their_fee_and_the_rest_at_once(landlord: Landlord) -> None:
+    _over(landlord)
+    left = landlord.status(1).fetchable_msat // SAT
+    answers = [landlord.fetch(1, sat) for sat in (99, left - 50, 49, 50)]
+    refused = ["at least 100 sat" in one.why_not for one in answers if one is not None]
+    assert refused == [True, False, True, False]
+    assert landlord.status(1).fetchable_msat == 0
+    landlord.check()
+
+
 def test_no_refund_is_paid_to_the_hash_of_a_refund_of_long_ago(landlord: Landlord) -> None:
     _over(landlord)
     landlord.fetch(1, 1000, payment_hash=bytes(32))

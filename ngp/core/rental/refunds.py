@@ -18,6 +18,10 @@ from ngp.core.rental.rental import Rental
 from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 
+LEAST_PART_MSAT = 100_000
+"""A tenant fetches at least this, or all that is left. Routing may cost 1 sat however small a payment is: a tenant that
+fetched its money sat by sat could make the landlord pay as much again."""
+
 
 def free_msat(world: World, rental: Rental) -> int:
     """Return what a tenant may fetch, in whole sat: nothing before the rental is over and its books are closed."""
@@ -64,6 +68,9 @@ def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
         return f"the invoice must be for {show_money(most_msat)} or less"
     if amount_msat < world.node.least_amount_msat:
         return f"a payment must be at least {show_money(world.node.least_amount_msat)}"
+    if amount_msat < min(LEAST_PART_MSAT, most_msat):
+        least, most = show_money(LEAST_PART_MSAT), show_money(most_msat)
+        return f"a part is at least {least}: make an invoice for that, or for all that is left, {most}"
     cost_msat = amount_msat + world.settings.fee_limit.of_msat(amount_msat)
     broken = broken_limit(world.settings.budgets, world.money.spending, rental.id, cost_msat, world.now)
     if broken is None:
