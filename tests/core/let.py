@@ -198,7 +198,10 @@ class Landlord:
         snapshot = self.ledger.load(self.clock().utc_s)
         snapshot = replace(snapshot, others=(*snapshot.others, *self.others))
         self._read = snapshot.cursor
+        started = self._starts
         self._carry_out(restore(self.gatekeeper, snapshot, self.kernel.adopted(self.mono_s), self.clock()))
+        if self._starts != started:
+            return  # it was killed at once, and the next start has done the rest
         self.peers, self.idle = {}, set()
         for one in served(world):  # as `Tunnel.set_up` makes them
             self._set_peer(one)
