@@ -143,5 +143,5 @@ def test_requests_that_make_no_sense_are_bad_usage_and_change_nothing(
 
 def test_a_payment_by_hand_is_for_the_sandbox_not_for_a_test_chain(sim: Sim) -> None:
     sim.gateway.world.node = replace(sim.gateway.world.node, settles_by_proof=False)
-    with pytest.raises(PaymentError, match="for the sandbox only; over Lightning neighbours pay invoices"):
+    with pytest.raises(PaymentError, match="for the sandbox only; over Lightning invoices are paid"):
         ask(face(sim, sim.gateway), "payment", neighbour=sim.client.identity.hex(), amount_msat=1000)

@@ -339,14 +339,14 @@ def test_the_end_of_the_credit_is_that_of_the_answer_however_long_the_proof_take
     before_s = time.time()
 
     async def slow(*_: object) -> str:
-        time.sleep(3)
+        time.sleep(8)
         return ""
 
     with mock.patch("ngp.cli.tenant_service.why_not", slow):
         (row,) = json.loads(router.rent("status", "--json").stdout)
     (rental,) = router.landlord.rentals.values()
     ends_s = before_s + rental.credit_now(router.landlord.now()) / rental.rate
-    assert abs(datetime.fromisoformat(row["paid_until"]).timestamp() - ends_s) <= 2.5
+    assert abs(datetime.fromisoformat(row["paid_until"]).timestamp() - ends_s) <= 6
 
 
 @pytest.mark.parametrize(
