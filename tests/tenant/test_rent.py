@@ -336,7 +336,8 @@ def test_the_end_of_the_credit_is_that_of_the_answer_however_long_the_proof_take
     router.landlord.lags_s = 3600
     router.trust()
     router.rent("new", "example", "--name", "one", "--yes")
-    before_s = time.time()
+    (rental,) = router.landlord.rentals.values()
+    ends_s = time.time() + rental.credit_now(router.landlord.now()) / rental.rate
 
     async def slow(*_: object) -> str:
         time.sleep(8)
@@ -344,8 +345,6 @@ def test_the_end_of_the_credit_is_that_of_the_answer_however_long_the_proof_take
 
     with mock.patch("ngp.cli.tenant_service.why_not", slow):
         (row,) = json.loads(router.rent("status", "--json").stdout)
-    (rental,) = router.landlord.rentals.values()
-    ends_s = before_s + rental.credit_now(router.landlord.now()) / rental.rate
     assert abs(datetime.fromisoformat(row["paid_until"]).timestamp() - ends_s) <= 6
 
 
