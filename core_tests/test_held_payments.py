@@ -252,7 +252,7 @@ def test_a_node_that_holds_none_is_refused_by_name(paying: Paying) -> None:
     assert done.returncode == 5 and "LANDLORD_HOLD is yes" in done.stderr and "AddHoldInvoice" in done.stderr
     checked = daemon.cli("check", "--json", "--config", str(daemon.config))
     (line,) = [one for one in json.loads(checked.stdout) if "LANDLORD_HOLD" in one["found"]]
-    assert checked.returncode == 5 and not line["ok"] and "write auto or no" in line["remedy"]
+    assert checked.returncode == 5 and not line["ok"] and "LANDLORD_HOLD: auto, or no" in line["remedy"]
     daemon.configure({**paying.conf, **node_settings(paying.earning), "LANDLORD_HOLD": "auto"})
     daemon.start()
     with paying.tenant() as tenant:
