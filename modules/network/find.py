@@ -43,7 +43,10 @@ def close_tables(tables: dict[str, Table]) -> None:
 
 
 def _ours(tables: dict[str, Table]) -> dict[str, Table]:
-    """Return the tables that are ours; close tables of other programs, and the compiler's table of constants."""
+    """Return the meter's tables, and close the others: those of other programs, and `.rodata`, the compiler's own.
+
+    If the meter's configuration table isn't among them, none of them is the meter's.
+    """
     ours = {name for name in tables if name.startswith(layout.TABLES_BEGIN)} if layout.CONFIG in tables else set()
     for name in tables.keys() - ours:
         tables.pop(name).close()

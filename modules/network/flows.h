@@ -85,7 +85,8 @@ __noinline int find_payer(const struct flow *flow, __u32 *payer)
 	return 1;
 }
 
-/* Empty a payer's place: forget the flow that is there, unless the flow has got another payer or place since. */
+/* Make room in one of a payer's places, each of which holds one flow: forget the flow that was noted there, unless that
+   flow has moved to another payer or place after it was noted. */
 APART int make_room(const struct place *place)
 {
 	struct flow *held = bpf_map_lookup_elem(&ngp_places, place), old;

@@ -69,7 +69,7 @@ class NeighbourTable:
         return known is not None and known.has_paid
 
     def is_own(self, number: int, address: bytes) -> bool:
-        """Say whether an address is a neighbour's own."""
+        """Say whether the neighbour with this number has the address itself, and doesn't only forward to it."""
         return address in self._own.get(number, ())
 
     def is_known(self, number: int) -> bool:

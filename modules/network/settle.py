@@ -68,9 +68,10 @@ class ProgramsWait:
 
 
 class Settling:
-    """Shares waits: all calls of `settled` that come before a wait begins are served by that one wait.
+    """Lets many callers share one wait: all who called `settled` before a wait begins return when that wait ends.
 
-    Args: wait: blocks until programs have ended; called in a thread, never twice at the same time.
+    Args: wait: blocks until the BPF programs that handle a packet now have finished with it. It is called in a thread,
+        never twice at the same time.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:

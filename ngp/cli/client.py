@@ -177,7 +177,7 @@ def _rows(lines: Iterator[Any]) -> Iterator[Row]:
     for said in lines:
         if isinstance(said, dict):
             if said.get("count") != count:
-                raise NgpError(f"the daemon sent {count} rows and says {said.get('count')}: ask again")
+                raise NgpError(f"the answer has {count} rows of {said.get('count')}: run the command again")
             return
         for row in said:
             if not isinstance(row, dict):

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from ngp.core.messages import Role
 
-# Most unused contracts: of a neighbour that money passed to or from, of another one, of all others on an interface.
+# How many unused contracts may be open at a time: by a neighbour that has paid us or that we have paid, by any other
+# neighbour, and by all those other neighbours of one interface together.
 MOST_OF_TRADER = 4096
 MOST_OF_STRANGER = 1024
 MOST_OF_STRANGERS = 4096

@@ -1,9 +1,10 @@
 """Last books: charges the traffic that contracts carried without a daemon, before they are removed from the kernel.
 
-The ledger is up to a minute behind the kernel's counters, and the counters vanish with the meter: at `ngp stop` after a
-daemon was killed, and at the first start of a version of ngp with other tables. So this module does the same as a start
-and a stop, without links and payments. It stops the contracts, reads their counters, and writes what the ledger doesn't
-know yet, by the rules of `restore`. It may be interrupted and repeated: nothing is counted twice.
+The ledger is up to a minute behind the kernel's counters, which are lost when the meter is removed. Two things remove
+it while no daemon runs: `ngp stop` after the daemon was killed, and the first start of a version of ngp whose meter has
+tables of another form. In both cases this module first does the same as a start and a stop, without links and payments.
+It stops the contracts, reads their counters, and writes what the ledger doesn't know yet, by the rules of `restore`. It
+may be interrupted and repeated: nothing is counted twice.
 """
 
 from __future__ import annotations

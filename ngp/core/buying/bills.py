@@ -31,7 +31,7 @@ from ngp.core.records import BilledRecord, PaymentKind, PaymentState
 from ngp.core.topups import sendable, usual_msat
 from ngp.core.world import World
 
-TOLERANCE_SHARE = 10  # one part in so many of what our meter counts may be written off as lost: a tenth
+TOLERANCE_SHARE = 10  # a tenth (1/10) of what our meter counts may be written off as lost
 DISOWN_PAUSE_S = 0.5  # least time between two answers that end at the server the contracts that we don't meter
 MOST_DISOWNED_AGAIN = 256  # most contracts that a server that came back is told to end
 CREDITED_WITHIN_S = 60  # within this time after a payment a server's statement may still lack it

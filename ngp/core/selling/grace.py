@@ -51,9 +51,10 @@ def _open(world: World, account: ClientAccount, credit: Credit, lasts_s: float) 
 def restore(
     world: World, account: ClientAccount, record: AccountRecord, link: tuple[str, bytes], lasts_s: float
 ) -> None:
-    """Go on with the credit of the last process, unless it ended unused.
+    """After a restart, take up again the credit that the account had, unless the credit ended unused.
 
-    The ledger of an older version doesn't have the grace's size and price: then its size is that of the debt.
+    A ledger of an older version has neither the credit's size nor its price. Then the size is what the client owes, but
+    at most that of GRACE_DATA, and the price is the present one.
 
     Args:
         record: the account's record.
