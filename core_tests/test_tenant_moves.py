@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -67,7 +68,7 @@ http.server.HTTPServer(("203.0.113.3", 8080), Handler).serve_forever()
 """
 PROBE = f"""#!/bin/sh
 echo once >> "$(dirname "$0")/probed"
-exec {sys.executable} -c 'import urllib.request; urllib.request.urlopen("http://203.0.113.3:8080", timeout=5)'
+exec {shlex.quote(sys.executable)} -c 'import urllib.request; urllib.request.urlopen("http://203.0.113.3:8080", timeout=5)'
 """
 
 
