@@ -6,6 +6,7 @@ a terminal there is a line every few seconds instead of the tables.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
@@ -200,7 +201,7 @@ def _table(titles: Sequence[str], left: int, rows: Sequence[Sequence[Text]]) -> 
 
 def ngp_line(verb: str, state_dir: Path) -> str:
     """Return a command of `ngp` as it can be typed in the namespace of its host."""
-    return " ".join(["env", f"PYTHONPATH={ROOT}", *ngp_command(), verb, "--state-dir", str(state_dir)])
+    return shlex.join(["env", f"PYTHONPATH={ROOT}", *ngp_command(), verb, "--state-dir", str(state_dir)])
 
 
 def print_lines(lines: Sequence[Line], sides: tuple[str, str] = SIDES, out: Callable[[str], object] = print) -> None:

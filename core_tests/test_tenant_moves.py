@@ -68,7 +68,9 @@ http.server.HTTPServer(("203.0.113.3", 8080), Handler).serve_forever()
 """
 PROBE = f"""#!/bin/sh
 echo once >> "$(dirname "$0")/probed"
-exec {shlex.quote(sys.executable)} -c 'import urllib.request; urllib.request.urlopen("http://203.0.113.3:8080", timeout=5)'
+exec {shlex.quote(sys.executable)} -c '
+from urllib.request import urlopen
+urlopen("http://203.0.113.3:8080", timeout=5)'
 """
 
 
