@@ -10,8 +10,7 @@ import base64
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -28,7 +27,7 @@ from ngp.core.rental.calls import Call
 from ngp.errors import ConfigError, LandlordError
 from ngp.tenant import tls
 from ngp.tenant.calls import CallingLandlord
-from ngp.tenant.landlord import FingerprintError, printable, read_host_port, show_host_port
+from ngp.tenant.landlord import FingerprintError, HostPlace, printable, read_host_port
 
 USUAL_PORT = 50051
 ANSWER_BYTES_MAX = 1 << 16
@@ -39,21 +38,11 @@ _IDENTITY_DIGITS, _NODE_DIGITS = 64, 66
 _FRAME_HEAD_BYTES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class GrpcPlace:
+class GrpcPlace(HostPlace):
     """Where a landlord is. Attributes: pin: its identity (64 small hex digits), or its Lightning node's key (66)."""
 
-    face: ClassVar[str] = "grpc"
-    host: str
-    port: int
-    pin: str
-
-    def __str__(self) -> str:
-        return show_host_port(self.host, self.port, USUAL_PORT)
-
-    def entry(self) -> dict[str, str]:
-        """Return this landlord's entry in Config.yaml."""
-        return {"Host": str(self), "TrustedKey": self.pin}
+    __slots__ = ()
+    face, usual_port, pin_key = "grpc", USUAL_PORT, "TrustedKey"
 
 
 def read_grpc_place(written: str, pin: str) -> GrpcPlace:

@@ -10,8 +10,7 @@ import http.client
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from ngp import __version__
@@ -22,12 +21,12 @@ from ngp.errors import ConfigError, LandlordError
 from ngp.tenant import tls
 from ngp.tenant.landlord import (
     FingerprintError,
+    HostPlace,
     Keys,
     RefusedError,
     no_refunds,
     printable,
     read_host_port,
-    show_host_port,
 )
 
 USUAL_PORT = 443
@@ -40,21 +39,11 @@ WAIT_FOR_PAYMENT_S = 45.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class LandlordPlace:
+class LandlordPlace(HostPlace):
     """Where a landlord is. Attributes: pin: SHA-256 of its certificate, 64 small hex digits."""
 
-    face: ClassVar[str] = "https"
-    host: str
-    port: int
-    pin: str
-
-    def __str__(self) -> str:
-        return show_host_port(self.host, self.port, USUAL_PORT)
-
-    def entry(self) -> dict[str, str]:
-        """Return this landlord's entry in Config.yaml."""
-        return {"Host": str(self), "TrustedFingerprint": self.pin}
+    __slots__ = ()
+    face, usual_port, pin_key = "https", USUAL_PORT, "TrustedFingerprint"
 
 
 def read_place(written: str, pin: str) -> LandlordPlace:

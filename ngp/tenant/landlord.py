@@ -95,6 +95,33 @@ class Landlord(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class HostPlace:
+    """Where a landlord is that is asked over the network.
+
+    Attributes:
+        usual_port: the face's port, which a landlord's name leaves out.
+        pin_key: what Config.yaml calls the pin.
+    """
+
+    face: ClassVar[str]
+    usual_port: ClassVar[int]
+    pin_key: ClassVar[str]
+    host: str
+    port: int
+    pin: str
+
+    def __str__(self) -> str:
+        """Write what `read_host_port` reads."""
+        if self.port != self.usual_port:
+            return join_host_port(self.host, self.port)
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def entry(self) -> dict[str, str]:
+        """Return this landlord's entry in Config.yaml."""
+        return {"Host": str(self), self.pin_key: self.pin}
+
+
+@dataclass(frozen=True, slots=True)
 class NeighbourPlace:
     """A neighbour as a landlord. Attributes: pin: its identity, 64 small hex digits."""
 
@@ -132,13 +159,6 @@ def no_refunds(place: Place) -> LandlordError:
     return LandlordError(
         f"landlord {place} can't give money back over HTTPS, where nobody proves whose rental it is: ask the landlord"
     )
-
-
-def show_host_port(host: str, port: int, usual_port: int) -> str:
-    """Write what `read_host_port` reads."""
-    if port != usual_port:
-        return join_host_port(host, port)
-    return f"[{host}]" if ":" in host else host
 
 
 def printable(value: object) -> str:

@@ -28,7 +28,7 @@ from ngp.errors import ConfigError, KernelError
 from ngp.tenant import barrier, files, interface, policy
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
-from ngp.tenant.landlord import NeighbourPlace
+from ngp.tenant.landlord import HostPlace
 from ngp.tenant.policy import Rule
 
 _COMMAND_S = 20.0
@@ -146,7 +146,7 @@ def _to_landlord(home: Home, tunnel: Tunnel, asks_names: bool) -> Iterator[Way]:
         host, port = split_host_port(endpoint)
         yield from _ways(host, "udp", int(port), asks_names)
     place = home.landlord(tunnel)
-    if not isinstance(place, NeighbourPlace):  # a neighbour is asked by ngp's messages
+    if isinstance(place, HostPlace):  # a neighbour is asked by ngp's messages
         yield from _ways(place.host, "tcp", place.port, asks_names)
 
 
