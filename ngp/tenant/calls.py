@@ -137,11 +137,7 @@ class CallingLandlord:
 
     def _call(self, method: str, request: Any, proof: bytes | Callable[[Call], bytes]) -> Any:
         call = Call(method, request.SerializeToString())
-        content = self._carry(call, proof if isinstance(proof, bytes) else proof(call))
-        try:
-            reply = pb.Reply.FromString(content)
-        except DecodeError:
-            raise LandlordError(f"landlord {self.place} answers what can't be read: ask the landlord") from None
+        reply = read_reply(self._carry(call, proof if isinstance(proof, bytes) else proof(call)), self.place)
         if reply.ctx.key != self._identity() or reply.ctx.nonce != request.ctx.nonce:
             raise LandlordError(f"landlord {self.place} answers another request: nothing was done; try again")
         return reply
@@ -204,6 +200,14 @@ class _OpenSession:
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def read_reply(content: bytes, place: Place) -> Any:
+    """Read an answer's bytes. Raises LandlordError."""
+    try:
+        return pb.Reply.FromString(content)
+    except DecodeError:
+        raise LandlordError(f"landlord {place} answers what can't be read: ask the landlord") from None
 
 
 def _within(name: str, value: int, least: int, most: int) -> int:

@@ -26,7 +26,7 @@ from ngp.calls.signature import PROOF, SERVICE, SIGNATURE, signed_bytes
 from ngp.core.rental.calls import Call
 from ngp.errors import ConfigError, LandlordError
 from ngp.tenant import tls
-from ngp.tenant.calls import CallingLandlord
+from ngp.tenant.calls import CallingLandlord, read_reply
 from ngp.tenant.landlord import FingerprintError, HostPlace, printable, read_host_port
 
 USUAL_PORT = 50051
@@ -103,10 +103,7 @@ class _Carrier:
 
     def _vouched(self, reply: bytes) -> bytes:
         """Return the identity in the offers, for which the trusted Lightning node vouches."""
-        try:
-            found: Any = pb.Reply.FromString(reply)
-        except ValueError:
-            raise LandlordError(f"landlord {self._place} answers what can't be read: ask the landlord") from None
+        found = read_reply(reply, self._place)
         if found.WhichOneof("result") != "offers":
             why = printable(found.failure.text)
             raise LandlordError(f"landlord {self._place} doesn't tell its offers: {why}; try again later")

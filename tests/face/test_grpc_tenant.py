@@ -324,6 +324,13 @@ def test_odd_answers_are_refused_by_one_error(what: str) -> None:
         assert "\x1b" not in str(caught.value)
 
 
+def test_garbage_is_refused_also_while_only_the_node_is_known() -> None:
+    with stand_in() as server:
+        server.answers = lambda _call: (b"\xff" * 10, b"")
+        with pytest.raises(LandlordError, match="can't be read"):
+            grpc_landlord(GrpcPlace("127.0.0.1", server.port, "02" + "ab" * 32)).offers()
+
+
 def test_garbage_and_floods_are_refused() -> None:
     with stand_in() as server:
         for reply, says in ((b"\xff" * 10, "somebody else answers"), (bytes(100_000), "answers more than 65536 bytes")):
