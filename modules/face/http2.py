@@ -10,19 +10,16 @@ requests: each connection has a number of bytes for them, which grows only with 
 from __future__ import annotations
 
 import asyncio
-from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
-import h2.settings
 
+from ngp.calls.grpc import CONTENT_TYPE, binary_text, connection, framed, read_binary, unframed
 from ngp.modules.face.door import Bounds, Door
 from ngp.modules.face.tls import TlsStream
 
@@ -31,7 +28,6 @@ MOST_CALLS = 4
 REQUEST_BESIDES_BYTES = 1024
 """The bytes that a request may take besides its message: headers, acknowledgements, pings."""
 OK, UNIMPLEMENTED = 0, 12
-_FRAME_HEAD_BYTES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +75,7 @@ class Http2Connection:
         self._bounds = bounds
         self._door = door
         self._answer = answer
-        self._h2 = _new_connection(bounds)
+        self._h2 = connection(is_client=False, calls=MOST_CALLS, headers_bytes=bounds.head_bytes)
         self._incomplete: dict[int, _Incomplete] = {}
         self._answers: dict[int, asyncio.Task[None]] = {}
         self._most_besides = self._besides = bounds.head_bytes + bounds.body_bytes
@@ -176,13 +172,13 @@ class Http2Connection:
             self._stream.abort()
 
     async def _reply(self, number: int, reply: RemoteReply) -> None:
-        first = [(":status", "200"), ("content-type", "application/grpc")]
-        last = [("grpc-status", str(reply.status)), *((name, _text(value)) for name, value in reply.trailers)]
+        first = [(":status", "200"), ("content-type", CONTENT_TYPE)]
+        last = [("grpc-status", str(reply.status)), *((name, binary_text(value)) for name, value in reply.trailers)]
         if reply.status != OK:
             self._h2.send_headers(number, [*first, *last, ("grpc-message", reply.why)], end_stream=True)
         else:
             self._h2.send_headers(number, first)
-            left = b"\0" + len(reply.message).to_bytes(4) + reply.message
+            left = framed(reply.message)
             while left:
                 self._room.clear()
                 size = max(0, min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size))
@@ -201,38 +197,13 @@ class Http2Connection:
                 await self._stream.write(data)
 
 
-def _new_connection(bounds: Bounds) -> h2.connection.H2Connection:
-    made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
-    made.local_settings = h2.settings.Settings(
-        client=False,
-        initial_values={
-            h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MOST_CALLS,
-            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: bounds.head_bytes,
-        },
-    )
-    made.decoder.max_header_list_size = bounds.head_bytes
-    return made
-
-
 def _call_of(whole: _Incomplete) -> RemoteCall | RemoteReply:
     """Return the call that a complete request holds; if it isn't a gRPC call, the error to answer it with."""
     headers = {name.decode("ascii", "replace"): value for name, value in whole.headers}
-    if headers.get(":method") != b"POST" or not headers.get("content-type", b"").startswith(b"application/grpc"):
+    if headers.get(":method") != b"POST" or not headers.get("content-type", b"").startswith(CONTENT_TYPE.encode()):
         return RemoteReply(status=UNIMPLEMENTED, why="calls are sent by gRPC")
-    frame, length = bytes(whole.body), int.from_bytes(whole.body[1:_FRAME_HEAD_BYTES])
-    if frame[:1] != b"\0" or len(frame) != _FRAME_HEAD_BYTES + length:
+    message = unframed(bytes(whole.body))
+    if message is None:
         return RemoteReply(status=UNIMPLEMENTED, why="a call has one message, which isn't compressed")
-    binary = {name: _bytes(value) for name, value in headers.items() if name.endswith("-bin")}
-    return RemoteCall(headers.get(":path", b"").decode("ascii", "replace"), binary, frame[_FRAME_HEAD_BYTES:])
-
-
-def _bytes(value: bytes) -> bytes:
-    """Return the bytes that a `-bin` header holds in base64 (padding may be left out); b"" if it isn't base64."""
-    try:
-        return b64decode(value + b"=" * (-len(value) % 4), validate=True)
-    except ValueError:
-        return b""
-
-
-def _text(value: bytes) -> str:
-    return b64encode(value).decode().rstrip("=")
+    binary = {name: read_binary(value) for name, value in headers.items() if name.endswith("-bin")}
+    return RemoteCall(headers.get(":path", b"").decode("ascii", "replace"), binary, message)

@@ -14,25 +14,20 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, RFC 9113
 
 from __future__ import annotations
 
-import struct
-
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import BytesValue
 from h2 import events
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes, Settings
 
+from ngp.calls.grpc import CONTENT_TYPE, FRAME_HEAD, connection, framed
 from ngp.errors import PeerError
 
 PATH = b"/ngp.Link/Carry"
 MAX_DATAGRAM_BYTES = 1232  # as over UDP: a message has the same limit on every link
 
-_CONTENT_TYPE = b"application/grpc"
+_CONTENT_TYPE = CONTENT_TYPE.encode()
 _UNIMPLEMENTED = b"12"
-_PREFIX = struct.Struct("!BI")  # compressed?, length
 _MAX_MESSAGE_BYTES = MAX_DATAGRAM_BYTES + 3  # the field's tag and length
 _MAX_HEADERS_BYTES = 4096
 _PING = b"ngp ping"
@@ -55,17 +50,12 @@ class Call:
         self._calls = bool(authority)
         self._stream = 0
         self._received = b""
-        self._h2 = H2Connection(H2Configuration(client_side=self._calls, header_encoding=None))
-        values = {SettingCodes.MAX_CONCURRENT_STREAMS: 1, SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEADERS_BYTES}
-        if self._calls:
-            values[SettingCodes.ENABLE_PUSH] = 0
-        self._h2.local_settings = Settings(client=self._calls, initial_values=values)
-        self._h2.decoder.max_header_list_size = _MAX_HEADERS_BYTES  # now, not when the other end has agreed
+        self._h2 = connection(is_client=self._calls, calls=1, headers_bytes=_MAX_HEADERS_BYTES)
         self._h2.initiate_connection()
         if self._calls:
             self._stream = self._h2.get_next_available_stream_id()
             asked = {":method": "POST", ":scheme": "http", ":path": PATH.decode(), ":authority": authority}
-            asked |= {"te": "trailers", "content-type": _CONTENT_TYPE.decode(), "user-agent": "ngp"}
+            asked |= {"te": "trailers", "content-type": CONTENT_TYPE, "user-agent": "ngp"}
             self._h2.send_headers(self._stream, list(asked.items()))
             self.is_open = True
 
@@ -87,11 +77,10 @@ class Call:
 
     def send(self, datagram: bytes) -> bool:
         """Send a datagram; returns False if the other end takes nothing in at present."""
-        message = BytesValue(value=datagram).SerializeToString()
-        size = _PREFIX.size + len(message)
-        if not self.is_open or self._h2.local_flow_control_window(self._stream) < size:
+        frame = framed(BytesValue(value=datagram).SerializeToString())
+        if not self.is_open or self._h2.local_flow_control_window(self._stream) < len(frame):
             return False
-        self._h2.send_data(self._stream, _PREFIX.pack(0, len(message)) + message)
+        self._h2.send_data(self._stream, frame)
         return True
 
     def ping(self) -> None:
@@ -139,14 +128,15 @@ class Call:
     def _read(self, data: bytes) -> list[bytes]:
         """Cut the call's bytes into messages, and return the datagrams of the complete messages."""
         datagrams, self._received = [], self._received + data
-        while len(self._received) >= _PREFIX.size:
-            is_compressed, size = _PREFIX.unpack_from(self._received)
+        while len(self._received) >= FRAME_HEAD.size:
+            is_compressed, size = FRAME_HEAD.unpack_from(self._received)
             if size > _MAX_MESSAGE_BYTES:
                 self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
                 raise PeerError("oversized", f"a message of {size} bytes; at most {_MAX_MESSAGE_BYTES} are possible")
-            if len(self._received) < _PREFIX.size + size:
+            end = FRAME_HEAD.size + size
+            if len(self._received) < end:
                 break
-            message, self._received = self._received[_PREFIX.size :][:size], self._received[_PREFIX.size + size :]
+            message, self._received = self._received[FRAME_HEAD.size : end], self._received[end:]
             datagrams.append(_datagram(message, bool(is_compressed)))
         return datagrams
 

@@ -6,7 +6,6 @@ only the question for the offers is sent. So somebody in between learns nothing 
 
 from __future__ import annotations
 
-import base64
 import re
 import secrets
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 import ngp.calls.landlord_pb2 as pb
 from ngp import identity, node_key
 from ngp.calls.answering import GET_OFFERS, GET_STATUS
+from ngp.calls.grpc import CONTENT_TYPE, binary_text, framed, read_binary, unframed
 from ngp.calls.signature import PROOF, SERVICE, SIGNATURE, signed_bytes
 from ngp.core.rental.calls import Call
 from ngp.errors import ConfigError, LandlordError
@@ -35,7 +35,6 @@ ANSWER_S = 35.0
 """How long an answer may take; a landlord's payment node may take 30 s for an invoice."""
 WAIT_FOR_PAYMENT_S = 45.0
 _IDENTITY_DIGITS, _NODE_DIGITS = 64, 66
-_FRAME_HEAD_BYTES = 5
 
 
 class GrpcPlace(HostPlace):
@@ -133,23 +132,24 @@ class _Client:
             (":scheme", "https"),
             (":path", f"/{SERVICE}/{call.method}"),
             (":authority", self._landlord),
-            ("content-type", "application/grpc"),
+            ("content-type", CONTENT_TYPE),
             ("te", "trailers"),
         ]
-        headers += [(PROOF, base64.b64encode(proof).decode().rstrip("="))] if proof else []
+        headers += [(PROOF, binary_text(proof))] if proof else []
         try:
             number = self._h2.get_next_available_stream_id()
             self._h2.send_headers(number, headers)
-            self._h2.send_data(number, b"\0" + len(call.request).to_bytes(4) + call.request, end_stream=True)
+            self._h2.send_data(number, framed(call.request), end_stream=True)
             body, found = self._reply(number)
         except (h2.exceptions.H2Error, UnicodeDecodeError) as error:
             raise self._no_grpc(type(error).__name__) from error
         if found.get("grpc-status") != "0":
             why = printable(found.get("grpc-message") or f"gRPC status {found.get('grpc-status')}")
             raise LandlordError(f"landlord {self._landlord} doesn't serve {call.method}: {why}")
-        if body[:1] != b"\0" or len(body) != _FRAME_HEAD_BYTES + int.from_bytes(body[1:_FRAME_HEAD_BYTES]):
+        message = unframed(body)
+        if message is None:
             raise self._no_grpc("its message has another length")
-        return body[_FRAME_HEAD_BYTES:], _bytes(found.get(SIGNATURE, ""))
+        return message, read_binary(found.get(SIGNATURE, "").encode())
 
     def _reply(self, number: int) -> tuple[bytes, dict[str, str]]:
         """Return the body and all headers of a reply."""
@@ -179,11 +179,3 @@ class _Client:
 
 def _texts(headers: Iterable[Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in headers}
-
-
-def _bytes(value: str) -> bytes:
-    """Decode a binary trailer, whose padding may be left out; b"" if it isn't base64."""
-    try:
-        return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
-    except ValueError:
-        return b""
