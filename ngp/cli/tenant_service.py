@@ -317,9 +317,16 @@ def autopay_rentals(place: Place, home: Home, tunnels: Sequence[Tunnel], once: b
 
 
 async def _watch_barrier(home: Home) -> None:
-    """Log within a minute that the barrier, which lets nothing leave beside a tunnel, is gone; then once an hour."""
+    """Log within a minute that the barrier, which lets nothing leave beside a tunnel, is gone; then once an hour.
+
+    A look that fails is logged, and the next one follows in a minute.
+    """
     while True:
-        lacks = await asyncio.to_thread(routing.lacks, home)
+        lacks = ""
+        try:
+            lacks = await asyncio.to_thread(routing.lacks, home)
+        except Exception as error:  # a defect of ours too: it mustn't end the looks without a word
+            _log.error("whether the barrier stands isn't known (%s: %s)", type(error).__name__, error)
         if lacks:
             _log.error("%s", lacks)
         await asyncio.sleep(autopay.WARN_AGAIN_S if lacks else autopay.LOOK_AGAIN_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import subprocess
@@ -22,7 +23,7 @@ from ngp.cli.place import Place
 from ngp.cli.tenant_service import proof_of
 from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
-from ngp.errors import ExitCode, LandlordError, RunningError
+from ngp.errors import ExitCode, KernelError, LandlordError, RunningError
 from ngp.tenant import autopay, interface, policy, renting
 from ngp.tenant.autopay import Kept
 from ngp.tenant.books import BooksFile
@@ -271,6 +272,35 @@ def test_a_defect_at_one_rental_is_named_and_the_others_are_paid_for(router: Rou
         done = router.rent("autopay", "--once")
     assert done.returncode == ExitCode.OTHER and "one: a defect of ngp (OverflowError: a number)" in done.stderr
     assert [one.payments for one in router.landlord.rentals.values()] == [1, 3]
+
+
+def test_a_look_at_the_barrier_that_fails_is_told_and_the_next_one_follows(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    looks = [KernelError("nft doesn't end"), OverflowError("a number"), "the table is gone"]
+
+    async def look(_kept: Kept) -> float:
+        until_s = time.monotonic() + 5
+        while looks and time.monotonic() < until_s:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        return 1.0
+
+    def lacks(_home: Home) -> str:
+        found = looks.pop(0) if looks else ""
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with (
+        mock.patch("ngp.tenant.autopay.look", look),
+        mock.patch("ngp.tenant.routing.lacks", lacks),
+        mock.patch.multiple("ngp.tenant.autopay", LOOK_AGAIN_S=0.01, WARN_AGAIN_S=0.01),
+    ):
+        assert router.rent("autopay", "--once").returncode == 0
+    log = (router.tenant / "debug.log").read_text()
+    assert log.count("whether the barrier stands isn't known") == 2 and "nft doesn't end" in log
+    assert "the table is gone" in log
 
 
 def test_a_rental_is_forgotten_with_its_keys_and_nothing_else(router: Router) -> None:
