@@ -19,8 +19,9 @@ from core_tests.namespaces import inside
 from ngp.core.values import LinkPeer
 from ngp.errors import KernelError
 from ngp.modules.link import streams
-from ngp.modules.link.grpc import PORT, GrpcLink, Limits
+from ngp.modules.link.grpc import PORT, GrpcLink
 from ngp.modules.link.grpc_call import PATH
+from ngp.modules.link.grpc_connection import Limits
 from tests.modules.test_links import (
     IPV4_A,
     IPV4_B,
