@@ -45,8 +45,6 @@ _ACCEPT_PAUSE_S = 1.0
 _GONE = {errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL}
 _log = logging.getLogger("ngp.link.grpc")
 
-LinkKey = tuple[str, bytes]
-
 
 class _GrpcPort(Port):
     """The listening sockets on one interface, the connections there, and the neighbours that we call there."""
@@ -129,7 +127,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         self._port = port
         self._neighbours = tuple(neighbours)
         self._limits = limits = limits or Limits()
-        self._trusted: OrderedDict[LinkKey, Allowance] = OrderedDict()
+        self._trusted: OrderedDict[LinkPeer, Allowance] = OrderedDict()
         self._strangers = SharedAllowance(
             limits.strangers_s, limits.stranger_s, _MOST_LINKS, limits.strangers_burst, limits.stranger_burst
         )
@@ -189,12 +187,11 @@ class GrpcLink(PortLink[_GrpcPort]):
 
     def trust(self, peer: LinkPeer) -> None:
         """From now on take in more from this link address, and let no stranger take the place of its connections."""
-        link = (peer.interface, peer.link_address)
-        if link not in self._trusted:
-            self._trusted[link] = Allowance(self._limits.trusted_s, self._limits.trusted_burst)
+        if peer not in self._trusted:
+            self._trusted[peer] = Allowance(self._limits.trusted_s, self._limits.trusted_burst)
             if len(self._trusted) > _MOST_LINKS:
                 self._trusted.popitem(last=False)
-        self._trusted.move_to_end(link)
+        self._trusted.move_to_end(peer)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task; `close` waits for its end."""
@@ -236,10 +233,11 @@ class GrpcLink(PortLink[_GrpcPort]):
                 accepted.close()
 
     async def _welcome(self, port: _GrpcPort, accepted: socket.socket, address: str) -> None:
-        link = (port.interface, streams.caller(accepted) if port.is_framed else b"")
-        if not self._accepts_of_one.take(link, asyncio.get_running_loop().time()) or not self._make_room(link):
+        mac = streams.caller(accepted) if port.is_framed else b""
+        peer = LinkPeer(port.interface, mac, _transport(_host(address)[0], port.interface))
+        if not self._accepts_of_one.take(peer, asyncio.get_running_loop().time()) or not self._make_room(peer):
             raise OSError(errno.EUSERS, "too many connections")
-        await self._converse(port, accepted, LinkPeer(*link, _transport(_host(address)[0], port.interface)), Call())
+        await self._converse(port, accepted, peer, Call())
 
     async def call(self, port: _GrpcPort, address: str) -> None:
         """Keep a connection with a neighbour on a port, whichever of the two opens it."""
@@ -272,9 +270,9 @@ class GrpcLink(PortLink[_GrpcPort]):
             target: Any = (host, self._port) if version == 4 else (host, self._port, 0, port.index)
             await asyncio.get_running_loop().sock_connect(connection, target)
             mac = streams.called(port.index, host) if port.is_framed else b""
-            if not self._make_room((port.interface, mac)):
-                raise OSError(errno.EUSERS, "too many connections")
             peer = LinkPeer(port.interface, mac, _transport(host, port.interface))
+            if not self._make_room(peer):
+                raise OSError(errno.EUSERS, "too many connections")
             return await self._converse(port, connection, peer, Call(join_host_port(host, self._port)))
         except BaseException:
             connection.close()
@@ -288,7 +286,7 @@ class GrpcLink(PortLink[_GrpcPort]):
             call,
             self._limits,
             self._receive,
-            partial(self._may, (peer.interface, peer.link_address)),
+            partial(self._may, peer),
             partial(self._opened, port),
             partial(self._ended, port),
         )
@@ -309,24 +307,24 @@ class GrpcLink(PortLink[_GrpcPort]):
         if reason:
             self._counts[reason] += 1
 
-    def _make_room(self, link: LinkKey) -> bool:
+    def _make_room(self, peer: LinkPeer) -> bool:
         """Make room for a connection with a link address; returns False if there is none."""
         limits, everybody = self._limits, [each for port in self._ports.values() for each in port.connections]
-        same = [each for each in everybody if (each.peer.interface, each.peer.link_address) == link]
+        same = [each for each in everybody if each.peer == peer]
         if len(same) >= limits.connections_of_one:
             same[0].end("connections_refused")
             return True
         if len(everybody) < limits.connections:
             return True
-        strangers = [each for each in everybody if (each.peer.interface, each.peer.link_address) not in self._trusted]
+        strangers = [each for each in everybody if each.peer not in self._trusted]
         if strangers:
             min(strangers, key=lambda each: each.began_at).end("connections_refused")
         return bool(strangers)
 
-    def _may(self, link: LinkKey, work: int) -> int:
+    def _may(self, peer: LinkPeer, work: int) -> int:
         """Take work out of a link address's allowance; returns how much of it the allowance didn't cover."""
-        now, trusted = asyncio.get_running_loop().time(), self._trusted.get(link)
-        while work and (trusted.take(now) if trusted is not None else self._strangers.take(link, now)):
+        now, trusted = asyncio.get_running_loop().time(), self._trusted.get(peer)
+        while work and (trusted.take(now) if trusted is not None else self._strangers.take(peer, now)):
             work -= 1
         return work
 
