@@ -19,6 +19,7 @@ from ngp.core.messages import Answer, Call
 from ngp.core.peers import named
 from ngp.core.world import World
 from ngp.daemon.post import Post
+from ngp.delivery import LinkKey
 from ngp.errors import LandlordError
 from ngp.wire import MAX_ANSWER_PARTS, MAX_CALL_PARTS, MAX_CONTENT_BYTES
 
@@ -33,8 +34,6 @@ time that it takes to repeat lost messages."""
 
 LOOK_S = 1.0
 """While a tenant waits for an answer, it checks so often whether the landlord is still there."""
-
-LinkKey = tuple[str, bytes]
 
 _log = logging.getLogger("ngp")
 

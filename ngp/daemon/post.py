@@ -20,7 +20,7 @@ from ngp.core.values import DecodedInvoice, LinkPeer
 from ngp.courier import Courier
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.ways import Way, Ways
-from ngp.delivery import Outgoing, Received
+from ngp.delivery import LinkKey, Outgoing, Received
 from ngp.errors import LedgerError, PeerError
 from ngp.identity import payee_statement
 from ngp.ports import Link, Payment
@@ -30,8 +30,6 @@ DECODES_PER_SECOND = 50
 VERSION_TOLD_EVERY_S = 3600.0
 VERSIONS_TOLD = 4
 _log = logging.getLogger("ngp.post")
-
-LinkKey = tuple[str, bytes]
 
 
 class Post:
