@@ -472,6 +472,9 @@ class Landlord:
             assert not overlap([one], held[place + 1 :])
         assert not overlap((network for one in rentals if one.state.value != "released" for network in one.networks),
                            self.others)  # fmt: skip
+        of_keys = self.world.letting.all_by_key
+        of_key = {(wireguard_key, one.id) for wireguard_key in of_keys for one in of_keys[wireguard_key]}
+        assert of_key == {(one.wireguard_key, one.id) for one in rentals} and all(of_keys.values())
         for rental in rentals:
             account = self.world.client(rental.id)
             assert account.refund.promised_msat >= 0

@@ -23,6 +23,7 @@ class Letting:
 
     Attributes:
         by_key: the tenant's newest rental, by WireGuard key.
+        all_by_key: all rentals of the tenant, by WireGuard key.
         asking: rentals for which our payment node is making an invoice, with the number of the tenant's request, and
             the terms of the invoice.
         metered: rentals whose traffic is metered, or will be if their invoice is paid, by the contracts in the kernel.
@@ -35,6 +36,7 @@ class Letting:
     clock: ServiceClock = field(default_factory=ServiceClock)
     rentals: dict[bytes, Rental] = field(default_factory=dict)
     by_key: dict[bytes, Rental] = field(default_factory=dict)
+    all_by_key: dict[bytes, list[Rental]] = field(default_factory=dict)
     metered: dict[bytes, Rental] = field(default_factory=dict)
     asking: dict[bytes, tuple[int, Quote]] = field(default_factory=dict)
     payable: dict[bytes, set[bytes]] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Letting:
         """Enter a rental; its networks are taken."""
         self.rentals[rental.id] = rental
         self.by_key[rental.wireguard_key] = rental
+        self.all_by_key.setdefault(rental.wireguard_key, []).append(rental)
         for network in rental.networks if rental.holds_networks else ():
             self.free.take(network)
 
@@ -54,6 +57,18 @@ class Letting:
         self.payable.pop(rental.id, None)
         if self.by_key.get(rental.wireguard_key) is rental:
             del self.by_key[rental.wireguard_key]
+        left = [one for one in self.all_by_key.pop(rental.wireguard_key, ()) if one is not rental]
+        if left:
+            self.all_by_key[rental.wireguard_key] = left
+
+    def change_key(self, former: bytes, new: bytes) -> list[Rental]:
+        """Give all rentals of a tenant another WireGuard key. Returns the rentals."""
+        self.by_key[new] = self.by_key.pop(former)
+        changed = self.all_by_key.pop(former)
+        for rental in changed:
+            rental.wireguard_key = new
+        self.all_by_key.setdefault(new, []).extend(changed)
+        return changed
 
     def use_pools(self, pools: Iterable[Pool]) -> None:
         """Let from these pools from now on, without what is let or held already."""

@@ -32,12 +32,14 @@ def free_msat(world: World, rental: Rental) -> int:
 
 def fetchable_msat(world: World, wireguard_key: bytes) -> int:
     """Return the largest invoice that a tenant may be paid for now: the money of one rental that is over, if any."""
-    return next(filter(None, (free_msat(world, one) for one in _of(world, wireguard_key))), 0)
+    rentals = world.letting.all_by_key.get(wireguard_key, ())
+    return next(filter(None, (free_msat(world, one) for one in rentals)), 0)
 
 
 def asked(world: World, event: MoneyBackAsked) -> None:
     """Pay a tenant's invoice for what is left of its money, or answer why not."""
-    rental = next((one for one in _of(world, event.wireguard_key) if free_msat(world, one)), None)
+    rentals = world.letting.all_by_key.get(event.wireguard_key, ())
+    rental = next((one for one in rentals if free_msat(world, one)), None)
     why_not = "there is no money left of a rental with this key" if rental is None else ""
     if rental is not None:
         why_not = _why_not(world, rental, event.decoded)
@@ -49,10 +51,6 @@ def asked(world: World, event: MoneyBackAsked) -> None:
     fee_limit_msat = world.settings.fee_limit.of_msat(amount_msat)
     pay(world, rental.id, PaymentKind.REFUND, event.bolt11, event.decoded.payment_hash, amount_msat, fee_limit_msat)
     world.do(AnswerTenant(event.request, rental=rental.id, bolt11=event.bolt11))
-
-
-def _of(world: World, wireguard_key: bytes) -> list[Rental]:
-    return [one for one in world.letting.rentals.values() if one.wireguard_key == wireguard_key]
 
 
 def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:

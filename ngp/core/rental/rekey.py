@@ -20,12 +20,9 @@ def asked(world: World, event: RekeyAsked) -> None:
     if why_not:
         world.do(AnswerTenant(event.request, why_not=why_not))
         return
-    rental = letting.by_key.pop(event.wireguard_key)
-    letting.by_key[event.new_key] = rental
-    for one in letting.rentals.values():
-        if one.wireguard_key == event.wireguard_key:
-            one.wireguard_key = event.new_key
-            landlord.save(world, one, durable=True)
+    for one in letting.change_key(event.wireguard_key, event.new_key):
+        landlord.save(world, one, durable=True)
+    rental = letting.by_key[event.new_key]
     world.do(RemoveTunnelPeer(event.wireguard_key))  # before its networks get another peer
     world.do(SetTunnelPeer(landlord.tunnel_peer(world, rental)))
     world.do(AnswerTenant(event.request, rental=rental.id))
