@@ -273,9 +273,8 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
         return endpoints_of(settings, tunnel.addresses(settings.tunnel.outside))
 
     decode, post = decoder(node.parts.payment, node.parts.ledger), node.post
-    ours = identity.public_key(identity.load_or_create(state_dir))
     letting = Letting(
-        world, clock, node.obey, ours, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
+        world, clock, node.obey, node.identity, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
     )
 
     def are_granted(contracts: Sequence[bytes]) -> bool:
