@@ -73,7 +73,7 @@ def unasked(resolv_conf: str, beside: Sequence[Way]) -> list[str]:
             address = ip_address(text)
         except ValueError:
             continue
-        is_opened = any(address in way.prefix and way.protocol in ("", "udp") and way.port in (0, 53) for way in beside)
+        is_opened = any(address in way.prefix and way.takes_names for way in beside)
         if not is_opened and any(address in ip_network(one) for one in (*_LOCAL4.split(", "), *_LOCAL6.split(", "))):
             found.append(text)
     return found

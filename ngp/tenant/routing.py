@@ -115,7 +115,7 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
     wanted = list(own)
     if carrier is not None:
         tunnels = [one for one in home.tunnels() if home.conf_path(one).exists()]
-        asks_names = any(one.protocol in ("", "udp") and one.port in (0, 53) for one in beside)
+        asks_names = any(one.takes_names for one in beside)
         ways = [*(way for one in tunnels for way in _to_landlord(home, one, asks_names)), *beside]
         networks = dict.fromkeys(network for one in tunnels for network in _networks(home, one))
         _nft(barrier.table([one.interface for one in tunnels], list(networks), ways))

@@ -19,3 +19,8 @@ class Way:
     prefix: Prefix
     protocol: str = ""
     port: int = 0
+
+    @property
+    def takes_names(self) -> bool:
+        """Say whether a name server at the destination can be asked this way."""
+        return self.protocol in ("", "udp") and self.port in (0, 53)
