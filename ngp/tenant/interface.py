@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
+from typing import Any
 
 from ngp.core.messages import Address
 from ngp.core.tenant.configuration import with_dns
@@ -38,8 +39,7 @@ def counted(interface: str) -> tuple[str, int] | None:
     if not is_up(interface):
         return None
     try:
-        words = ("ip", "-j", "-s", "link", "show", "dev", interface)
-        (found,) = json.loads(subprocess.run(words, capture_output=True, timeout=WG_QUICK_S, check=True).stdout)
+        (found,) = _ip("-s", "link", "show", "dev", interface)
         bytes_both = found["stats64"]["rx"]["bytes"] + found["stats64"]["tx"]["bytes"]
         return f"{_BOOT.read_text().strip()}/{found['ifindex']}", int(bytes_both)
     except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
@@ -51,8 +51,7 @@ def counted(interface: str) -> tuple[str, int] | None:
 def own_addresses(but: str) -> list[Address]:
     """Return this host's addresses on all interfaces except one; empty if they can't be found."""
     try:
-        done = subprocess.run(("ip", "-j", "address"), capture_output=True, timeout=WG_QUICK_S, check=True)
-        found = json.loads(done.stdout)
+        found = _ip("address")
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
     return [ip_address(one["local"]) for each in found if each["ifname"] != but for one in each["addr_info"]]
@@ -124,8 +123,7 @@ def bring_up(path: Path, uses_dns: bool) -> None:
 def _is_whole(path: Path) -> bool:
     """Say whether an interface is up with all its addresses, which wg-quick gives it after keys and peers."""
     try:
-        words = ("ip", "-j", "address", "show", "dev", path.stem)
-        (found,) = json.loads(subprocess.run(words, capture_output=True, timeout=WG_QUICK_S, check=True).stdout)
+        (found,) = _ip("address", "show", "dev", path.stem)
     except (OSError, ValueError, subprocess.SubprocessError):
         return False
     has = {ip_address(one["local"]) for one in found["addr_info"]}
@@ -150,6 +148,11 @@ def change_key(interface: str, private_key: str) -> None:
         raise KernelError(f"wg set {interface} failed ({type(error).__name__}): {again}") from error
     if done.returncode:
         raise KernelError(f"wg set {interface} failed ({' '.join(done.stderr.split())[-_MOST_TOLD:]}): {again}")
+
+
+def _ip(*words: str) -> Any:
+    """Return what iproute2 shows, read from its JSON. Raises: OSError, ValueError, subprocess.SubprocessError."""
+    return json.loads(subprocess.run(("ip", "-j", *words), capture_output=True, timeout=WG_QUICK_S, check=True).stdout)
 
 
 def _wg_quick(deed: str, path: Path) -> None:
