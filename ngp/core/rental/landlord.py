@@ -120,11 +120,10 @@ def _credited(world: World, rental: Rental, begins: bool) -> None:
     service_s = letting.clock.at_s(world.now)
     if begins:
         letting.by_key[rental.wireguard_key] = rental
-    rental.owed_msat = rental.rent_owed_msat(service_s)
+    rental.accrue(service_s)
     close_period(world, rental, "paid")
     is_repriced = rental.price_msat_per_gib != rental.asked_price_msat_per_gib
-    rental.rent_msat, rental.rate_since_s = rental.asked_rent_msat, service_s
-    rental.price_msat_per_gib = rental.asked_price_msat_per_gib
+    rental.rent_msat, rental.price_msat_per_gib = rental.asked_rent_msat, rental.asked_price_msat_per_gib
     open_period(world, rental)
     if begins:
         balance_msat = world.client(rental.id).balance_msat  # less than the fee if a node was paid less than asked
@@ -231,7 +230,7 @@ def _reserve_if_used_up(world: World, rental: Rental) -> None:
 def _reserve(world: World, rental: Rental, since_s: int) -> None:
     """Stop the service for want of credit. Args: since_s: when the credit ended, perhaps while no daemon ran."""
     service_s = world.letting.clock.at_s(world.now)
-    rental.owed_msat, rental.rate_since_s = rental.rent_owed_msat(service_s), service_s
+    rental.accrue(service_s)
     charge_owed(world, rental)
     rental.move(RentalState.RESERVED, "no credit")
     rental.reserved_since_s = since_s
@@ -323,14 +322,14 @@ def switch(world: World, event: SwitchRental) -> None:
         return
     service_s = world.letting.clock.at_s(world.now)
     if not event.on and rental.state in (RentalState.ACTIVE, RentalState.RESERVED):
-        rental.owed_msat, rental.rate_since_s = rental.rent_owed_msat(service_s), service_s
+        rental.accrue(service_s)
         charge_owed(world, rental)
         rental.move(RentalState.OFF, "switched off by the operator")
         rental.meter.is_closing = False
         metering.limit(world, rental)
         world.do(SetTunnelPeer(tunnel_peer(world, rental)))
     elif event.on and rental.state is RentalState.OFF:
-        rental.rate_since_s = service_s
+        rental.accrue(service_s)
         if not rental.period.contract:  # an earlier version closed it when it switched the rental off
             open_period(world, rental)
         charge_owed(world, rental)

@@ -213,6 +213,10 @@ class Rental:
             return self.owed_msat
         return self.owed_msat + rent_msat(self.rent_msat, service_s - self.rate_since_s)
 
+    def accrue(self, service_s: int) -> None:
+        """Note the rent that is owed so far; from then on rent counts from this instant, in seconds of service."""
+        self.owed_msat, self.rate_since_s = self.rent_owed_msat(service_s), service_s
+
     def record(self) -> RentalRecord:
         """Return the rental's record for the ledger."""
         second_to_bytes, second_from_bytes = self.counts.get(self.id[16:], (0, 0))
