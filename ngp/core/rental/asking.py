@@ -60,8 +60,6 @@ def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) ->
         rent_msat=offer.rent_msat,
         price_msat_per_gib=offer.price_msat_per_gib,
         activation_fee_msat=offer.activation_fee_msat,
-        asked_rent_msat=offer.rent_msat,
-        asked_price_msat_per_gib=offer.price_msat_per_gib,
         started_at_s=world.now.utc_s,
         started_s=letting.clock.at_s(world.now),
     )

@@ -114,7 +114,7 @@ def limit(world: World, rental: Rental) -> None:
 
 def grant(world: World, rental: Rental) -> None:
     """Bring a rental's account and contracts in the kernel up to date, or make them, unless it was never metered."""
-    if not rental.price_msat_per_gib and not rental.meter.is_in_kernel:
+    if not needed(rental):
         return
     enter(world, rental)
     rental.meter.is_in_kernel = True
