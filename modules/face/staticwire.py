@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Hashable, Mapping
-from contextlib import nullcontext, suppress
 from urllib.parse import parse_qsl
 
 from ngp.calls.first_invoices import FirstInvoices
@@ -33,7 +32,6 @@ PATHS = (TERMS, ADD_CREDIT, STATUS, CONFIGURATION)
 _MOST_FIELDS = 8
 _MOST_DIGITS = 12  # of an amount in sat: any amount that an offer permits has fewer, and all sat that exist have 16
 _KEY_BYTES = 32
-_UNPAID = (None, RentalState.PENDING, RentalState.RELEASED)
 
 Reply = dict[str, object]
 
@@ -63,7 +61,7 @@ class StaticWireApi:
 
     def __init__(self, letting: LettingService, first_invoices: int) -> None:
         self._letting = letting
-        self._first_invoices = FirstInvoices(first_invoices, lambda key: self._state(key) is RentalState.PENDING)
+        self._first_invoices = FirstInvoices(first_invoices, letting)
 
     async def answer(self, path: str, form: Mapping[str, str], who: Hashable, hold_s: float) -> Reply:
         """Answer one request.
@@ -79,8 +77,8 @@ class StaticWireApi:
         key = _wireguard_key(form)
         self._refuse_other_face(key)
         if path == ADD_CREDIT:
-            amount_msat, is_new = _amount_msat(form), self._state(key) in _UNPAID
-            with self._first_invoices.asking(who, key) if is_new else nullcontext():
+            amount_msat = _amount_msat(form)
+            with self._first_invoices.asking(who, key):
                 return await self._add_credit(key, amount_msat)
         if path == STATUS:
             if proof := form.get("Preimage"):
@@ -88,11 +86,6 @@ class StaticWireApi:
             bolt11 = form.get("InvoiceToWaitFor", "")
             return status(await self._letting.paid(key, bolt11, hold_s) if bolt11 else self._letting.status(key))
         return self._configuration(key)
-
-    def _state(self, key: bytes) -> RentalState | None:
-        with suppress(RentalError):
-            return self._letting.status(key).state
-        return None
 
     def _refuse_other_face(self, key: bytes) -> None:
         try:

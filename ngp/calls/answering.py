@@ -7,7 +7,7 @@ has the private key. So a stranger can neither see a rental, nor replace its inv
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +17,6 @@ import ngp.calls.landlord_pb2 as pb
 from ngp.calls.first_invoices import FirstInvoices
 from ngp.calls.proof import KEY_BYTES
 from ngp.core.rental.calls import Call
-from ngp.core.rental.rental import RentalState
 from ngp.core.rental.status import Configuration, RentalStatus
 from ngp.core.rental.terms import Offer
 from ngp.errors import LedgerError, ProofError, RentalError
@@ -27,7 +26,6 @@ GET_OFFERS, ADD_CREDIT, GET_STATUS = "GetOffers", "AddCredit", "GetStatus"
 GET_CONFIGURATION, REKEY, GET_REFUND = "GetConfiguration", "Rekey", "GetRefund"
 MALFORMED, UNPROVEN, BUSY = pb.Failure.MALFORMED, pb.Failure.VERIFICATION_FAILED, pb.Failure.BUSY
 _PREIMAGE_BYTES = 32
-_UNPAID = (None, RentalState.PENDING, RentalState.RELEASED)
 
 
 class MalformedError(RentalError):
@@ -62,7 +60,7 @@ class Answering:
         self._letting = letting
         self._identity = identity
         self._face = face
-        self._first_invoices = FirstInvoices(first_invoices, lambda key: self._state(key) is RentalState.PENDING)
+        self._first_invoices = FirstInvoices(first_invoices, letting)
         self._methods: Mapping[str, tuple[Any, Callable[..., Awaitable[pb.Reply]]]] = {
             GET_OFFERS: (pb.GetOffersRequest, self._offers),
             ADD_CREDIT: (pb.AddCreditRequest, self._add_credit),
@@ -137,8 +135,7 @@ class Answering:
 
     async def _add_credit(self, request: pb.AddCreditRequest, asking: Asking) -> pb.Reply:
         key = request.ctx.key
-        is_new = self._state(key) in _UNPAID
-        with self._first_invoices.asking(asking.who, key) if is_new else nullcontext():
+        with self._first_invoices.asking(asking.who, key):
             asked = await self._letting.ask(key, request.amount_msat, self._face, request.offer, asking.peer)
         return pb.Reply(
             asked=pb.Asked(
@@ -168,11 +165,6 @@ class Answering:
 
     async def _refund(self, request: pb.GetRefundRequest, _asking: Asking) -> pb.Reply:
         return pb.Reply(status=_status(await self._letting.refund(request.ctx.key, request.bolt11)))
-
-    def _state(self, key: bytes) -> RentalState | None:
-        with suppress(RentalError):
-            return self._letting.status(key).state
-        return None
 
 
 def _parsed(kind: Any, request: bytes) -> Any:

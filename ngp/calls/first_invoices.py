@@ -7,12 +7,15 @@ LANDLORD_INVOICES_MAX. Without a limit for each sender's address, one stranger c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 
+from ngp.core.rental.rental import RentalState
 from ngp.errors import RentalError
+from ngp.ports import LettingService
 
 _MOST_REMEMBERED = 1024
+_UNPAID = (None, RentalState.PENDING, RentalState.RELEASED)
 
 
 class FirstInvoices:
@@ -20,18 +23,24 @@ class FirstInvoices:
 
     Args:
         most: rentals of one address that may wait at a time.
-        waits: whether the rental of a WireGuard key waits for its first payment.
+        letting: says which rental a WireGuard key has.
     """
 
-    def __init__(self, most: int, waits: Callable[[bytes], bool]) -> None:
+    def __init__(self, most: int, letting: LettingService) -> None:
         self._most = most
-        self._waits = waits
+        self._letting = letting
         self._keys: dict[Hashable, set[bytes]] = {}
         self._asking: Counter[bytes] = Counter()
 
     @contextmanager
     def asking(self, who: Hashable, key: bytes) -> Iterator[None]:
-        """Count an invoice while it is made, and afterwards as long as it waits. Raises: RentalError: too many."""
+        """Count an invoice while it is made, and afterwards as long as it waits. One for a paid rental doesn't count.
+
+        Raises: RentalError: too many.
+        """
+        if self._state(key) not in _UNPAID:
+            yield
+            return
         keys = self._still_waiting(who)
         if key not in keys and len(keys) >= self._most:
             raise RentalError(
@@ -49,7 +58,13 @@ class FirstInvoices:
                 del self._asking[key]
 
     def _still_waiting(self, who: Hashable) -> set[bytes]:
-        return {key for key in self._keys.get(who, ()) if key in self._asking or self._waits(key)}
+        kept = self._keys.get(who, ())
+        return {key for key in kept if key in self._asking or self._state(key) is RentalState.PENDING}
+
+    def _state(self, key: bytes) -> RentalState | None:
+        with suppress(RentalError):
+            return self._letting.status(key).state
+        return None
 
     def _forget_who_has_none(self) -> None:
         """Bound the memory: at most LANDLORD_INVOICES_MAX addresses have a rental that waits."""

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -23,6 +25,7 @@ from shop import Shop
 
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
 from ngp.calls.first_invoices import FirstInvoices
+from ngp.core.rental.rental import RentalState
 from ngp.errors import RentalError
 from ngp.modules.face.door import Bounds, Door, Limits, who_is
 from ngp.modules.face.staticwire import PATHS, TERMS
@@ -286,7 +289,9 @@ def test_one_address_cannot_hold_all_networks_for_nothing(tmp_path: Path) -> Non
 
 def test_invoices_that_are_being_made_count_and_nothing_is_remembered_for_ever() -> None:
     waiting: set[bytes] = set()
-    counted = FirstInvoices(1, waiting.__contains__)
+    letting = mock.Mock()
+    letting.status = lambda key: SimpleNamespace(state=RentalState.PENDING if key in waiting else RentalState.RELEASED)
+    counted = FirstInvoices(1, letting)
     first, again = counted.asking("a", b"1"), counted.asking("a", b"1")
     with first, again, pytest.raises(RentalError), counted.asking("a", b"2"):
         pass
