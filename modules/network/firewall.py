@@ -9,7 +9,7 @@ Rules that can't be judged (`verdicts`) cause no warning.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import product
@@ -73,10 +73,15 @@ def _forwarding(desired: DesiredNetwork, host: Host, chains: list[Chain], versio
             Packet(version, inside, outside, here, there, state="new"),
             Packet(version, outside, inside, there, here, state="established"),
         ):
-            chain = next((each for each in chains if _drops(each, packet) and _is_in_force(each)), None)
+            chain = _dropping(chains, packet, _drops)
             if chain is not None:
                 return _dropped(name, chain, packet, inside)
     return Check(name, True, "no rule is known to drop what neighbours send, or the answers")
+
+
+def _dropping(chains: list[Chain], packet: Packet, drops: Callable[[Chain, Packet], bool]) -> Chain | None:
+    """Return the first chain in force that drops a packet, or None. Args: drops: says whether a chain does."""
+    return next((each for each in chains if drops(each, packet) and _is_in_force(each)), None)
 
 
 def _drops(chain: Chain, packet: Packet) -> bool:
@@ -99,10 +104,17 @@ def _dropped(name: str, chain: Chain, packet: Packet, mesh: str) -> Check:
     what = f"answers to neighbours on {mesh}" if answers else f"what neighbours on {mesh} send"
     lost = "they pay for what is lost" if answers else "nothing is sold"
     found = f"{what} by {packet.outward if not answers else packet.inward} is dropped {_where(chain)}: {lost}"
-    if chain.hook != "forward":
-        return Check(name, True, found, _accept(chain, inward=packet.inward))
     both = _accept(chain, inward=mesh), _accept(chain, outward=mesh, answers=True)
-    return Check(name, True, found, "; ".join(both))
+    return _not_forwarded(name, found, chain, packet, both)
+
+
+def _not_forwarded(name: str, found: str, chain: Chain, packet: Packet, both: tuple[str, str]) -> Check:
+    """Report a chain that drops what is forwarded.
+
+    Args: both: the commands for the packet and for those the other way. A chain before FORWARD gets one of its own.
+    """
+    commands = both if chain.hook == "forward" else (_accept(chain, inward=packet.inward),)
+    return Check(name, True, found, "; ".join(commands))
 
 
 def _accept(
@@ -138,8 +150,9 @@ def _link(desired: DesiredNetwork, host: Host, chains: list[Chain], protocol: st
         by: dict[int, Chain | None] = {}
         for version in host.versions(name):
             packet = Packet(version, name, protocol=protocol, port=port, state="new")
-            here = (each for each in chains if each.hook == "input" and verdicts.drops(each, packet))
-            by[version] = next(filter(_is_in_force, here), None)
+            by[version] = _dropping(
+                chains, packet, lambda chain, one: chain.hook == "input" and verdicts.drops(chain, one)
+            )
         dropping = [chain for chain in by.values() if chain is not None]
         if not by or len(dropping) < len(by):
             continue
@@ -164,7 +177,7 @@ def _asked_by_tenants(let: LetTraffic, host: Host, chains: list[Chain]) -> Itera
         packet = Packet(address.version, let.outside if is_there else "", protocol="tcp", port=port)
         asked.append((packet if address.is_unspecified else replace(packet, destination=address), "face"))
     for packet, what in sorted(asked, key=lambda one: (one[0].protocol != "udp", one[0].port, one[0].version)):
-        chain = next((each for each in chains if _drops_here(each, packet) and _is_in_force(each)), None)
+        chain = _dropping(chains, packet, _drops_here)
         if chain is not None:
             named = f"{packet.protocol.upper()} port {packet.port}"
             lost = "tenants' packets don't arrive" if what == "tunnel" else "no tenant can ask there"
@@ -192,13 +205,11 @@ def _to_tenants(let: LetTraffic, tunnel: str, chains: list[Chain], version: int)
             Packet(version, let.outside, tunnel, there, pool[0], state=state),
             Packet(version, tunnel, let.outside, pool[0], there, state=state),
         ):
-            chain = next((each for each in chains if _drops(each, packet) and _is_in_force(each)), None)
+            chain = _dropping(chains, packet, _drops)
             if chain is None:
                 continue
             way = (packet.inward, packet.outward)
             found = f"what goes from {way[0]} to {way[1]} is dropped {_where(chain)}: tenants pay for what is lost"
-            if chain.hook != "forward":
-                return Check(name, True, found, _accept(chain, inward=packet.inward))
             both = _accept(chain, inward=way[0], outward=way[1]), _accept(chain, inward=way[1], outward=way[0])
-            return Check(name, True, found, "; ".join(both))
+            return _not_forwarded(name, found, chain, packet, both)
     return Check(name, True, f"no rule is known to drop what passes between {let.outside} and {tunnel}")
