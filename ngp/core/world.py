@@ -420,16 +420,25 @@ class World:
         """Say whether money has passed between us and a neighbour, in either role."""
         return any(account.paid_msat > 0 for account in self.accounts_of(identity))
 
+    @property
+    def slots(self) -> int:
+        """How many contracts the kernel may have at a time: its table may be older, and smaller than CONTRACTS_MAX."""
+        return min(self.settings.contracts_max, self.room)
+
+    @property
+    def free_slots(self) -> int:
+        """How many more contracts there is room for: neighbours' and tenants' contracts share the table."""
+        return self.slots - len(self.contracts) - len(self.letting.metered)
+
     def is_full(self, role: Role, identity: bytes) -> bool:
         """Say whether there is no room for one more contract with a neighbour. Args: role: ours.
 
         Quotes and unused contracts cost a neighbour nothing. So all strangers together take at most half of the room:
         the rest is for neighbours that money passed to or from.
         """
-        most = min(self.settings.contracts_max, self.room)
-        if len(self.contracts) + len(self.letting.metered) >= most:
+        if self.free_slots <= 0:
             return True
-        return self.strangers >= max(16, most // 2) and not self.has_traded(role, identity)
+        return self.strangers >= max(16, self.slots // 2) and not self.has_traded(role, identity)
 
     def first_paid(self, role: Role, identity: bytes) -> None:
         """Note that the first money has passed: from now on a neighbour's contracts don't take the strangers' room."""

@@ -61,8 +61,7 @@ def leave(world: World, rental: Rental) -> None:
 
 def has_room(world: World) -> bool:
     """Say whether the kernel's tables have room for one more rental."""
-    most = min(world.settings.contracts_max, world.room)
-    return len(world.contracts) + len(world.letting.metered) + 2 <= most and len(world.clients) < MOST_ACCOUNTS
+    return world.free_slots >= 2 and len(world.clients) < MOST_ACCOUNTS
 
 
 # --- what was carried -------------------------------------------------------------------------------------------------
