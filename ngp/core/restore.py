@@ -86,10 +86,11 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
                 halting.append(contract)
     _payments(world, snapshot)
     world.letting.others = snapshot.others
-    landlord.restore(world, snapshot.rentals, snapshot.service, adopted)
+    accounts = {found.limit.account: found for found in adopted.accounts}
+    landlord.restore(world, snapshot.rentals, snapshot.service, running, accounts)
     for left_over in running.keys() - world.letting.metered.keys():
         world.do(RevokeContract(left_over))
-    _limits(world, snapshot, adopted, found_as_is)
+    _limits(world, snapshot, accounts, adopted.at_mono_s, found_as_is)
     for contract in halting:  # the last process died before the kernel's last reading closed them
         world.halt(contract, CloseReason(contract.reason))
     gatekeeper.flush()
@@ -230,7 +231,9 @@ def _is_as_found(world: World, contract: Sale | Purchase, found: AdoptedContract
     return same_end and _LASTING(found.grant) == world.lasting_terms(contract)
 
 
-def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set[bytes]) -> None:
+def _limits(
+    world: World, snapshot: Snapshot, found: dict[bytes, AdoptedAccount], at_mono_s: float, found_as_is: set[bytes]
+) -> None:
     """Restore clients' limits in the kernel, then their contracts.
 
     What an account spent in the kernel was read before its contracts' counters, and by now these have been charged. So
@@ -240,11 +243,10 @@ def _limits(world: World, snapshot: Snapshot, adopted: Adopted, found_as_is: set
     for contract in world.contracts.values():
         if isinstance(contract, Sale):
             running.setdefault(contract.identity, []).append(contract)
-    found = {one.limit.account: one for one in adopted.accounts}
     for record in snapshot.accounts:
         if record.role is Role.SERVER and record.identity not in world.letting.rentals:
             contracts = running.pop(record.identity, [])
-            _limit(world, record, contracts, found.pop(record.identity, None), adopted.at_mono_s)
+            _limit(world, record, contracts, found.pop(record.identity, None), at_mono_s)
             for contract in contracts:
                 if world.peers.of(contract) is None or contract.identity in world.peers.blocked:
                     world.halt(contract, CloseReason.CANCELLED)

@@ -7,7 +7,7 @@ comes too late for the service, it stays on the rental's account, and belongs to
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer, WatchInvoice
 from ngp.core.events import AccountCounted, ReleaseRental, SwitchRental, TunnelPeerUnmetered
@@ -25,7 +25,7 @@ from ngp.core.rental.status import credit_msat, ends_s, offer_of
 from ngp.core.rental.terms import MONTH_S, LettingSettings
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
-from ngp.core.values import Adopted, Reading, TunnelPeer
+from ngp.core.values import AdoptedAccount, AdoptedContract, Reading, TunnelPeer
 from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0
@@ -427,14 +427,18 @@ def _save_service(world: World) -> None:
         world.timers.set(Due.RENTAL, _SERVICE, world.now.monotonic_s + SERVICE_SAVED_S)
 
 
-def restore(world: World, records: Iterable[RentalRecord], service: ServiceRecord | None, adopted: Adopted) -> None:
+def restore(
+    world: World,
+    records: Iterable[RentalRecord],
+    service: ServiceRecord | None,
+    contracts: Mapping[bytes, AdoptedContract],
+    accounts: Mapping[bytes, AdoptedAccount],
+) -> None:
     """Continue after a start: the pools without what is let, the meter, the tunnel's peers, and the timers.
 
-    Args: adopted: what was found in the kernel, with the contracts and accounts of rentals among the rest.
+    Args: contracts, accounts: what was found in the kernel, by id; those of rentals are among them.
     """
     letting = world.letting
-    contracts = {found.grant.contract: found for found in adopted.contracts}
-    accounts = {found.limit.account: found for found in adopted.accounts}
     letting.clock.restore(service, world.now)
     for record in sorted(records, key=lambda one: (one.state != RentalState.RELEASED, one.started_s)):
         letting.add(Rental.of(record))  # the rental of a key that is added last is the one that its tenant asks about
