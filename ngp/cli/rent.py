@@ -152,30 +152,33 @@ def _new(call: _Call) -> int:
 
     home = _home(call)
     place, offer = home.trusted(call.words[1]), call.offer or ""
-    terms = tenant_service.landlord_at(call.place, place).terms(offer)
+    landlord = tenant_service.landlord_at(call.place, place)
+    terms = landlord.terms(offer)
     amount_sat = ceil_to_sat_msat(terms.initial_credit_min_msat) // SAT_MSAT if call.amount is None else call.amount
     tunnel = home.add_tunnel(call.name, place, call.words[1], offer)
     try:
-        quote = _asked(call, home, tunnel, amount_sat, terms)
+        quote = _asked(call, home, tunnel, landlord, amount_sat, terms)
     except BaseException:
         with contextlib.suppress(NgpError):  # the first error is the one to report
             home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
         raise
-    _pay(call, home, tunnel, quote)
+    _pay(call, home, tunnel, landlord, quote)
     return _up_tunnel(call, home, tunnel) if call.up else 0
 
 
 def _add(call: _Call) -> int:
     home, (tunnel,) = _rentals(call)
-    amount_sat = call.amount
+    landlord, amount_sat = _landlord(call, home, tunnel), call.amount
     if amount_sat is None:
-        terms = _landlord(call, home, tunnel).terms(tunnel.offer)
+        terms = landlord.terms(tunnel.offer)
         amount_sat = (terms.rent_msat or ceil_to_sat_msat(terms.initial_credit_min_msat)) // SAT_MSAT
-    _pay(call, home, tunnel, _asked(call, home, tunnel, amount_sat, None))
+    _pay(call, home, tunnel, landlord, _asked(call, home, tunnel, landlord, amount_sat, None))
     return 0
 
 
-def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None) -> Quote:
+def _asked(
+    call: _Call, home: Home, tunnel: Tunnel, landlord: Landlord, amount_sat: int, offered: SaleTerms | None
+) -> Quote:
     """Ask for an invoice; if our node is to pay it, show the sum and ask the user.
 
     What our node can't pay isn't asked for: the landlord would keep addresses for it.
@@ -191,19 +194,18 @@ def _asked(call: _Call, home: Home, tunnel: Tunnel, amount_sat: int, offered: Sa
     if not call.no_pay:
         fee_msat = offered.activation_fee_msat if offered is not None else 0
         tenant_service.refuse_unpayable(call.place, home, tunnel, amount_sat * SAT_MSAT + fee_msat)
-    quote = renting.ask(_landlord(call, home, tunnel), tunnel, amount_sat, offered, is_first)
+    quote = renting.ask(landlord, tunnel, amount_sat, offered, is_first)
     if not call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=False)
         _agreed(call, f"pay {show_money(quote.amount_msat)}?")
     return quote
 
 
-def _pay(call: _Call, home: Home, tunnel: Tunnel, quote: Quote) -> None:
+def _pay(call: _Call, home: Home, tunnel: Tunnel, landlord: Landlord, quote: Quote) -> None:
     """Pay an invoice, or show it and wait until another wallet has paid it; then keep the configuration."""
     from ngp.cli import tenant_service
     from ngp.tenant import autopay, renting
 
-    landlord = _landlord(call, home, tunnel)
     if call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=True)
         status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
