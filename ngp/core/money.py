@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ngp.core.budget import Spending
 from ngp.core.reach import Reach
 from ngp.core.records import PaymentRecord
+from ngp.core.values import DecodedInvoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,7 @@ class Money:
     def knows(self, payment_hash: bytes) -> bool:
         """Say whether one of our payments or invoices here has this hash; the ledger would refuse a second one."""
         return payment_hash in self.payments or payment_hash in self.invoices
+
+    def is_used(self, invoice: DecodedInvoice) -> bool:
+        """Say whether another node's invoice has a hash that we had before, however long ago: it is never paid."""
+        return invoice.was_ordered or self.knows(invoice.payment_hash)

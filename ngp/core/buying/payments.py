@@ -105,8 +105,8 @@ def _objection(
         return DeclineReason.NETWORK, 0
     if not is_from_announced_node(world, neighbour, decoded):
         return DeclineReason.TERMS, 0
-    is_used = decoded.was_ordered or world.money.knows(decoded.payment_hash)
-    if account.disputed or is_used:  # one payment would credit two accounts, and we would reveal its preimage
+    # If we paid a used invoice, one payment would credit two accounts, and we would reveal its preimage.
+    if account.disputed or world.money.is_used(decoded):
         return DeclineReason.TERMS, 0
     if _needs_nothing(account):
         return DeclineReason.NOT_BUYING, 0

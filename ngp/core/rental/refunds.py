@@ -55,10 +55,10 @@ def asked(world: World, event: MoneyBackAsked) -> None:
 
 def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
     """Return why an invoice can't be paid, in words for the tenant; "" if it can."""
-    payment_hash, amount_msat, most_msat = decoded.payment_hash, decoded.amount_msat, free_msat(world, rental)
+    amount_msat, most_msat = decoded.amount_msat, free_msat(world, rental)
     if not networks.takes_invoice(world.node.network, decoded.network):
         return f"the invoice is for {decoded.network}; this landlord is on {world.node.network}"
-    if decoded.was_ordered or world.money.knows(payment_hash):
+    if world.money.is_used(decoded):
         return "this invoice was sent before: make a new one"
     if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
         return "the invoice must be valid for at most 12 hours from now: make another one, and check both clocks"

@@ -153,9 +153,8 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
     account = world.clients.get(neighbour.identity)
-    is_used = decoded.was_ordered or world.money.knows(decoded.payment_hash)
-    lasts = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S
-    if account is None or is_used or not lasts or not is_from_announced_node(world, neighbour, decoded):
+    is_payable = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not world.money.is_used(decoded)
+    if account is None or not is_payable or not is_from_announced_node(world, neighbour, decoded):
         world.count("refund_refused")
         return False
     valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
