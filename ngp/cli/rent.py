@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -159,8 +158,7 @@ def _new(call: _Call) -> int:
     try:
         quote = _asked(call, home, tunnel, landlord, amount_sat, terms)
     except BaseException:
-        with contextlib.suppress(NgpError):  # the first error is the one to report
-            home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
+        home.take_back(tunnel)  # nobody has seen an invoice for its key
         raise
     _pay(call, home, tunnel, landlord, quote)
     return _up_tunnel(call, home, tunnel) if call.up else 0

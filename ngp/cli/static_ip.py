@@ -5,7 +5,6 @@ It needs neither root nor a daemon nor net.conf. Exit codes are those of `ngp`; 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -68,8 +67,7 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
         quote = renting.ask(landlord, tunnel, amount_sat, None, wants_new)
     except BaseException:
         if is_made:
-            with contextlib.suppress(NgpError):  # the first error is the one to report
-                home.forget_tunnel(tunnel)  # nobody has seen an invoice for its key
+            home.take_back(tunnel)  # nobody has seen an invoice for its key
         raise
     _show_invoice(call, tunnel, quote)
     status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
@@ -116,8 +114,7 @@ def _autopay(call: _Call) -> int:
             return tenant_service.keep_by_hand_of(home, tunnel, landlord)
         except NgpError:
             if is_made and not home.state_path(tunnel).exists():
-                with contextlib.suppress(NgpError):  # the first error is the one to report
-                    home.forget_tunnel(tunnel)  # nothing was paid for its key
+                home.take_back(tunnel)  # nothing was paid for its key
             raise
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ngp.core.pricing import SAT_MSAT
 from ngp.core.tenant.answers import MOST_SAT
 from ngp.core.tenant.configuration import interface_name
 from ngp.core.tenant.terms import Limit, Limits
-from ngp.errors import ConfigError, UsageError
+from ngp.errors import ConfigError, NgpError, UsageError
 from ngp.tenant import files
 from ngp.tenant.grpc import GrpcPlace, read_grpc_place
 from ngp.tenant.https import LandlordPlace, read_place
@@ -276,6 +276,11 @@ class Home:
             self._values |= {_TUNNELS: kept}
             if not kept:
                 del self._values[_TUNNELS]
+
+    def take_back(self, tunnel: Tunnel) -> None:
+        """Forget a new tunnel after an error, which is the one to report: if this fails too, nothing is raised."""
+        with suppress(NgpError):
+            self.forget_tunnel(tunnel)
 
     def _tunnel(self, number: int, entry: dict[str, Any]) -> Tunnel:
         where = f"{self._config}: tunnel {number + 1}"
