@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from core_tests import traffic
 from core_tests.daemon import Daemon, ngp_command
@@ -22,20 +23,20 @@ TENANT = "MESH_INTERFACES: mesh0\nBUDGET_HOUR: 200000 sat\n"
 
 
 @dataclass
-class Market:
-    """A landlord, a tenant behind NAT, and somebody else on the internet."""
+class Renter:
+    """A machine that rents. Attributes: config, state_dir: those of `ngp rent` there."""
 
-    daemon: Daemon
-    landlord: Host
     tenant: Host
-    third: Host
+    config: Path
+    state_dir: Path
+    timeout_s: ClassVar[float] = 60.0
 
     def rent(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `ngp rent` on the tenant's machine."""
-        return self.tenant.run(*self.command(*words))
+        return self.tenant.run(*self.command(*words), timeout_s=self.timeout_s)
 
     def command(self, *words: str) -> list[str]:
-        place = ["--config", str(self.tenant.folder / "net.conf"), "--state-dir", str(self.tenant.folder / "state")]
+        place = ["--config", str(self.config), "--state-dir", str(self.state_dir)]
         return [*ngp_command(), "rent", *words, *place]
 
     def done(self, *words: str) -> str:
@@ -46,6 +47,15 @@ class Market:
     def status(self) -> dict[str, Any]:
         (row,) = json.loads(self.done("status", "--json"))
         return dict(row)
+
+
+@dataclass
+class Market(Renter):
+    """A landlord, a tenant behind NAT, and somebody else on the internet."""
+
+    daemon: Daemon
+    landlord: Host
+    third: Host
 
     def reached(self, address: str) -> bool:
         """Say whether the third host reaches the tenant at an address of the landlord's."""
@@ -58,6 +68,8 @@ def open_market(lab: Lab, **changes: object) -> Market:
     Args: changes: keys of the landlord's net.conf.
     """
     net = tenant_behind_nat(lab)
-    (net.tenant.folder / "net.conf").write_text(TENANT)
-    (net.tenant.folder / "net.conf").chmod(0o644)
-    return Market(net.landlord.daemon({**NET_CONF, **changes}), net.landlord, net.tenant, net.third)
+    config, state_dir = net.tenant.folder / "net.conf", net.tenant.folder / "state"
+    config.write_text(TENANT)
+    config.chmod(0o644)
+    daemon = net.landlord.daemon({**NET_CONF, **changes})
+    return Market(net.tenant, config, state_dir, daemon, net.landlord, net.third)

@@ -5,33 +5,24 @@ third --- 203.0.113.0/24 --- [landlord] --- 192.0.2.0/24 (mesh) --- [tenant]
 
 from __future__ import annotations
 
-import json
-import secrets
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
 from core_tests import traffic
-from core_tests.daemon import Daemon, ngp_command
+from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import End, Lab, Switch
+from core_tests.market import V4, V6, Renter
+from core_tests.renting import LETS, accounted_msat
 from core_tests.shell import await_until
 
-V4, V6 = "198.51.100.1", "2001:db8:100::1"
 THIRD = "203.0.113.3"
-LANDLORD = {
-    "MESH_INTERFACES": ["mesh0"],
-    "PAYMENT_INTERFACE": "sandbox",
-    "LANDLORD": True,
-    "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
-    "LANDLORD_OUTSIDE": "wan0",
-    "LANDLORD_INTERFACE": f"let{secrets.token_hex(4)}",  # wireguard-go's sockets are those of the whole machine
-}
+LANDLORD = {**LETS, "MESH_INTERFACES": ["mesh0"], "PAYMENT_INTERFACE": "sandbox"}
 TENANT = {"MESH_INTERFACES": ["mesh0"], "PAYMENT_INTERFACE": "sandbox", "BUDGET_HOUR": "200000 sat"}
 
 
 @dataclass
-class Mesh:
+class Mesh(Renter):
     """A landlord and a tenant that are neighbours, with their daemons, and somebody else on the internet.
 
     Attributes: medium: of the mesh, for more neighbours.
@@ -39,33 +30,15 @@ class Mesh:
 
     medium: Switch
     landlord: Host
-    tenant: Host
     third: Host
     lets: Daemon
     rents: Daemon
-
-    def rent(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `ngp rent` on the tenant's machine."""
-        return self.tenant.run(*self.command(*words), timeout_s=120)
-
-    def command(self, *words: str) -> list[str]:
-        place = ["--config", str(self.rents.config), "--state-dir", str(self.rents.state_dir)]
-        return [*ngp_command(), "rent", *words, *place]
-
-    def done(self, *words: str) -> str:
-        result = self.rent(*words)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def status(self) -> dict[str, Any]:
-        (row,) = json.loads(self.done("status", "--json"))
-        return dict(row)
+    timeout_s = 120.0
 
     def let(self) -> dict[str, Any]:
         """Return the landlord's row of the rental, whose money adds up."""
         (row,) = self.lets.json("rentals")
-        parts = ("activation_fee", "charged", "refunded", "credit")
-        assert row["paid_msat"] == sum(row[f"{part}_msat"] for part in parts)
+        assert row["paid_msat"] == accounted_msat(row)
         return dict(row)
 
     def key(self) -> str:
@@ -102,4 +75,5 @@ def open_mesh(lab: Lab, **changes: object) -> Mesh:
     third.route("2001:db8:100::/61", via="2001:db8:2::1")
     third.route("192.0.2.0/24", via="203.0.113.1")
     lab.await_carriers()
-    return Mesh(medium, landlord, tenant, third, landlord.daemon({**LANDLORD, **changes}), tenant.daemon(TENANT))
+    lets, rents = landlord.daemon({**LANDLORD, **changes}), tenant.daemon(TENANT)
+    return Mesh(tenant, rents.config, rents.state_dir, medium, landlord, third, lets, rents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,13 @@ from core_tests.staticwire import Session, Tenant, wg_text
 from ngp.modules.payment.sandbox import SandboxPayment
 
 TUNNEL = f"let{secrets.token_hex(4)}"  # wireguard-go's sockets are those of the whole machine
-NET_CONF: dict[str, object] = {
+LETS: dict[str, object] = {
     "LANDLORD": True,
     "LANDLORD_POOLS": [{"prefix": "198.51.100.0/29", "except": "198.51.100.0/32"}, "2001:db8:100::/61"],
     "LANDLORD_OUTSIDE": "wan0",
     "LANDLORD_INTERFACE": TUNNEL,
-    "LANDLORD_HTTPS": "203.0.113.1:443",
 }
+NET_CONF: dict[str, object] = {**LETS, "LANDLORD_HTTPS": "203.0.113.1:443"}
 
 
 @dataclass
@@ -51,9 +52,13 @@ class Renting:
     def row(self, tenant: Tenant, *words: str) -> dict[str, Any]:
         """Return a tenant's row of `ngp rentals`, whose money adds up."""
         (found,) = [one for one in self.daemon.json("rentals", *words) if one["wireguard_key"] == wg_text(tenant.key)]
-        parts = ("activation_fee", "charged", "refunded", "credit")
-        assert found["paid_msat"] == sum(found[f"{part}_msat"] for part in parts)
+        assert found["paid_msat"] == accounted_msat(found)
         return dict(found)
+
+
+def accounted_msat(row: Mapping[str, Any]) -> int:
+    """Return the sum of what became of a rental's payments, msat. Args: row: of `ngp rentals`."""
+    return int(sum(row[f"{part}_msat"] for part in ("activation_fee", "charged", "refunded", "credit")))
 
 
 def open_renting(lab: Lab, folder: Path, name: str = "", start: bool = True, **changes: object) -> Renting:

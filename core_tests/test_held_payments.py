@@ -21,7 +21,7 @@ from core_tests.lightning.build import programs
 from core_tests.lightning.network import LightningNetwork
 from core_tests.lightning.nodes import Lnd
 from core_tests.lightning.trade import backbone, node_settings
-from core_tests.renting import NET_CONF, TUNNEL, Renting, open_renting, wireguard_go_of
+from core_tests.renting import NET_CONF, TUNNEL, Renting, accounted_msat, open_renting, wireguard_go_of
 from core_tests.shell import await_until
 from core_tests.staticwire import HeldToTheRules, Session, Tenant, wg_text
 from ngp.modules.payment.lnd_client import TO_HOLD
@@ -239,7 +239,7 @@ def test_what_is_left_of_a_rental_that_the_operator_ended_comes_back_over_lightn
     assert paying.spending.received_msat() == before_msat + left_sat * 1000
     (row,) = daemon.json("rentals", "--all")
     assert row["refunded_msat"] == left_sat * 1000
-    assert row["paid_msat"] == sum(row[f"{part}_msat"] for part in ("activation_fee", "charged", "refunded", "credit"))
+    assert row["paid_msat"] == accounted_msat(row)
     again = tenant.run(*ngp_command(), "rent", "refund", "shop", *place)
     assert again.returncode == 2 and "nothing of shop can be fetched" in again.stderr
 

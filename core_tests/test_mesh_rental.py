@@ -13,7 +13,8 @@ import pytest
 from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
-from core_tests.mesh_market import LANDLORD, TENANT, THIRD, V4, V6, Mesh, open_mesh
+from core_tests.market import V4, V6
+from core_tests.mesh_market import LANDLORD, TENANT, THIRD, Mesh, open_mesh
 from core_tests.shell import await_until
 from ngp.errors import ExitCode
 from ngp.tenant.books import BooksFile

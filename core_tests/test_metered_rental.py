@@ -12,8 +12,8 @@ import pytest
 from core_tests import traffic
 from core_tests.counter import Counter
 from core_tests.lab import Lab
-from core_tests.market import open_market
-from core_tests.mesh_market import V4, V6, Mesh, open_mesh
+from core_tests.market import V4, V6, open_market
+from core_tests.mesh_market import Mesh, open_mesh
 from core_tests.shell import await_until
 
 PRICE = Fraction(1000, 1024)  # msat a byte: a sat for a kilobyte
