@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import resource
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -23,20 +19,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from shop import GENEROUS, Shop, free_port, terms_of_shop
+from strangers import HASTY, await_none, bytes_of_each, many_files, no_fault
 
 import ngp.calls.landlord_pb2 as pb
 from ngp.modules.face.door import Bounds, Limits
 
-HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=1.2, request_s=1, reply_s=1)
+__all__ = ["many_files", "no_fault"]  # the fixtures
 OFFERS = pb.GetOffersRequest(ctx=pb.Ctx(nonce=1)).SerializeToString()
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-def no_fault(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a test in which the face met an error that it didn't expect."""
-    yield
-    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
 
 
 def open_shop(folder: Path, limits: Limits | None = None) -> closing[Shop]:
@@ -117,14 +107,6 @@ class Client:
 def is_served(shop: Shop, source: str = "127.0.0.1") -> bool:
     with Client(shop, source) as client:
         return client.reply(client.call()).get("grpc-status") == "0"
-
-
-def await_none(shop: Shop) -> None:
-    deadline = time.monotonic() + 20
-    while shop.grpc._door._connections:
-        assert time.monotonic() < deadline, "connections stay"
-        time.sleep(0.01)
-    assert not shop.grpc._door._of_one and not shop.grpc._door._waiting
 
 
 def flood_pings(client: Client) -> None:
@@ -216,7 +198,7 @@ def test_who_is_slow_loses_the_connection(tmp_path: Path, what: str) -> None:
                 time.sleep(0.05)
             assert client.ends()
         assert time.monotonic() - began < 4
-        await_none(shop)
+        await_none(shop.grpc._door)
 
 
 def test_who_does_not_take_the_reply_loses_the_connection(tmp_path: Path) -> None:
@@ -225,7 +207,7 @@ def test_who_does_not_take_the_reply_loses_the_connection(tmp_path: Path) -> Non
         began = time.monotonic()
         assert client.ends()
         assert time.monotonic() - began < 3
-        await_none(shop)
+        await_none(shop.grpc._door)
 
 
 def test_a_reply_is_taken_in_parts(shop: Shop) -> None:
@@ -279,7 +261,7 @@ def test_one_address_has_a_part_of_the_connections(tmp_path: Path) -> None:
             with pytest.raises(OSError):
                 Client(shop)
             assert is_served(shop, "127.0.0.2")
-        await_none(shop)
+        await_none(shop.grpc._door)
         assert is_served(shop)
 
 
@@ -292,7 +274,7 @@ def test_who_is_cut_off_is_no_fault_of_ours(shop: Shop) -> None:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.socket.close()
     assert is_served(shop)
-    await_none(shop)
+    await_none(shop.grpc._door)
 
 
 @effort(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -318,15 +300,6 @@ def test_no_message_harms_the_face(shop: Shop, method: str, message: bytes) -> N
         assert client.reply(client.call(message, f"/ngp.Landlord/{method}"))["grpc-status"] == "0"
 
 
-@pytest.fixture
-def many_files() -> Iterator[None]:
-    """Allow both ends of a thousand connections in one process: a login's limit is 1,024 files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path, many_files: None) -> None:
     limits = Limits(handshakes_s=1000, requests_s=1000, bounds=Bounds(request_s=100))  # the connections take a while
     with open_shop(tmp_path, limits) as shop:
@@ -336,7 +309,7 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path, many_files: N
         assert all(one.get("grpc-status") == "0" and "sig-bin" in one for one in answers)
         for one in clients:
             one.socket.close()
-        await_none(shop)
+        await_none(shop.grpc._door)
 
 
 HOLD = """
@@ -356,19 +329,7 @@ sys.stdin.read()
 
 
 def test_a_connection_takes_little_memory(tmp_path: Path) -> None:
-    number = 400
     limits = Limits(handshakes_s=1e6, handshakes_of_one_s=1e6, bounds=Bounds(request_s=100))
     with open_shop(tmp_path, limits) as shop:
-        before = resident_bytes()
-        command = [sys.executable, "-c", HOLD, str(shop.terms.grpc[0][1]), str(number)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-            assert client.stdout is not None and client.stdout.readline() == f"{number}\n"
-            assert len(shop.grpc._door._connections) == number
-            assert (resident_bytes() - before) / number < 70_000
-            client.communicate("")
-        await_none(shop)
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        assert bytes_of_each(shop.grpc._door, HOLD, shop.terms.grpc[0][1], 400) < 70_000
+        await_none(shop.grpc._door)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import resource
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -22,6 +18,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from shop import Shop
+from strangers import HASTY, await_none, bytes_of_each, many_files, no_fault
 
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
 from ngp.calls.first_invoices import FirstInvoices
@@ -30,14 +27,7 @@ from ngp.errors import RentalError
 from ngp.modules.face.door import Bounds, Door, Limits, who_is
 from ngp.modules.face.staticwire import PATHS, TERMS
 
-HASTY = Bounds(head_bytes=1024, body_bytes=512, idle_s=1.2, request_s=1, reply_s=1)
-
-
-@pytest.fixture(autouse=True)
-def no_fault(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a test in which the face met an error that it didn't expect."""
-    yield
-    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+__all__ = ["many_files", "no_fault"]  # the fixtures
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +56,6 @@ def is_served(shop: Shop, source: str = "127.0.0.1") -> bool:
     with connect(shop, source) as connection:
         connection.sendall(request_bytes("x", TERMS, None))
         return connection.recv(65536).startswith(b"HTTP/1.1 200")
-
-
-def await_none(shop: Shop) -> None:
-    """Wait until the face has no connection any more."""
-    deadline = time.monotonic() + 20
-    while shop.face._door._connections:
-        assert time.monotonic() < deadline, "connections stay"
-        time.sleep(0.01)
-    assert not shop.face._door._of_one and not shop.face._door._waiting
 
 
 # --- size and time ----------------------------------------------------------------------------------------------------
@@ -131,7 +112,7 @@ def test_who_is_slow_loses_the_connection(tmp_path: Path, what: str) -> None:
                 while connection.recv(65536):
                     pass
         assert time.monotonic() - began < 4
-        await_none(shop)
+        await_none(shop.face._door)
 
 
 def test_who_does_not_read_the_replies_loses_the_connection(tmp_path: Path) -> None:
@@ -141,7 +122,7 @@ def test_who_does_not_read_the_replies_loses_the_connection(tmp_path: Path) -> N
         with suppress(OSError):
             while True:
                 connection.sendall(request_bytes("x", TERMS, None) * 10)
-        await_none(shop)
+        await_none(shop.face._door)
 
 
 def test_requests_may_come_close_together(shop: Shop) -> None:
@@ -167,7 +148,7 @@ def test_one_address_has_a_part_of_the_connections_and_others_are_served(tmp_pat
         assert is_served(shop)
         for one in held:
             one.close()
-        await_none(shop)
+        await_none(shop.face._door)
 
 
 def test_if_all_places_are_taken_the_one_without_a_request_for_longest_makes_room(tmp_path: Path) -> None:
@@ -187,7 +168,7 @@ def test_if_all_places_are_taken_the_one_without_a_request_for_longest_makes_roo
         for one in (waits, *idle):
             one.close()
         tenant.session.close()
-        await_none(shop)
+        await_none(shop.face._door)
 
 
 def test_all_addresses_of_an_ipv6_subnet_are_one_sender() -> None:
@@ -319,20 +300,11 @@ def test_only_some_requests_may_wait_for_a_payment(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
 
 
-@pytest.fixture
-def many_files() -> Iterator[None]:
-    """Allow both ends of a thousand connections in one process: a login's limit is 1,024 files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_a_thousand_requests_at_once_are_all_answered(tmp_path: Path, many_files: None) -> None:
     limits = Limits(handshakes_s=1000, requests_s=1000)
     with closing(Shop(tmp_path, limits=limits)) as shop:
         assert asyncio.run(ask_at_once(shop, 1000)) == 1000
-        await_none(shop)
+        await_none(shop.face._door)
 
 
 async def ask_at_once(shop: Shop, number: int) -> int:
@@ -368,21 +340,9 @@ sys.stdin.read()
 
 def test_a_connection_takes_little_memory(tmp_path: Path) -> None:
     """asyncio's own TLS takes 280 kB."""
-    number = 400
     with closing(Shop(tmp_path, limits=Limits(handshakes_s=1e6, handshakes_of_one_s=1e6))) as shop:
-        before = resident_bytes()
-        command = [sys.executable, "-c", HOLD, str(shop.port), str(number)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-            assert client.stdout is not None and client.stdout.readline() == f"{number}\n"
-            assert len(shop.face._door._connections) == number
-            assert (resident_bytes() - before) / number < 60_000
-            client.communicate("")
-        await_none(shop)
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        assert bytes_of_each(shop.face._door, HOLD, shop.port, 400) < 60_000
+        await_none(shop.face._door)
 
 
 # --- anything ---------------------------------------------------------------------------------------------------------
