@@ -307,30 +307,36 @@ def make_tun(host: str, address: str, peer: str, ipv6: str) -> int:
     return device
 
 
-def pump(source: int, target: int) -> None:
+@contextlib.asynccontextmanager
+async def tunnel(hosts: tuple[str, str]) -> AsyncIterator[None]:
+    """Connect both namespaces by tun0, an interface without link addresses."""
+    devices = [make_tun(hosts[0], IPV4_A, IPV4_B, IPV6_A), make_tun(hosts[1], IPV4_B, IPV4_A, IPV6_B)]
+    loop = asyncio.get_running_loop()
+    loop.add_reader(devices[0], _pump, devices[0], devices[1])
+    loop.add_reader(devices[1], _pump, devices[1], devices[0])
+    try:
+        yield
+    finally:
+        for device in devices:
+            loop.remove_reader(device)
+            os.close(device)
+
+
+def _pump(source: int, target: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.write(target, os.read(source, 2048))
 
 
 def test_udp_on_a_layer_3_interface(hosts: tuple[str, str]) -> None:
     async def scene() -> None:
-        devices = [make_tun(hosts[0], IPV4_A, IPV4_B, IPV6_A), make_tun(hosts[1], IPV4_B, IPV4_A, IPV6_B)]
-        loop = asyncio.get_running_loop()
-        loop.add_reader(devices[0], pump, devices[0], devices[1])
-        loop.add_reader(devices[1], pump, devices[1], devices[0])
-        try:
-            async with ends(hosts, UdpLink(), UdpLink(), "tun0") as (a, b):
-                a.broadcast("tun0", b"hello")
-                heard = [await b.next(), await b.next()]
-                assert {peer.transport for peer, _ in heard} == {IPV4_A, f"{IPV6_A}%tun0"}
-                for peer, _ in heard:
-                    assert peer.link_address == b""
-                    b.link.send(peer, b"answer")
-                    assert (await a.next())[1] == b"answer"
-        finally:
-            for device in devices:
-                loop.remove_reader(device)
-                os.close(device)
+        async with tunnel(hosts), ends(hosts, UdpLink(), UdpLink(), "tun0") as (a, b):
+            a.broadcast("tun0", b"hello")
+            heard = [await b.next(), await b.next()]
+            assert {peer.transport for peer, _ in heard} == {IPV4_A, f"{IPV6_A}%tun0"}
+            for peer, _ in heard:
+                assert peer.link_address == b""
+                b.link.send(peer, b"answer")
+                assert (await a.next())[1] == b"answer"
 
     asyncio.run(scene())
 
