@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
-
 import pytest
 from let import Landlord, key
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.rental.rental import RentalState
-
-
-@pytest.fixture
-def landlord(tmp_path: Path) -> Iterator[Landlord]:
-    with closing(Landlord(tmp_path)) as made:
-        yield made
 
 
 def rekey(landlord: Landlord, old: int, new: int) -> fx.AnswerTenant | None:

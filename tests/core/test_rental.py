@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as effort
+from hypothesis import given
 from hypothesis import strategies as st
 from let import FEE, MONTH_S, RENT, SAT, Landlord, PaymentNodeOfLandlord, key, letting, offer
 
@@ -21,17 +18,10 @@ from ngp.core import events as ev
 from ngp.core.contract import IllegalMove
 from ngp.core.messages import Paid
 from ngp.core.records import ForgetNeighbours
-from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.rental import MOVES, RentalState
-from ngp.core.rental.terms import Pool, lasts_s, rent_msat
+from ngp.core.rental.terms import lasts_s, rent_msat
 
 V4, V6 = ip_network("203.0.113.0/32"), ip_network("2001:db8::/64")
-
-
-@pytest.fixture
-def landlord(tmp_path: Path) -> Iterator[Landlord]:
-    with closing(Landlord(tmp_path)) as made:
-        yield made
 
 
 @pytest.fixture
@@ -117,146 +107,6 @@ def test_no_activation_fee_makes_a_debt(landlord: Landlord) -> None:
     assert landlord.pay(former.bolt11)
     assert landlord.rental(1).activation_fee_msat == FEE + 1000 * SAT
     landlord.check()
-
-
-# --- pools ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_network_is_cut_from_the_smallest_block_that_holds_it() -> None:
-    free = FreeNetworks([Pool(ip_network("192.0.2.0/24"))])
-    first = free.find(4, 32)
-    assert first == ip_network("192.0.2.0/32") and free.is_free(first)
-    free.take(first)
-    assert not free.is_free(first)
-    assert free.find(4, 32) == ip_network("192.0.2.1/32")
-    assert free.find(4, 25) == ip_network("192.0.2.128/25"), "a large block is still whole"
-    assert free.find(4, 24) is None
-    free.give_back(first)
-    assert free.find(4, 24) == ip_network("192.0.2.0/24"), "what is given back joins again"
-
-
-def test_the_blocks_of_what_is_free_leave_out_what_is_excluded() -> None:
-    pools = [Pool(ip_network("2001:db8::/47"), (ip_network("2001:db8:1::/48"),)), Pool(ip_network("192.0.2.0/30"))]
-    free = FreeNetworks([*pools, Pool(ip_network("198.51.100.0/30"), (ip_network("198.51.100.1/32"),))])
-    wanted = ("192.0.2.0/30", "198.51.100.0/32", "198.51.100.2/31", "2001:db8::/48")
-    assert free.blocks() == tuple(map(ip_network, wanted))
-
-
-def test_excluded_parts_are_never_let_even_when_given_back() -> None:
-    pool = Pool(ip_network("192.0.2.0/30"), (ip_network("192.0.2.1/32"),))
-    free = FreeNetworks([pool])
-    free.give_back(ip_network("192.0.2.0/31"))
-    assert free.count(4, 32) == 3
-    assert free.find(4, 31) == ip_network("192.0.2.2/31")
-
-
-def test_pools_inside_a_network_that_is_let_have_nothing_free_until_it_is_given_back() -> None:
-    first = Pool(ip_network("192.0.2.0/30"), (ip_network("192.0.2.1/32"),))
-    pools = [first, Pool(ip_network("192.0.2.4/30")), Pool(ip_network("2001:db8::/64"))]
-    wider = ip_network("192.0.2.0/29")
-    free = FreeNetworks(pools, [wider])
-    assert free.blocks() == (ip_network("2001:db8::/64"),) and not free.is_free(wider)
-    free.give_back(wider)
-    assert free.blocks() == FreeNetworks(pools).blocks()
-
-
-BIG = offer(ipv4_bits=29, ipv6_bits=None, name="big"), offer(ipv4_bits=32, ipv6_bits=None, name="one")
-
-
-@pytest.mark.parametrize("starts_anew", [False, True])
-@pytest.mark.parametrize("is_paid", [False, True])
-def test_nothing_of_a_network_that_is_held_is_let_after_its_pool_was_split(
-    tmp_path: Path, starts_anew: bool, is_paid: bool
-) -> None:
-    split = letting(*BIG, pools=("203.0.113.0/30", "203.0.113.4/30"))
-    with closing(Landlord(tmp_path, letting(*BIG, pools=("203.0.113.0/29",)))) as landlord:
-        first = landlord.ask(1, 1000, "big")
-        assert first is not None and (not is_paid or landlord.pay(first.bolt11))
-        if starts_anew:
-            landlord.terms = split
-            landlord.crash()
-        else:
-            landlord.reload(split)
-        second = landlord.ask(2, 1000, "one")
-        assert second is not None and "all addresses" in second.why_not
-        landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-        third = landlord.ask(2, 1000, "one")
-        assert third is not None and not third.why_not and landlord.pay(third.bolt11)
-        landlord.check()
-
-
-def test_a_landlord_whose_pool_is_within_what_another_has_let_refuses(tmp_path: Path) -> None:
-    with closing(Landlord(tmp_path, letting(offer(ipv6_bits=None), pools=("203.0.113.0/30",)))) as landlord:
-        landlord.let_by_others(["203.0.113.0/29"])
-        answer = landlord.ask(1, 1000)
-        assert answer is not None and "all addresses" in answer.why_not
-
-
-def test_a_first_payment_for_networks_that_may_no_longer_be_let_is_kept_for_the_tenant(landlord: Landlord) -> None:
-    asked = landlord.ask(1, 1000)
-    assert asked is not None
-    landlord.reload(letting(pools=("198.51.100.0/29", "2001:db8:f::/61")))
-    assert landlord.pay(asked.bolt11) and not landlord.peers
-    landlord.check()
-    landlord.crash()
-    assert landlord.rental(1).state is RentalState.RELEASED and "net.conf no longer" in landlord.rental(1).reason
-    answer = landlord.fetch(1, 1000)
-    assert answer is not None and not answer.why_not
-    landlord.check()
-
-
-def test_a_payment_for_a_rental_that_is_forgotten_stays_in_the_books(landlord: Landlord) -> None:
-    asked = landlord.ask(1, 1000)
-    assert asked is not None
-    payment_hash = bytes.fromhex(asked.bolt11)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-    assert not landlord.world.letting.rentals
-    landlord.node.paid.append((payment_hash, landlord.node.amounts[payment_hash]))  # it took the money all the same
-    landlord.hear()
-    landlord.audit()
-
-
-def test_a_payment_for_a_rental_that_is_switched_off_leaves_one_period(landlord: Landlord) -> None:
-    rental = landlord.rent(1, 1000)
-    landlord.happen(ev.SwitchRental(rental.id, False))
-    more = landlord.ask(1, 1000)
-    assert more is not None and landlord.pay(more.bolt11)
-    landlord.happen(ev.SwitchRental(rental.id, True))
-    landlord.happen(ev.ReleaseRental(rental.id))
-    assert {one.state for one in landlord.ledger.contracts(include_closed=True)} == {"closed"}
-    assert not landlord.world.client(rental.id).running
-    landlord.check()
-
-
-@given(st.data())
-@effort(max_examples=effort.default.max_examples // 2)
-def test_no_network_is_found_twice_and_nothing_is_lost(data: st.DataObject) -> None:
-    pools = [
-        Pool(ip_network("192.0.2.0/26"), (ip_network("192.0.2.4/31"),)),
-        Pool(ip_network("198.51.100.0/27")),
-        Pool(ip_network("2001:db8::/56")),
-    ]
-    free, taken = FreeNetworks(pools), []
-    all_32, all_64 = free.count(4, 32), free.count(6, 64)
-    for _ in range(data.draw(st.integers(1, 60))):
-        if taken and data.draw(st.booleans()):
-            free.give_back(taken.pop(data.draw(st.integers(0, len(taken) - 1))))
-            continue
-        version = data.draw(st.sampled_from((4, 6)))
-        bits = data.draw(st.integers(27, 32) if version == 4 else st.integers(56, 64))
-        found = free.find(version, bits)
-        if found is not None:
-            assert not any(one.version == found.version and one.overlaps(found) for one in taken)
-            assert not found.overlaps(ip_network("192.0.2.4/31")) if version == 4 else True
-            assert free.is_free(found)
-            free.take(found)
-            assert not free.is_free(found)
-            taken.append(found)
-    assert FreeNetworks(pools, taken).count(4, 32) == free.count(4, 32)
-    for one in taken:
-        free.give_back(one)
-    assert (free.count(4, 32), free.count(6, 64)) == (all_32, all_64)
-    assert free.find(4, 27) == ip_network("192.0.2.32/27"), "the smallest block that is large enough"
 
 
 # --- life -------------------------------------------------------------------------------------------------------------
@@ -617,204 +467,31 @@ def test_a_kill_of_hours_counts_them_to_the_second(landlord: Landlord) -> None:
     landlord.check()
 
 
+def test_a_payment_for_a_rental_that_is_forgotten_stays_in_the_books(landlord: Landlord) -> None:
+    asked = landlord.ask(1, 1000)
+    assert asked is not None
+    payment_hash = bytes.fromhex(asked.bolt11)
+    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    assert not landlord.world.letting.rentals
+    landlord.node.paid.append((payment_hash, landlord.node.amounts[payment_hash]))  # it took the money all the same
+    landlord.hear()
+    landlord.audit()
+
+
+def test_a_payment_for_a_rental_that_is_switched_off_leaves_one_period(landlord: Landlord) -> None:
+    rental = landlord.rent(1, 1000)
+    landlord.happen(ev.SwitchRental(rental.id, False))
+    more = landlord.ask(1, 1000)
+    assert more is not None and landlord.pay(more.bolt11)
+    landlord.happen(ev.SwitchRental(rental.id, True))
+    landlord.happen(ev.ReleaseRental(rental.id))
+    assert {one.state for one in landlord.ledger.contracts(include_closed=True)} == {"closed"}
+    assert not landlord.world.client(rental.id).running
+    landlord.check()
+
+
 def test_only_moves_of_the_table_are_made(landlord: Landlord) -> None:
     assert set(MOVES) == set(RentalState)
     landlord.rent(1, 1000)
     with pytest.raises(IllegalMove, match="can't go from"):
         landlord.rental(1).move(RentalState.PENDING)
-
-
-# --- money back -------------------------------------------------------------------------------------------------------
-
-
-def _over(landlord: Landlord) -> None:
-    """Let tenant 1 rent, and the operator end it a second later."""
-    landlord.rent(1, 10_000)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-
-
-def test_what_is_left_of_a_rental_that_is_over_is_fetched_in_parts_and_once(landlord: Landlord) -> None:
-    _over(landlord)
-    account = landlord.world.client(landlord.rental(1).id)
-    assert account.balance_msat == 10_000 * SAT
-    for sat in (4000, 6000):
-        answer = landlord.fetch(1, sat)
-        assert answer is not None and not answer.why_not
-    assert sum(landlord.node.sent.values()) == account.refunded_msat == 10_000 * SAT
-    answer = landlord.fetch(1, 1)
-    assert answer is not None and "no money left" in answer.why_not
-    landlord.check()
-
-
-@pytest.mark.parametrize(
-    ("sat", "changes", "says"),
-    [
-        (10_001, {}, "for 10000 sat or less"),
-        (0, {}, "for 10000 sat or less"),
-        (1, {"amount_msat": None}, "for 10000 sat or less"),
-        (1, {"amount_msat": 999}, "at least 1 sat"),
-        (5000, {"network": "mainnet"}, "is for mainnet; this landlord is on sandbox"),
-        (5000, {"expires_in_s": 86_400}, "at most 12 hours"),
-        (5000, {"expires_in_s": 0}, "at most 12 hours"),
-    ],
-)
-def test_an_invoice_that_can_not_be_paid_is_refused_with_the_limit(
-    landlord: Landlord, sat: int, changes: dict[str, object], says: str
-) -> None:
-    _over(landlord)
-    answer = landlord.fetch(1, sat, **changes)
-    assert answer is not None and says in answer.why_not
-    assert not landlord.node.sent
-
-
-def test_a_running_rental_gives_nothing_back_and_the_same_invoice_is_paid_once(landlord: Landlord) -> None:
-    landlord.rent(1, 10_000)
-    answer = landlord.fetch(1, 1000)
-    assert answer is not None and answer.why_not
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-    for _ in range(2):
-        answer = landlord.fetch(1, 1000, payment_hash=bytes(32))
-    assert answer is not None and "was sent before" in answer.why_not
-    assert landlord.node.sent == {bytes(32): 1000 * SAT}
-
-
-def test_money_is_fetched_in_parts_that_are_worth_their_fee_and_the_rest_at_once(landlord: Landlord) -> None:
-    _over(landlord)
-    left = landlord.status(1).fetchable_msat // SAT
-    answers = [landlord.fetch(1, sat) for sat in (99, left - 50, 49, 50)]
-    refused = ["at least 100 sat" in one.why_not for one in answers if one is not None]
-    assert refused == [True, False, True, False]
-    assert landlord.status(1).fetchable_msat == 0
-    landlord.check()
-
-
-def test_no_refund_is_paid_to_the_hash_of_a_refund_of_long_ago(landlord: Landlord) -> None:
-    _over(landlord)
-    landlord.fetch(1, 1000, payment_hash=bytes(32))
-    landlord.at(2 * 86_400)
-    assert not landlord.world.money.payments, "only the ledger remembers it"
-    answer = landlord.fetch(1, 1000, payment_hash=bytes(32))
-    assert answer is not None and "was sent before" in answer.why_not
-    landlord.check()
-
-
-def test_a_payment_that_fails_leaves_the_money_to_the_tenant(landlord: Landlord) -> None:
-    _over(landlord)
-    landlord.node.fails = True
-    landlord.fetch(1, 10_000)
-    landlord.node.fails = False
-    answer = landlord.fetch(1, 10_000)
-    assert answer is not None and not answer.why_not and len(landlord.node.sent) == 1
-    landlord.check()
-
-
-def test_more_than_a_budget_allows_is_fetched_in_parts_and_the_tenant_is_told_no_budget(landlord: Landlord) -> None:
-    landlord.rent(1, 60_000)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-    answer = landlord.fetch(1, 60_000)
-    assert answer is not None and "at most 19801 sat" in answer.why_not and "BUDGET" not in answer.why_not
-    assert any("BUDGET_PAYMENT" in line for line in landlord.log)
-    answer = landlord.fetch(1, 19_801)
-    assert answer is not None and not answer.why_not
-
-
-def test_a_landlord_killed_while_it_pays_back_pays_once(landlord: Landlord) -> None:
-    _over(landlord)
-    for after in range(3):
-        landlord.crash_after = after
-        landlord.fetch(1, 1000)
-        landlord.at(120)
-        landlord.check()
-    account = landlord.world.client(landlord.rental(1).id)
-    assert account.refunded_msat == sum(landlord.node.sent.values())
-    assert account.refund.promised_msat == 0
-
-
-# --- anything in any order --------------------------------------------------------------------------------------------
-
-ACTIONS = st.one_of(
-    st.tuples(st.just("ask"), st.integers(1, 5), st.sampled_from((400, 600, 1000, 5000, 70_000))),
-    st.tuples(st.just("pay"), st.integers(0, 3)),
-    st.tuples(st.just("pay"), st.integers(0, 3)),
-    st.tuples(st.just("at"), st.sampled_from((0.5, 30.0, 601.0, 86_400.0, 5e5, 2e6, 6e6))),
-    st.tuples(st.just("jump"), st.sampled_from((-1e6, 1e4, 1e8))),
-    st.tuples(st.just("crash"), st.booleans(), st.sampled_from((0.0, 100.0, 1e6))),
-    st.tuples(st.just("crash after"), st.integers(0, 4)),
-    st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
-    st.tuples(st.just("release"), st.integers(1, 5)),
-    st.tuples(st.just("away"), st.booleans()),
-    st.tuples(st.just("carry"), st.integers(1, 5), st.sampled_from((100, 10**6, 10**8)), st.booleans()),
-    st.tuples(st.just("carry"), st.integers(1, 3), st.sampled_from((10**7, 10**8)), st.booleans()),
-    st.tuples(st.just("read")),
-    st.tuples(st.just("price"), st.sampled_from((0, 1 << 20, 50 << 20))),
-    st.tuples(st.just("tunnel"), st.sampled_from(("", "no such device"))),
-    st.tuples(st.just("fetch"), st.integers(1, 5), st.sampled_from((1, 400, 5000))),
-    st.tuples(st.just("others"), st.sets(st.sampled_from(("203.0.113.0/31", "203.0.113.2/32", "2001:db8:0:1::/64")))),
-)
-
-
-@given(st.booleans(), st.sampled_from((0, 5 << 20)), st.lists(ACTIONS, max_size=40))
-@effort(
-    max_examples=effort.default.max_examples // 2,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-def test_money_is_conserved_and_no_address_is_let_twice(
-    holds: bool, price: int, actions: list[tuple[object, ...]]
-) -> None:
-    """Also if traffic is metered, at prices that change, by a kernel that goes on while no daemon runs."""
-    pools, node = ("203.0.113.0/30", "2001:db8::/62"), PaymentNodeOfLandlord(holds=holds)
-    with (
-        TemporaryDirectory(prefix="ngp-let-") as name,
-        closing(Landlord(Path(name), letting(offer(price_msat_per_gib=price), pools=pools), node=node)) as landlord,
-    ):
-        landlord.face = "mesh"
-        invoices: list[str] = []
-        for name, *words in actions:
-            _act(landlord, invoices, str(name), words)
-            landlord.check()
-        landlord.crash()
-        landlord.crash_after = -1
-        landlord.check()
-        landlord.tunnel_fails, node.away = "", False
-        landlord.at(1000)
-        assert not node.held, "every payment was taken or went back"
-        paid = sum(amount for _, amount in landlord.node.paid)
-        assert paid == sum(one.paid_msat for one in landlord.ledger.load(landlord.clock().utc_s).accounts)
-
-
-def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]) -> None:
-    letting = landlord.world.letting
-    if name == "ask":
-        answer = landlord.ask(*words)  # type: ignore[arg-type]
-        if answer is not None and answer.bolt11:
-            invoices.append(answer.bolt11)
-    elif name == "pay" and invoices:
-        landlord.pay(invoices[-1 - int(words[0]) % len(invoices)])  # type: ignore[call-overload]
-    elif name == "at":
-        landlord.at(words[0])  # type: ignore[arg-type]
-    elif name == "carry":
-        landlord.carry(*words)  # type: ignore[arg-type]
-    elif name == "read":
-        landlord.read()
-    elif name == "price":
-        landlord.terms = replace(landlord.terms, offers=(offer(price_msat_per_gib=words[0]),))
-        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
-    elif name == "away":
-        landlord.node.away = bool(words[0])
-    elif name == "tunnel":
-        landlord.tunnel_fails = str(words[0])
-    elif name == "jump":
-        landlord.at(1.0, words[0])  # type: ignore[arg-type]
-    elif name == "others":
-        landlord.let_by_others(words[0])  # type: ignore[arg-type]
-    elif name == "crash":
-        landlord.crash(*words)  # type: ignore[arg-type]
-    elif name == "crash after":
-        landlord.crash_after = words[0]  # type: ignore[assignment]
-    elif name == "fetch":
-        landlord.fetch(*words)  # type: ignore[arg-type]
-    elif name in ("switch", "release"):
-        rental = letting.by_key.get(key(words[0]))  # type: ignore[arg-type]
-        if rental is not None:
-            event = ev.SwitchRental(rental.id, bool(words[1])) if name == "switch" else ev.ReleaseRental(rental.id)
-            landlord.happen(event)

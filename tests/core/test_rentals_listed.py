@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,12 +29,6 @@ from ngp.daemon.handlers import Handlers
 from ngp.errors import KernelError, UsageError
 
 HOUR = 3600
-
-
-@pytest.fixture
-def landlord(tmp_path: Path) -> Iterator[Landlord]:
-    with closing(Landlord(tmp_path)) as made:
-        yield made
 
 
 class Tunnel:

@@ -24,9 +24,8 @@ from ngp.modules.payment.lnd import LndPayment
 from ngp.tenant.books import BooksFile
 from tests.payment.lnd_nodes import chain_of, options
 from tests.tenant.conftest import User
-from tests.tenant.test_autopay import Told, quiet_log
+from tests.tenant.keeper import Told
 
-__all__ = ["quiet_log"]
 pytestmark = pytest.mark.xdist_group("lnd tenant")
 PAYER, PAYEE = "payer", "payee"
 

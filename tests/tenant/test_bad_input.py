@@ -15,10 +15,9 @@ import pytest
 from ngp.errors import ExitCode
 from tests.tenant.conftest import User
 from tests.tenant.stand_in import StandIn
-from tests.tenant.test_autopay import keeper, quiet_log
 from tests.tenant.test_rent import Router, router
 
-__all__ = ["keeper", "quiet_log", "router"]
+__all__ = ["router"]
 
 Spoil = Callable[[StandIn], object]
 ALL_LET = "all addresses of this offer are let: ask again later"

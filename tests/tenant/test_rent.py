@@ -30,10 +30,8 @@ from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import LandlordPlace
 from ngp.tenant.rows import rental_row
+from tests.tenant.keeper import FIRST_SAT, Told
 from tests.tenant.stand_in import StandIn
-from tests.tenant.test_autopay import FIRST_SAT, Told, keeper, quiet_log
-
-__all__ = ["keeper", "quiet_log"]
 
 
 @dataclass
