@@ -85,8 +85,9 @@ class SqlLedger(ABC):
                     f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE state <> 'released' UNION "
                     f"SELECT {rows.RENTAL_COLUMNS} FROM rentals JOIN accounts ON identity = rental "
                     "WHERE role = 'server' AND (paid_msat > charged_msat + refunded_msat OR period <> x'') UNION "
+                    # invoices of rent are open, never pending: both states, so that SQLite uses payments_waiting
                     f"SELECT {rows.RENTAL_COLUMNS} FROM rentals WHERE rental IN (SELECT identity FROM payments "
-                    "WHERE state = 'open' AND kind = 'rent')",
+                    "WHERE state IN ('open', 'pending') AND kind = 'rent')",
                 ),
                 service=rows.service(
                     connection.execute("SELECT name, value FROM state WHERE name IN (?, ?, ?)", rows.SERVICE)
