@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from ngp.modules.face.grpc import GrpcFace
 from ngp.modules.face.https import HttpsFace
 from ngp.modules.face.mesh import MeshFace
 from ngp.ports import Face
+from ngp.tenant import keys
 
 T = TypeVar("T")
 ENDPOINTS = ("[2001:db8::9]:51820", "192.0.2.9:51820")
@@ -126,6 +127,17 @@ class LandlordWithFaces(Landlord):
             self.outside.carry_out(effects)
 
 
+@dataclass(frozen=True)
+class WireGuardKeys:
+    """A new tenant's keys."""
+
+    private_key: str = field(default_factory=keys.new_private_key)
+
+    @property
+    def public_key(self) -> str:
+        return keys.public_key(self.private_key)
+
+
 class Clock:
     """The landlord's clock."""
 
@@ -185,6 +197,13 @@ class Shop:
         assert self.landlord.outside is not None
         return self.landlord.outside
 
+    @property
+    def identity(self) -> bytes:
+        """The landlord's key, as its tenants trust it."""
+        found = identity.load(self.folder)
+        assert found is not None
+        return identity.public_key(found)
+
     def session(self, pin: str = "") -> Session:
         return Session("127.0.0.1", self.port, pin)
 
@@ -212,6 +231,11 @@ class Shop:
 def terms_of_shop(*offers: Any, **changes: Any) -> LettingSettings:
     """Return the shipped terms, sold over HTTPS on a free port."""
     return replace(letting(*offers), https=(("127.0.0.1", free_port()),), tunnel=TUNNEL, **changes)
+
+
+def terms_by_grpc(*offers: Any) -> LettingSettings:
+    """Return the same terms, sold over gRPC too."""
+    return terms_of_shop(*offers, grpc=(("127.0.0.1", free_port()),))
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from let import offer
-from shop import Shop, free_port, terms_of_shop
+from shop import Shop, terms_by_grpc
 
 import ngp.calls.landlord_pb2 as pb
-from ngp import identity
 from ngp.calls.proof import prove
 from ngp.calls.signature import PROOF, SIGNATURE, signed_bytes
 from ngp.core import events as ev
@@ -86,20 +85,18 @@ def caller(shop: Shop, key: X25519PrivateKey | None = None) -> Caller:
     pem = ssl.get_server_certificate((host, port))
     credentials = grpc.ssl_channel_credentials(pem.encode())
     options = [("grpc.ssl_target_name_override", "ngp landlord"), ("grpc.enable_http_proxy", 0)]
-    found = identity.load(shop.folder)
-    assert found is not None
     return Caller(
         grpc.secure_channel(f"{host}:{port}", credentials, options),
         ssl.PEM_cert_to_DER_cert(pem),
-        identity.public_key(found),
+        shop.identity,
         key or X25519PrivateKey.generate(),
     )
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    terms = terms_of_shop(offer(), offer(name="large", ipv4_bits=31, ipv6_bits=None, rent_msat=48_000_000))
-    with closing(Shop(tmp_path, replace(terms, grpc=(("127.0.0.1", free_port()),)))) as made:
+    large = offer(name="large", ipv4_bits=31, ipv6_bits=None, rent_msat=48_000_000)
+    with closing(Shop(tmp_path, terms_by_grpc(offer(), large))) as made:
         yield made
 
 

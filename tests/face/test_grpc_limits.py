@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from shop import GENEROUS, Shop, free_port, terms_of_shop
+from shop import GENEROUS, Shop, terms_by_grpc
 from strangers import HASTY, await_none, bytes_of_each, many_files, no_fault
 
 import ngp.calls.landlord_pb2 as pb
@@ -30,8 +30,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def open_shop(folder: Path, limits: Limits | None = None) -> closing[Shop]:
-    terms = replace(terms_of_shop(), grpc=(("127.0.0.1", free_port()),))
-    return closing(Shop(folder, terms, limits))
+    return closing(Shop(folder, terms_by_grpc(), limits))
 
 
 @pytest.fixture(scope="module")

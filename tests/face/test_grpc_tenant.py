@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from let import offer
-from shop import Shop, free_port, terms_of_shop
+from shop import Shop, WireGuardKeys, terms_by_grpc
 
 import ngp.calls.landlord_pb2 as pb
 from ngp import identity, node_key
@@ -39,39 +39,24 @@ from ngp.tenant.https import read_place
 from ngp.tenant.landlord import FingerprintError, RefusedError
 
 
-@dataclass
-class Tenant:
-    private_key: str = field(default_factory=keys.new_private_key)
-
-    @property
-    def public_key(self) -> str:
-        return keys.public_key(self.private_key)
-
-
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    terms = terms_of_shop(offer(), offer(name="large", ipv4_bits=31, ipv6_bits=None, rent_msat=48_000_000))
-    with closing(Shop(tmp_path, replace(terms, grpc=(("127.0.0.1", free_port()),)))) as made:
+    large = offer(name="large", ipv4_bits=31, ipv6_bits=None, rent_msat=48_000_000)
+    with closing(Shop(tmp_path, terms_by_grpc(offer(), large))) as made:
         yield made
-
-
-def pin_of(shop: Shop) -> str:
-    found = identity.load(shop.folder)
-    assert found is not None
-    return identity.public_key(found).hex()
 
 
 @pytest.fixture
 def landlord(shop: Shop) -> CallingLandlord:
     host, port = shop.terms.grpc[0]
-    return grpc_landlord(GrpcPlace(host, port, pin_of(shop)))
+    return grpc_landlord(GrpcPlace(host, port, shop.identity.hex()))
 
 
 # --- renting ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_tenant_rents_an_offer_of_its_choice(shop: Shop, landlord: CallingLandlord) -> None:
-    tenant = Tenant()
+    tenant = WireGuardKeys()
     assert [one.name for one in landlord.offers()] == ["default", "large"]
     assert landlord.terms("large").rent_msat == 48_000_000
     asked = landlord.ask(tenant, 24_000, "large")
@@ -84,15 +69,15 @@ def test_a_tenant_rents_an_offer_of_its_choice(shop: Shop, landlord: CallingLand
 
 def test_a_refusal_is_the_landlords(landlord: CallingLandlord) -> None:
     with pytest.raises(RefusedError, match="no rental has this WireGuard key"):
-        landlord.status(Tenant())
+        landlord.status(WireGuardKeys())
     with pytest.raises(RefusedError, match="at least 1000 sat"):
-        landlord.ask(Tenant(), 5)
+        landlord.ask(WireGuardKeys(), 5)
     with pytest.raises(LandlordError, match="no offer 'x'"):
         landlord.terms("x")
 
 
 def test_a_landlord_that_was_restarted_is_asked_again(shop: Shop, landlord: CallingLandlord) -> None:
-    tenant = Tenant()
+    tenant = WireGuardKeys()
     shop.pay(landlord.ask(tenant, 24_000).bolt11)
     shop.restart()
     assert landlord.status(tenant).payments == 1
@@ -102,7 +87,7 @@ def test_two_processes_of_a_tenant_ask_in_turn_also_when_a_clock_is_fast(
     shop: Shop, landlord: CallingLandlord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session is asked for anew before its nonces are so far ahead that another process is refused."""
-    tenant, place = Tenant(), GrpcPlace(*shop.terms.grpc[0], pin_of(shop))
+    tenant, place = WireGuardKeys(), GrpcPlace(*shop.terms.grpc[0], shop.identity.hex())
     shop.pay(landlord.ask(tenant, 24_000).bolt11)
     monkeypatch.setattr(tenant_calls, "SESSION_S", 0.0)
     began = time.monotonic()
@@ -113,7 +98,7 @@ def test_two_processes_of_a_tenant_ask_in_turn_also_when_a_clock_is_fast(
 
 
 def test_a_landlord_with_a_new_certificate_is_still_known(shop: Shop, landlord: CallingLandlord) -> None:
-    tenant = Tenant()
+    tenant = WireGuardKeys()
     shop.pay(landlord.ask(tenant, 24_000).bolt11)
     (shop.folder / "grpc.pem").unlink()
     shop.restart()
@@ -127,7 +112,7 @@ def test_another_identity_is_refused(shop: Shop) -> None:
     host, port = shop.terms.grpc[0]
     other = grpc_landlord(GrpcPlace(host, port, "ab" * 32))
     with pytest.raises(FingerprintError, match="somebody else answers"):
-        other.status(Tenant())
+        other.status(WireGuardKeys())
 
 
 def test_the_lightning_node_vouches_for_the_identity(shop: Shop, tmp_path: Path) -> None:
@@ -136,7 +121,7 @@ def test_the_lightning_node_vouches_for_the_identity(shop: Shop, tmp_path: Path)
     place = read_grpc_place(f"{host}:{port}", node.public_key.format().hex())
     with pytest.raises(FingerprintError, match="no signature of the Lightning node"):
         grpc_landlord(place).offers()
-    right = node_key.sign(node, identity.payee_statement(bytes.fromhex(pin_of(shop)), "sandbox"))
+    right = node_key.sign(node, identity.payee_statement(shop.identity, "sandbox"))
     shop.landlord.letting._payee_signature = lambda: right
     assert grpc_landlord(place).offers()
     other = node_key.sign(node, identity.payee_statement(bytes(32), "sandbox"))
@@ -165,10 +150,10 @@ def test_an_invoice_of_another_node_than_the_trusted_one_is_refused(shop: Shop, 
     """Somebody who stole the landlord's identity, but not its node, can't have its tenants' money."""
     node = node_key.load_or_make(tmp_path / "node.key").public_key.format().hex()
     right = node_key.sign(
-        node_key.load_or_make(tmp_path / "node.key"), identity.payee_statement(bytes.fromhex(pin_of(shop)), "sandbox")
+        node_key.load_or_make(tmp_path / "node.key"), identity.payee_statement(shop.identity, "sandbox")
     )
     shop.landlord.letting._payee_signature = lambda: right
-    asked = grpc_landlord(GrpcPlace(*shop.terms.grpc[0], node)).ask(Tenant(), 1000)
+    asked = grpc_landlord(GrpcPlace(*shop.terms.grpc[0], node)).ask(WireGuardKeys(), 1000)
     assert asked.payee == node
     invoice = DecodedInvoice(bytes(32), 49_000_000, 600, "02" + "ab" * 32, "sandbox", "")
     (fault,) = faults_of_invoice(asked, invoice, 1_000_000, None, True)
@@ -265,14 +250,14 @@ def test_who_does_not_sign_hears_nothing_of_the_tenant(what: str) -> None:
     with stand_in() as server:
         server.answers = answers
         with pytest.raises(FingerprintError):
-            server.landlord().ask(Tenant(), 1000)
+            server.landlord().ask(WireGuardKeys(), 1000)
         assert [call.method for call in server.heard] == ["GetOffers"]
 
 
 def test_a_man_in_the_middle_is_found_out_before_he_learns_anything(shop: Shop) -> None:
     """He has a certificate of his own, and passes on what the landlord signs."""
     host, port = shop.terms.grpc[0]
-    place = GrpcPlace(host, port, pin_of(shop))
+    place = GrpcPlace(host, port, shop.identity.hex())
 
     def passed_on(call: Call) -> tuple[bytes, bytes]:
         with tenant_grpc.tls.connected(place, 10, "h2") as connection:
@@ -281,7 +266,7 @@ def test_a_man_in_the_middle_is_found_out_before_he_learns_anything(shop: Shop) 
     with stand_in() as between:
         between.answers = passed_on
         with pytest.raises(FingerprintError):
-            grpc_landlord(GrpcPlace("127.0.0.1", between.port, place.pin)).status(Tenant())
+            grpc_landlord(GrpcPlace("127.0.0.1", between.port, place.pin)).status(WireGuardKeys())
         assert [call.method for call in between.heard] == ["GetOffers"]
 
 
@@ -320,7 +305,7 @@ def test_odd_answers_are_refused_by_one_error(what: str) -> None:
         odd = _odd_answers()[what]
         server.answers = lambda call: server.signed(call, OFFERS if call.method == "GetOffers" else odd)
         with pytest.raises(LandlordError) as caught:
-            server.landlord().status(Tenant())
+            server.landlord().status(WireGuardKeys())
         assert "\x1b" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from let import SAT, offer
-from shop import Shop, terms_of_shop
+from shop import Shop, WireGuardKeys, terms_of_shop
 
 import ngp.calls.landlord_pb2 as pb
 from ngp import identity
@@ -25,22 +25,12 @@ from ngp.core.rental.calls import Call, Session
 from ngp.core.rental.rental import Rental
 from ngp.errors import LandlordError
 from ngp.modules.face.door import Limits
-from ngp.tenant import keys
 from ngp.tenant.calls import CallingLandlord
 from ngp.tenant.landlord import NeighbourPlace, RefusedError
 from ngp.tenant.mesh import mesh_landlord
 
 NEIGHBOUR = b"N" * 32
 LINK, OTHER_LINK = ("mesh0", b"\2\0\0\0\0\1"), ("mesh0", b"\2\0\0\0\0\2")
-
-
-@dataclass(frozen=True)
-class WireGuardKeys:
-    private_key: str = field(default_factory=keys.new_private_key)
-
-    @property
-    def public_key(self) -> str:
-        return keys.public_key(self.private_key)
 
 
 @dataclass
@@ -55,9 +45,7 @@ class Caller:
     @cached_property
     def landlord(self) -> CallingLandlord:
         """One for all calls of a test: the landlord's clock stands still here, so a second one's nonces aren't new."""
-        found = identity.load(self.shop.folder)
-        assert found is not None
-        return mesh_landlord(NeighbourPlace(identity.text(identity.public_key(found))), self.carry)
+        return mesh_landlord(NeighbourPlace(identity.text(self.shop.identity)), self.carry)
 
     def carry(self, _neighbour: str, content: bytes) -> bytes:
         self.sent.append(content)

@@ -20,7 +20,7 @@ from coincurve import PrivateKey
 from let import SAT, key
 from shop import Shop
 
-from ngp import cli, identity, invoice
+from ngp import cli, invoice
 from ngp.calls.answering import Answering, Asking
 from ngp.core import events as ev
 from ngp.core.rental.calls import Call
@@ -148,7 +148,7 @@ class Tenant:
 
 @pytest.fixture
 def tenant(shop: Shop, tmp_path: Path) -> Iterator[Tenant]:
-    ours = identity.public_key(identity.load_or_create(shop.folder))
+    ours = shop.identity
     answering = Answering(shop.landlord.letting, ours, "mesh", 5)
 
     def carry(call: Call, proof: bytes) -> bytes:

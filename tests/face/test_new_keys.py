@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from shop import Shop, free_port, terms_of_shop
+from shop import Shop, terms_by_grpc
 
-from ngp import identity
 from ngp.core import events as ev
 from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import KernelError, LandlordError, LedgerError
@@ -33,15 +31,13 @@ class Killed(BaseException):
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     (tmp_path / "shop").mkdir()
-    with closing(Shop(tmp_path / "shop", replace(terms_of_shop(), grpc=(("127.0.0.1", free_port()),)))) as made:
+    with closing(Shop(tmp_path / "shop", terms_by_grpc())) as made:
         yield made
 
 
 @pytest.fixture
 def landlord(shop: Shop) -> CallingLandlord:
-    key = identity.load(shop.folder)
-    assert key is not None
-    return grpc_landlord(GrpcPlace(*shop.terms.grpc[0], identity.public_key(key).hex()))
+    return grpc_landlord(GrpcPlace(*shop.terms.grpc[0], shop.identity.hex()))
 
 
 @pytest.fixture
