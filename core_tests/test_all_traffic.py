@@ -5,7 +5,6 @@ What leaves beside the tunnel is counted by the NAT router, which stands for the
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -78,8 +77,7 @@ class Machine:
 
     @property
     def interface(self) -> str:
-        (row,) = json.loads(self.market.done("status", "--json"))
-        return str(row["id"])
+        return str(self.market.status()["id"])
 
 
 @pytest.fixture
