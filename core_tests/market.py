@@ -62,14 +62,20 @@ class Market(Renter):
         return traffic.ping(self.third, address, wait_s=2).received == 1
 
 
+def place_of(tenant: Host) -> tuple[Path, Path]:
+    """Give a machine that rents its net.conf. Returns its path and that of the state directory."""
+    config = tenant.folder / "net.conf"
+    config.write_text(TENANT)
+    config.chmod(0o644)
+    return config, tenant.folder / "state"
+
+
 def open_market(lab: Lab, **changes: object) -> Market:
     """Start a landlord, a tenant behind a NAT router, and a third host on the internet.
 
     Args: changes: keys of the landlord's net.conf.
     """
     net = tenant_behind_nat(lab)
-    config, state_dir = net.tenant.folder / "net.conf", net.tenant.folder / "state"
-    config.write_text(TENANT)
-    config.chmod(0o644)
+    config, state_dir = place_of(net.tenant)
     daemon = net.landlord.daemon({**NET_CONF, **changes})
     return Market(net.tenant, config, state_dir, daemon, net.landlord, net.third)

@@ -138,9 +138,11 @@ def _without_tunnel(paying: Paying, asked: str) -> None:
     """Pay while wireguard-go is killed and another program has its port, then give the port back."""
     router, process = paying.renting.router, wireguard_go_of(TUNNEL)
     assert process is not None
+    paying.renting.daemon.suspend()  # else a daemon that is quicker than the other program has the port again
     taker = router.popen("python3", "-c", _TAKE_PORT, stdout=subprocess.PIPE)
     router.sh("kill", "-9", str(process))
     assert taker.stdout is not None and taker.stdout.readline() == "taken\n"
+    paying.renting.daemon.resume()
     assert "SUCCEEDED" not in paying.pay(asked).outcome()
     taker.kill()
     taker.wait()

@@ -14,7 +14,7 @@ import pytest
 from core_tests import traffic
 from core_tests.host import Host
 from core_tests.lab import End, Lab
-from core_tests.market import TENANT, V6, Market, open_market
+from core_tests.market import V6, Market, open_market, place_of
 from core_tests.renting import NET_CONF, fingerprint_of
 from core_tests.shell import await_until
 from ngp.errors import ExitCode
@@ -71,8 +71,6 @@ def chain(lab: Lab) -> Chain:
     row, middle = a.status(), a.tenant
     assert row["networks"] == ["198.51.100.0/29", "2001:db8:100::/56"]
     middle.forward()
-    (c.folder / "net.conf").write_text(TENANT)
-    (c.folder / "net.conf").chmod(0o644)
     daemon = middle.daemon(
         {
             "LANDLORD": True,
@@ -87,7 +85,9 @@ def chain(lab: Lab) -> Chain:
             "LANDLORD_MTU": 1340,
         }
     )
-    return Chain(a, replace(a, daemon=daemon, landlord=middle, tenant=c), c)
+    config, state_dir = place_of(c)
+    b = replace(a, daemon=daemon, landlord=middle, tenant=c, config=config, state_dir=state_dir)
+    return Chain(a, b, c)
 
 
 def test_what_is_rented_is_let_on_and_ends_with_the_rental(chain: Chain) -> None:

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from core_tests.lightning.nodes import HERE, NETWORK, UP_S, Btcd, Program, free_ports
+from core_tests.lightning.nodes import HERE, NETWORK, UP_S, Btcd, Program
+from core_tests.ports import free_ports
 from core_tests.shell import ROOT, LabError, await_until
 
 RPC_USER, RPC_PASSWORD = "lab", "lab"

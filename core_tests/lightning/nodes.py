@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+from core_tests.ports import free_ports
 from core_tests.shell import LabError, await_until, run
 
 UP_S = 120.0
@@ -24,23 +22,8 @@ ALL = "1000000"  # LND's default is a hundred
 _REPLAYED = re.compile(r"unable to decode onion hop iterator for htlc\(id=\d+, hash=([0-9a-f]{64})\): InvalidOnion")
 # Of a chain that exists in a namespace for some minutes: no secret.
 RPC_USER, RPC_PASSWORD = "lab", "lab"
-_PORTS = count()
 HERE: Sequence[str] = ()
 """Prefix of commands that run in the network where the test itself runs; a host has its own (`Host.inside`)."""
-
-
-def free_ports(how_many: int) -> list[int]:
-    """Return TCP ports without a listener, for nodes in the network where the test runs.
-
-    They are below the kernel's range for outgoing connections (ip_local_port_range), since a restarted node could find
-    those taken, and differ from the ports of other test processes.
-    """
-    found: list[int] = []
-    while len(found) < how_many:
-        port = 10_000 + os.getpid() % 200 * 100 + next(_PORTS) % 100
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-    return found
 
 
 class Program:

@@ -7,7 +7,6 @@ and so are the clocks.
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from let import Landlord, PaymentNodeOfLandlord, letting
 
+from core_tests.ports import free_ports
 from core_tests.staticwire import HeldToTheRules, Session, Tenant
 from ngp import identity, invoice
 from ngp.calls.proof import Proofs
@@ -230,16 +230,9 @@ class Shop:
 
 def terms_of_shop(*offers: Any, **changes: Any) -> LettingSettings:
     """Return the shipped terms, sold over HTTPS on a free port."""
-    return replace(letting(*offers), https=(("127.0.0.1", free_port()),), tunnel=TUNNEL, **changes)
+    return replace(letting(*offers), https=(("127.0.0.1", free_ports(1)[0]),), tunnel=TUNNEL, **changes)
 
 
 def terms_by_grpc(*offers: Any) -> LettingSettings:
     """Return the same terms, sold over gRPC too."""
-    return terms_of_shop(*offers, grpc=(("127.0.0.1", free_port()),))
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody uses."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    return terms_of_shop(*offers, grpc=(("127.0.0.1", free_ports(1)[0]),))

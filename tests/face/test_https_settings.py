@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from shop import Shop, free_port, terms_of_shop
+from shop import Shop, terms_of_shop
 
+from core_tests.ports import free_ports
 from core_tests.staticwire import tls_context
 from ngp.core.rental.terms import LettingSettings
 from ngp.errors import ConfigError, KernelError
@@ -137,7 +138,7 @@ def test_a_certificate_that_cannot_be_used_is_named_and_the_former_stays(
 def test_a_reload_adds_and_removes_addresses_and_disturbs_no_tenant(shop: Shop) -> None:
     with closing(shop.session()) as session:
         assert session.post("/api/GetSellOfferTerms/")[0] == 200
-        other = free_port()
+        (other,) = free_ports(1)
         apply(shop, https=(("::1", other), ("127.0.0.1", other)))
         assert pin_at(other) == pin_at(other, "::1")
         with pytest.raises(ConnectionRefusedError):
@@ -152,7 +153,7 @@ def test_a_reload_adds_and_removes_addresses_and_disturbs_no_tenant(shop: Shop) 
 
 @pytest.mark.parametrize(("host", "says"), [("192.0.2.77", "address of this host"), ("127.0.0.1", "ss -ltnp")])
 def test_an_address_that_cannot_be_used_is_named_and_the_former_stay(shop: Shop, host: str, says: str) -> None:
-    free = free_port()
+    (free,) = free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(KernelError, match=f"LANDLORD_HTTPS {host}:{port}.*{says}"):
@@ -179,7 +180,7 @@ def test_a_check_says_of_a_face_that_it_cannot_start(tmp_path: Path, key: str) -
     def failing(*places: tuple[str, int]) -> list[str]:
         return [line.found for line in face.check(replace(terms_of_shop(), **{key: places})) if not line.ok]
 
-    good = ("127.0.0.1", free_port())
+    good = ("127.0.0.1", free_ports(1)[0])
     assert failing(good) == []
     with socket.create_server(("127.0.0.1", 0)) as taken:
         other = taken.getsockname()
@@ -202,7 +203,7 @@ def test_our_own_daemon_is_no_obstacle_for_a_check(shop: Shop, tmp_path: Path) -
 
 def test_the_log_has_the_fingerprint_and_what_is_given_away(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    other = free_port()
+    (other,) = free_ports(1)
     apply(shop, https=(("127.0.0.1", other),))
     assert pin_at(other) in caplog.text and "whoever knows the tenant's public key" in caplog.text
     caplog.clear()

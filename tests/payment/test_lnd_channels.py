@@ -15,7 +15,8 @@ import pytest
 from lnd_nodes import modules, nodes_of, options
 
 from core_tests.lightning.network import LightningNetwork, Place
-from core_tests.lightning.nodes import NETWORK, Lnd, free_ports
+from core_tests.lightning.nodes import NETWORK, Lnd
+from core_tests.ports import free_ports
 from core_tests.shell import await_until
 from ngp.core.channels import Channel, ChannelState, Watch
 from ngp.core.values import PaymentStatus
