@@ -1,7 +1,8 @@
 """Rules: an nftables table of our own, which clamps the MSS and limits tenants' rates.
 
-The table has the tunnel's interface in each rule, and nothing else is in it: the operator's tables are never touched,
-and removing ours needs no record. A set-up writes it anew, in one transaction. `limits.py` makes the later changes.
+The table's rules see only what the tunnel's interface carries. Nothing else is in it: the operator's tables are never
+touched, and removing ours needs no record. A set-up writes it anew, in one transaction. `limits.py` makes the later
+changes.
 
 Rates are limited by nft because its limits work alike for every kind of interface and in both directions, and leave
 the queues of the outside interface to the operator. What exceeds a limit is dropped, before anybody is charged for it;
@@ -49,20 +50,21 @@ def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
             elements = ", ".join(_element(peer, way, each) for peer, each in named)
             filled = f" elements = {{ {elements} }};" if elements else ""
             lines.append(f"map {way}{version} {{ type ipv{version}_addr : limit; flags interval;{filled} }}")
-    lines += _chain("from_tenants", "prerouting", f'iifname "{interface}"', "up", mtu)
-    lines += _chain("to_tenants", "forward", f'oifname "{interface}"', "down", mtu)
+    sizes = ((version, mtu - headers) for version, headers in _HEADERS_BYTES.items())
+    lines += ["chain clamp {", *(f"meta nfproto ipv{one} tcp option maxseg size set {size}" for one, size in sizes), "}"]
+    lines += _chain("from_tenants", "prerouting", f'iifname "{interface}"', "up")
+    lines += _chain("to_tenants", "forward", f'oifname "{interface}"', "down")
     return "\n".join([*lines, "}", ""])
 
 
-def _chain(name: str, hook: str, match: str, way: str, mtu: int) -> Iterator[str]:
-    yield f"chain {name} {{"
-    yield f"type filter hook {hook} priority mangle;"
-    for version, headers in _HEADERS_BYTES.items():
-        clamp = f"tcp flags & (syn | rst) == syn tcp option maxseg size set {mtu - headers}"
-        yield f"{match} meta nfproto ipv{version} {clamp}"
+def _chain(name: str, hook: str, match: str, way: str) -> Iterator[str]:
+    # Behind one comparison of the interface's name, and the clamps behind the flags: each packet meets few expressions.
+    yield f"chain {way} {{"
+    yield "tcp flags & (syn | rst) == syn jump clamp"
     for version, family in _FAMILY.items():
-        yield f"{match} limit name {family} {WAYS[way]} map @{way}{version} drop"
+        yield f"limit name {family} {WAYS[way]} map @{way}{version} drop"
     yield "}"
+    yield f"chain {name} {{ type filter hook {hook} priority mangle; {match} jump {way}; }}"
 
 
 def _limit(peer: TunnelPeer) -> str:

@@ -108,20 +108,22 @@ map up6 {{ type ipv6_addr : limit; flags interval; elements = {{ 2001:db8:7::/64
 limit {down} {limit}
 map down4 {{ type ipv4_addr : limit; flags interval; elements = {{ 198.51.100.7/32 : "{down}" }}; }}
 map down6 {{ type ipv6_addr : limit; flags interval; elements = {{ 2001:db8:7::/64 : "{down}" }}; }}
-chain from_tenants {{
-type filter hook prerouting priority mangle;
-iifname "ngp-let" meta nfproto ipv4 tcp flags & (syn | rst) == syn tcp option maxseg size set 1380
-iifname "ngp-let" meta nfproto ipv6 tcp flags & (syn | rst) == syn tcp option maxseg size set 1360
-iifname "ngp-let" limit name ip saddr map @up4 drop
-iifname "ngp-let" limit name ip6 saddr map @up6 drop
+chain clamp {{
+meta nfproto ipv4 tcp option maxseg size set 1380
+meta nfproto ipv6 tcp option maxseg size set 1360
 }}
-chain to_tenants {{
-type filter hook forward priority mangle;
-oifname "ngp-let" meta nfproto ipv4 tcp flags & (syn | rst) == syn tcp option maxseg size set 1380
-oifname "ngp-let" meta nfproto ipv6 tcp flags & (syn | rst) == syn tcp option maxseg size set 1360
-oifname "ngp-let" limit name ip daddr map @down4 drop
-oifname "ngp-let" limit name ip6 daddr map @down6 drop
+chain up {{
+tcp flags & (syn | rst) == syn jump clamp
+limit name ip saddr map @up4 drop
+limit name ip6 saddr map @up6 drop
 }}
+chain from_tenants {{ type filter hook prerouting priority mangle; iifname "ngp-let" jump up; }}
+chain down {{
+tcp flags & (syn | rst) == syn jump clamp
+limit name ip daddr map @down4 drop
+limit name ip6 daddr map @down6 drop
+}}
+chain to_tenants {{ type filter hook forward priority mangle; oifname "ngp-let" jump down; }}
 }}
 """
     )
