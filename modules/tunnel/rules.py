@@ -50,8 +50,10 @@ def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
             elements = ", ".join(_element(peer, way, each) for peer, each in named)
             filled = f" elements = {{ {elements} }};" if elements else ""
             lines.append(f"map {way}{version} {{ type ipv{version}_addr : limit; flags interval;{filled} }}")
-    sizes = ((version, mtu - headers) for version, headers in _HEADERS_BYTES.items())
-    lines += ["chain clamp {", *(f"meta nfproto ipv{one} tcp option maxseg size set {size}" for one, size in sizes), "}"]
+    lines.append("chain clamp {")
+    for version, headers in _HEADERS_BYTES.items():
+        lines.append(f"meta nfproto ipv{version} tcp option maxseg size set {mtu - headers}")
+    lines.append("}")
     lines += _chain("from_tenants", "prerouting", f'iifname "{interface}"', "up")
     lines += _chain("to_tenants", "forward", f'oifname "{interface}"', "down")
     return "\n".join([*lines, "}", ""])
