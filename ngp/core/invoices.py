@@ -145,5 +145,6 @@ def invoice_cancelled(world: World, payment_hash: bytes) -> ClientAccount | Serv
     waited = account.invoice.payment_hash == payment_hash
     if waited:
         account.invoice.payment_hash = b""
-    world.forget_if_gone(record.identity)
+    if record.identity not in world.letting.rentals:  # a rental may have other invoices: `rental.asking` forgets it
+        world.forget_if_gone(record.identity)
     return account if waited else None

@@ -149,6 +149,28 @@ def test_a_tenant_that_asks_anew_while_it_is_let_in_is_taken_out_again(landlord:
     assert effects == [fx.RemoveTunnelPeer(key(1))]
 
 
+def test_a_tenant_that_asks_anew_while_its_payment_is_taken_is_served_only_if_it_was_taken(landlord: Landlord) -> None:
+    """The node carries out the later order, to give the payment back, before the order to take it."""
+    orders: list[fx.Effect] = []
+    do = landlord._do
+    landlord._do = (  # type: ignore[method-assign]
+        lambda effect: orders.append(effect) if isinstance(effect, fx.SettleInvoice | fx.CancelInvoice) else do(effect)
+    )
+    first = bytes.fromhex(asked(landlord))
+    assert landlord.pay(first.hex()) and landlord.peers
+    asked(landlord)
+    landlord._do = do  # type: ignore[method-assign]
+    assert [type(one) for one in orders] == [fx.SettleInvoice, fx.CancelInvoice]
+    assert not landlord.peers
+    do(orders[1])
+    assert not landlord.node.settle(first)
+    landlord.at(500)
+    third = asked(landlord)
+    assert not landlord.node.paid and not landlord.peers, "asking again and again keeps nobody in the tunnel"
+    assert landlord.pay(third) and set(landlord.peers) == {key(1)}
+    landlord.check()
+
+
 def test_the_second_payment_of_a_tenant_that_is_off_is_credit_and_lets_it_in_no_more(landlord: Landlord) -> None:
     first = bytes.fromhex(asked(landlord))
     landlord.node.away = True

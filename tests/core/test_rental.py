@@ -330,6 +330,30 @@ def test_a_new_invoice_replaces_the_one_before_and_both_payments_count(landlord:
     assert landlord.credit(1) == 1700 * SAT
 
 
+def test_an_invoice_that_is_cancelled_leaves_a_rental_to_an_earlier_one_that_was_paid(landlord: Landlord) -> None:
+    """The node was away when the first was replaced, then it was paid; the daemon is killed before it hears of that."""
+    first = landlord.ask(1, 1000)
+    landlord.node.away = True
+    assert first is not None and landlord.ask(1, 1000) is not None
+    landlord.node.away = False
+    landlord.node.paid.append((bytes.fromhex(first.bolt11), FEE + 1000 * SAT))
+    landlord.at(1000)
+    assert [one.rental for one, _ in landlord.ledger.rentals()] == [landlord.rental(1).id]
+    landlord.crash()
+    assert landlord.rental(1).state is RentalState.ACTIVE and landlord.credit(1) == 1000 * SAT
+    landlord.check()
+
+
+def test_a_rental_that_a_stranger_asked_for_with_the_tenants_key_is_not_shown_to_strangers(landlord: Landlord) -> None:
+    """HTTPS shows the rentals that were made there, and asks for no proof of the key."""
+    landlord.ask(1, 1000)
+    landlord.face = "grpc"
+    landlord.rent(1, 1000)
+    assert landlord.status(1).face == "grpc"
+    landlord.crash()
+    assert landlord.status(1).face == "grpc"
+
+
 def test_a_node_that_makes_no_invoice_is_the_operators_affair_and_holds_no_networks(landlord: Landlord) -> None:
     landlord.node.refuses = "LND at 192.0.2.7:10009 doesn't answer: check LND_RPC"
     answer = landlord.ask(1, 1000)

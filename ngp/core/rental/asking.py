@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, WatchInvoice
+from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, RemoveTunnelPeer, WatchInvoice
 from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld
 from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
@@ -134,6 +134,7 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
         return "an invoice for this rental is being made: ask again in a moment"
     if rental.state is RentalState.PENDING:
         rental.started_at_s, rental.started_s = world.now.utc_s, world.letting.clock.at_s(world.now)
+        rental.face, rental.peer = event.face, event.peer  # over HTTPS a stranger may have asked with the tenant's key
     _note_asked(world, event, rental, offer)
     _make_invoice(world, rental)
     return ""
@@ -165,6 +166,9 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
 
     An earlier invoice is withdrawn only now that there is a new one: if a tenant's client were told of no invoice, it
     would take the earlier one for paid. If that is paid all the same, the payment counts as credit.
+
+    The tunnel may serve the tenant already, as the payment of the earlier invoice is held and about to be taken. It
+    serves the tenant again when that payment is taken: our node may carry out our later order first and give it back.
     """
     rental = world.letting.rentals.get(event.identity)
     request, quote = world.letting.asking.pop(event.identity, (None, None))
@@ -174,6 +178,8 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         rental.quotes[event.payment_hash] = quote
         rental.agree(quote)
     landlord.withdraw_invoices(world, rental, "replaced")
+    if rental.state is RentalState.PENDING:
+        world.do(RemoveTunnelPeer(rental.wireguard_key))
     world.letting.payable.setdefault(rental.id, set()).add(event.payment_hash)
     landlord.save(world, rental, durable=True)
     if event.preimage:
