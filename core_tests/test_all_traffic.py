@@ -156,12 +156,35 @@ def test_what_may_leave_beside_the_tunnel(machine: Machine) -> None:
     machine.market.done("down", "shop")  # also with a net.conf that can't be used
     assert "ngp_rent" not in machine.stands() and machine.reaches(THIRD4, "-I", "eth0")
 
-    conf.write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n")
+
+@pytest.mark.parametrize(
+    ("beside", "code", "says"),
+    [
+        ("", ExitCode.CONFIGURATION, "TENANT_BESIDE"),
+        ("TENANT_BESIDE: 192.168.7.1 udp 53\n", ExitCode.OTHER, "can't be resolved"),
+    ],
+)
+def test_nothing_leaves_while_a_landlords_name_is_not_known(
+    machine: Machine, beside: str, code: ExitCode, says: str
+) -> None:
+    """As at each boot, where `ngp rent up` runs before the network is up, and nobody is there to read an error."""
+    (machine.tenant.folder / "net.conf").write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n{beside}")
     (file,) = (machine.tenant.folder / "state" / "tenant" / "WireGuardConfigFiles").iterdir()
-    file.write_text(file.read_text().replace("203.0.113.1:51820", "landlord.example:51820"))
-    before, refused = machine.stands(), machine.market.rent("up", "shop")
-    assert refused.returncode == ExitCode.CONFIGURATION and "TENANT_BESIDE" in refused.stderr
-    assert machine.stands() == before, "nothing is half set up"
+    by_address = file.read_text()
+    file.write_text(by_address.replace("203.0.113.1:51820", "landlord.invalid:51820"))
+    assert machine.reaches(THIRD4) and machine.reaches(THIRD6)
+    refused = machine.market.rent("up", "shop")
+    assert refused.returncode == code and says in refused.stderr and "ngp rent down" in refused.stderr
+    base = machine.leaked()
+    assert not machine.reaches(THIRD4) and not machine.reaches(THIRD6) and machine.leaked() == base
+    assert machine.reaches("192.168.7.1"), "the LAN"
+    machine.market.done("down", "shop")
+    assert machine.stands() == machine.before and machine.reaches(THIRD4)
+
+    machine.market.rent("up", "shop")
+    file.write_text(by_address)
+    machine.market.done("up", "shop")
+    await_until(lambda: machine.reaches(THIRD4), what="the third host, by the tunnel")
 
 
 def test_what_is_forwarded_stays_too(lab: Lab, machine: Machine) -> None:

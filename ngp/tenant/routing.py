@@ -2,7 +2,8 @@
 
 Each call brings the host from whatever stands to what is wanted, and adds before it removes. So a call that was killed
 at any step, or a tunnel that ended by itself, is put right by the next call. Under TENANT_ALL_TRAFFIC the barrier comes
-first and goes last: no step lets a packet out beside the tunnel.
+first and goes last: no step lets a packet out beside the tunnel, and none that fails. At a boot nobody reads the error,
+and the network comes up all the same.
 
 One tunnel at a time carries everything. Other tunnels that are brought up meanwhile carry only packets from their own
 rented networks, and the barrier lets these pass.
@@ -18,13 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ngp.core.host_port import split_host_port
 from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
-from ngp.errors import ConfigError, KernelError
+from ngp.errors import ConfigError, KernelError, MomentError
 from ngp.tenant import barrier, files, interface, policy
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
@@ -43,7 +44,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
         all_traffic: everything uses this tunnel, unless everything uses another one already.
         beside: what may leave beside it; landlords always do.
     Returns: the tunnel that everything uses; None: all packets but those of the rented networks go as before.
-    Raises: NgpError. If the interface can't be brought up, the barrier stays.
+    Raises: NgpError. If a landlord's name isn't known, or the interface can't be brought up, the barrier stays.
     """
     path, table = home.conf_path(tunnel), policy.table_of(tunnel.root_key)
     interface.refuse_unless_possible("up", path, ["wg-quick", "ip", *(["nft"] if all_traffic else [])])
@@ -94,7 +95,7 @@ def lacks(home: Home) -> str:
         carrier = _carrier(_standing())
     except KernelError:  # a machine without iproute2 can't have brought a tunnel up
         return ""
-    if carrier is None or _run(["nft", "list", "table", *barrier.TABLE.split()], needed=False):
+    if carrier is None or _has_barrier():
         return ""
     name = next((one.shown_name for one in home.tunnels() if policy.table_of(one.root_key) == carrier), "RENTAL")
     return (
@@ -114,11 +115,7 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
     """
     wanted = list(own)
     if carrier is not None:
-        tunnels = [one for one in home.tunnels() if home.conf_path(one).exists()]
-        asks_names = any(one.takes_names for one in beside)
-        ways = [*(way for one in tunnels for way in _to_landlord(home, one, asks_names)), *beside]
-        networks = dict.fromkeys(network for one in tunnels for network in _networks(home, one))
-        _nft(barrier.table([one.interface for one in tunnels], list(networks), ways))
+        ways = _set_barrier(home, beside)
         for version in _versions():
             _ip(version, f"route replace {policy.REFUSING} table {carrier}")
         wanted += policy.rules_of_all(carrier, ways)
@@ -137,36 +134,70 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
         _remove_barrier()
 
 
-def _to_landlord(home: Home, tunnel: Tunnel, asks_names: bool) -> Iterator[Way]:
-    """Yield what a tunnel and its payments need beside it: the landlord's end of it, and the landlord itself.
+def _set_barrier(home: Home, beside: Sequence[Way]) -> list[Way]:
+    """Set the barrier, or bring it up to date. Returns what may leave beside the tunnels.
 
-    Args: asks_names: name servers are asked beside the tunnel.
+    Looking up a landlord's name takes time, and may fail: until then it stands without the way to that landlord.
     """
+    tunnels = [one for one in home.tunnels() if home.conf_path(one).exists()]
+    interfaces = [one.interface for one in tunnels]
+    networks = list(dict.fromkeys(network for one in tunnels for network in _networks(home, one)))
+    ends = [end for one in tunnels for end in _landlord_ends(home, one)]
+    named = [end for end in ends if not _is_address(end.host)]
+    ways = [*(_way(end.host, end) for end in ends if end not in named), *beside]
+    if named and not _has_barrier():
+        _nft(barrier.table(interfaces, networks, ways))
+    asks_names = any(one.takes_names for one in beside)
+    ways += [_way(address, end) for end in named for address in _addresses_of(end, asks_names)]
+    _nft(barrier.table(interfaces, networks, ways))
+    return ways
+
+
+class _End(NamedTuple):
+    """Where a landlord's tunnel ends, or where it is asked."""
+
+    host: str
+    protocol: str
+    port: int
+
+
+def _landlord_ends(home: Home, tunnel: Tunnel) -> Iterator[_End]:
+    """Yield what a tunnel and its payments need beside it: the landlord's end of it, and the landlord itself."""
     for endpoint in interface.endpoints_in(home.conf_path(tunnel)):
         host, port = split_host_port(endpoint)
-        yield from _ways(host, "udp", int(port), asks_names)
+        yield _End(host, "udp", int(port))
     place = home.landlord(tunnel)
     if isinstance(place, HostPlace):  # a neighbour is asked by ngp's messages
-        yield from _ways(place.host, "tcp", place.port, asks_names)
+        yield _End(place.host, "tcp", place.port)
 
 
-def _ways(host: str, protocol: str, port: int, asks_names: bool) -> Iterator[Way]:
+def _is_address(host: str) -> bool:
     try:
-        yield Way(ip_network(ip_address(host)), protocol, port)
-        return
+        ip_address(host)
     except ValueError:
-        pass
+        return False
+    return True
+
+
+def _way(address: str, end: _End) -> Way:
+    return Way(ip_network(ip_address(address)), end.protocol, end.port)
+
+
+def _addresses_of(end: _End, asks_names: bool) -> list[str]:
+    """Look a landlord's name up. Args: asks_names: name servers are asked beside the tunnel."""
+    stays = "nothing leaves beside the tunnel until then, or until `ngp rent down`"
     if not asks_names:  # a name server may answer now, but not when the tunnel must come up again
         raise ConfigError(
-            f"nobody can be asked for the landlord's name {host} while everything uses the tunnel: trust the landlord "
-            "by its address, or write your name server into TENANT_BESIDE (for example 192.168.7.1 udp 53)"
+            f"nobody can be asked for the landlord's name {end.host} while everything uses the tunnel: trust the "
+            f"landlord by its address, or write your name server into TENANT_BESIDE (for example 192.168.7.1 udp 53); "
+            f"{stays}"
         )
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(end.host, end.port, type=socket.SOCK_STREAM)}
     except OSError as error:
-        raise KernelError(f"the landlord's name {host} can't be resolved ({error.strerror}): try again") from error
-    for address in sorted(found):
-        yield Way(ip_network(ip_address(address)), protocol, port)
+        why = error.strerror
+        raise MomentError(f"the landlord's name {end.host} can't be resolved ({why}): try again; {stays}") from error
+    return sorted(found)
 
 
 def _networks(home: Home, tunnel: Tunnel) -> tuple[Prefix, ...]:
@@ -229,8 +260,12 @@ def _nft(text: str) -> None:
     _run(["nft", "-f", "-"], text)
 
 
+def _has_barrier() -> bool:
+    return bool(_run(["nft", "list", "table", *barrier.TABLE.split()], needed=False))
+
+
 def _remove_barrier() -> None:
-    if _run(["nft", "list", "table", *barrier.TABLE.split()], needed=False):
+    if _has_barrier():
         _run(["nft", "delete", "table", *barrier.TABLE.split()])
 
 
