@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 
 from ngp import store
-from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, PaymentRecord, Record, RentalRecord
+from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, PaymentRecord, Record
+from ngp.core.rental.records import RentalRecord
 
 
 def multiply(state_dir: Path, count: int, pools: tuple[str, str]) -> None:

@@ -13,16 +13,17 @@ from ngp.core.effects import (
     CancelInvoice,
     Decide,
     GrantContract,
-    HoldNetworks,
     Log,
     MakeInvoice,
     PayInvoice,
     RevokeContract,
     TrackPayment,
 )
-from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade, NetworksHeld
+from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.messages import Role
 from ngp.core.records import PaymentKind
+from ngp.core.rental.effects import HoldNetworks
+from ngp.core.rental.events import NetworksHeld
 from ngp.core.values import UNKNOWN_PAYMENT, Grant, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus, Verdict
 from ngp.daemon import executor as executor_module
 from ngp.daemon.executor import Executor

@@ -9,7 +9,8 @@ from ipaddress import ip_network
 from ngp.core.listing import listed
 from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers
-from ngp.core.values import Check, DesiredTunnel
+from ngp.core.rental.tunnel import DesiredTunnel
+from ngp.core.values import Check
 from ngp.modules.commands import find_command
 from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.modules.tunnel import host, rules

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Protocol
 
 from ngp.core.messages import Prefix
-from ngp.core.values import PeerReading
+from ngp.core.rental.tunnel import PeerReading
 from ngp.errors import KernelError
 
 Networks = Mapping[bytes, Iterable[Prefix]]  # of each peer, by its public key

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from ngp.core.host_port import join_host_port
 from ngp.core.messages import Prefix
-from ngp.core.values import PeerReading
+from ngp.core.rental.tunnel import PeerReading
 from ngp.modules import netlink, rtnetlink
 from ngp.modules.netlink import GENERIC_HEADER, Asker, attribute, attributes, generic_family, nested, text_attribute
 from ngp.modules.tunnel.device import Peer, PeerChange, Standing

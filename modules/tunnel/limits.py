@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 
 from ngp.core.messages import Prefix
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.modules import netlink
 from ngp.modules.netlink import Asker, Order, attribute, nested, text_attribute
 from ngp.modules.tunnel.rules import BURST_BYTES, HEADER, NFTABLES, TABLE_NAME, WAYS, limit_name

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from ngp.core.messages import Prefix
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.errors import KernelError
 
 _Span = tuple[int, int, int]  # version, first and last address

@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 
 from ngp.core.messages import Prefix
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.errors import KernelError, MomentError
 from ngp.modules import netlink
 from ngp.modules.commands import find_command

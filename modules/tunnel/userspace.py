@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ngp.core.values import PeerReading
+from ngp.core.rental.tunnel import PeerReading
 from ngp.errors import KernelError, MomentError
 from ngp.modules.commands import find_command
 from ngp.modules.tunnel.device import Peer, PeerChange, Standing

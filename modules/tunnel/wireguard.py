@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from ngp.core.messages import Address, Prefix
-from ngp.core.values import Check, DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.values import Check
 from ngp.errors import KernelError, MomentError, refused
 from ngp.modules import rtnetlink
 from ngp.modules.rtnetlink import Interface

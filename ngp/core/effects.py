@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ngp.core.messages import Answer, Call, Message, Prefix
+from ngp.core.messages import Answer, Call, Message
 from ngp.core.records import PaymentKind, Record
-from ngp.core.values import AccountLimit, Grant, KernelNeighbour, TunnelPeer, Verdict
+from ngp.core.rental.effects import RentalEffect
+from ngp.core.values import AccountLimit, Grant, KernelNeighbour, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +131,6 @@ class MakeInvoice:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchInvoice:
-    """Wait for the payment of a hold invoice. Answered by InvoiceHeld; if the invoice is over, there is no answer."""
-
-    payment_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SettleInvoice:
-    """Have our node take the payment of a hold invoice, which waits there. Answered by RentProven.
-
-    If the node can't take it, the node is asked again for the invoice's state, as by WatchInvoice.
-    """
-
-    preimage: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class PayInvoice:
     """Pay an invoice; its payment is already in the ledger, as pending. Answered by a PaymentOutcome.
 
@@ -203,51 +187,6 @@ class RecallBills:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerTenant:
-    """Answer a tenant's request.
-
-    Attributes:
-        request: the number of the request.
-        why_not: why it was refused; "": it was done.
-        rental: id of the rental for which it was done.
-        bolt11: the invoice that belongs to the answer; "": none does.
-    """
-
-    request: int
-    why_not: str = ""
-    rental: bytes = b""
-    bolt11: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class HoldNetworks:
-    """Hold networks for a rental in the ledger, which other landlords may share; answered by NetworksHeld."""
-
-    rental: bytes
-    networks: tuple[Prefix, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SetTunnelPeer:
-    """Let a tenant's traffic through the tunnel, or change its networks or rate.
-
-    Attributes:
-        held: hash of a payment that waits for this effect, which is then answered by TunnelPeerSet; b"": no payment
-            waits, and there is no answer.
-    """
-
-    peer: TunnelPeer
-    held: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveTunnelPeer:
-    """Let no more traffic of a tenant through the tunnel."""
-
-    wireguard_key: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class HandOver:
     """Hand over what a neighbour sent about renting: a call to our landlord, or an answer to this machine's tenant."""
 
@@ -278,18 +217,13 @@ Effect = (
     | ForgetAccount
     | CountAccount
     | MakeInvoice
-    | WatchInvoice
-    | SettleInvoice
     | PayInvoice
     | TrackPayment
     | ProveSettlement
     | CancelInvoice
     | Persist
     | RecallBills
-    | AnswerTenant
-    | HoldNetworks
-    | SetTunnelPeer
-    | RemoveTunnelPeer
     | HandOver
     | Log
+    | RentalEffect
 )

@@ -2,13 +2,12 @@
 
 Pure: time comes in with each event, randomness as `new_id`, money and packets as events. This module only dispatches
 events. The rules are in `selling` and `buying` and in the modules beside this one (meeting, invoices, settlements,
-orders, blocking).
+orders, blocking). What a landlord does about an event is behind `rental.dispatch`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from itertools import islice
 
 from ngp.core import blocking, invoices, meeting, orders, settlements
@@ -26,28 +25,18 @@ from ngp.core.events import (
     BillsRecalled,
     BlockNeighbour,
     ChannelsSeen,
-    CreditAsked,
     Delivered,
     Event,
     Halted,
     Hinted,
     InvoiceCancelled,
     InvoiceFailed,
-    InvoiceHeld,
     InvoiceMade,
     MessageReceived,
-    MoneyBackAsked,
-    NetworksHeld,
     RefundNeighbour,
-    RekeyAsked,
-    ReleaseRental,
-    RentProven,
     SettingsChanged,
     Stopping,
-    SwitchRental,
     Tick,
-    TunnelPeerSet,
-    TunnelPeerUnmetered,
     Undelivered,
     UsageRead,
 )
@@ -71,8 +60,8 @@ from ngp.core.messages import (
 )
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
-from ngp.core.rental import asking, holding, landlord, rekey
-from ngp.core.rental import refunds as rental_refunds
+from ngp.core.rental import dispatch as rental_dispatch
+from ngp.core.rental import landlord
 from ngp.core.selling import first_packets, grace, invoicing, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
@@ -80,7 +69,7 @@ from ngp.core.selling import refunds as seller_refunds
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.values import HeldPacket, HintKind, Now, PaymentOutcome, Reading, Settlement
+from ngp.core.values import HeldPacket, HintKind, Now, PaymentOutcome, Settlement
 from ngp.core.world import World
 
 FLUSH_INTERVAL_S = 60.0  # from a change of a contract's totals until they are written
@@ -145,13 +134,7 @@ class Gatekeeper:
             case MessageReceived():
                 self._message(event)
             case UsageRead():
-                self._usage(event.readings)
-                for reading in event.accounts:
-                    rental = world.letting.rentals.get(reading.account)
-                    if rental is None:
-                        seller_meter.kernel_spent(world, reading)
-                    elif reading.exhausted:
-                        landlord.account_exhausted(world, rental)
+                self._usage(event)
             case Hinted():
                 self._hinted(event)
             case Halted():
@@ -159,46 +142,20 @@ class Gatekeeper:
             case AccountCounted():
                 seller_meter.account_counted(world, event)
                 seller_refunds.account_counted(world, event)
-                landlord.account_counted(world, event)
             case Tick():
                 self._tick()
             case Stopping():
                 self._say_good_bye()
             case InvoiceMade():
                 invoices.invoice_made(world, event)
-                if event.kind is PaymentKind.RENT:
-                    asking.invoice_made(world, event)
             case InvoiceFailed():
                 invoices.invoice_failed(world, event)
-                if event.kind is PaymentKind.RENT:
-                    asking.invoice_failed(world, event)
             case InvoiceCancelled():
                 account = invoices.invoice_cancelled(world, event.payment_hash)
-                asking.invoice_cancelled(world, event.payment_hash)
                 if isinstance(account, ClientAccount):
                     invoicing.top_up_if_low(world, account)
-            case CreditAsked():
-                asking.credit_asked(world, event)
-            case NetworksHeld():
-                asking.networks_held(world, event)
-            case InvoiceHeld():
-                holding.held(world, event)
-            case TunnelPeerSet():
-                holding.peer_set(world, event)
-            case TunnelPeerUnmetered():
-                landlord.unmetered(world, event)
-            case MoneyBackAsked():
-                rental_refunds.asked(world, event)
-            case RekeyAsked():
-                rekey.asked(world, event)
-            case SwitchRental():
-                landlord.switch(world, event)
-            case ReleaseRental():
-                landlord.release(world, event)
-            case RentProven():
-                world.count("proofs_" + settlements.proof_received(world, event.proof).value)
             case Settlement():
-                world.count("settlements_" + settlements.settlement_seen(world, event).value)
+                settlements.settlement_seen(world, event)
             case ChannelsSeen():
                 invoicing.channels_seen(world, event)
             case PaymentOutcome():
@@ -213,7 +170,6 @@ class Gatekeeper:
             case SettingsChanged():
                 if world.settings != event.settings:
                     world.settings = event.settings
-                    landlord.settings_changed(world)
                     seller.forget_refusals(world)
                     buyer.ask_again(world)
                     for account in world.servers.values():
@@ -224,6 +180,7 @@ class Gatekeeper:
                 world.log(seller_refunds.refund_offered(world, event.identity))
             case AskRefund():
                 world.log(buyer_refunds.ask_back(world, event.identity))
+        rental_dispatch.handle(world, event)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -264,7 +221,7 @@ class Gatekeeper:
             case Invoice():
                 return payments.invoice_received(world, neighbour, message, event.decoded)
             case Paid():
-                world.count("proofs_" + settlements.proof_received(world, message).value)
+                settlements.proof_received(world, message)
             case Statement():
                 bills.stated(world, neighbour, message)
             case Cancel():
@@ -309,19 +266,23 @@ class Gatekeeper:
 
     # --- readings and hints from the kernel ---------------------------------------------------------------------------
 
-    def _usage(self, readings: Sequence[Reading]) -> None:
+    def _client(self, account: bytes) -> ClientAccount | None:
+        """Return a neighbour's account as our client; None if it is a tenant's: that is the landlord's matter."""
+        return self.world.clients.get(account) if account not in self.world.letting.rentals else None
+
+    def _usage(self, event: UsageRead) -> None:
         touched: dict[bytes, ClientAccount] = {}
-        for reading in readings:
+        for reading in event.readings:
             contract = self.world.contracts.get(reading.contract)
-            rental = self.world.letting.metered.get(reading.contract)
-            if rental is not None:
-                landlord.usage_read(self.world, rental, reading)
-            elif isinstance(contract, Purchase):
+            if isinstance(contract, Purchase):
                 buyer_meter.usage_read(self.world, contract, reading)
             elif contract is not None and (account := seller_meter.contract_read(self.world, contract, reading)):
                 touched[account.identity] = account
         for account in touched.values():
             seller_meter.account_read(self.world, account)
+        for spent in event.accounts:
+            if (client := self._client(spent.account)) is not None:
+                seller_meter.kernel_spent(self.world, client, spent)
 
     def _hinted(self, event: Hinted) -> None:
         world = self.world
@@ -334,18 +295,14 @@ class Gatekeeper:
                     renewal.renew_if_due(world, contract)
                 elif contract is not None:
                     seller_meter.look_if_exhausted(world, contract)
-            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.letting.rentals:
-                landlord.account_exhausted(world, world.letting.rentals[hint.key])
-            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED and hint.key in world.clients:
-                seller_meter.account_exhausted(world, world.clients[hint.key])
+            elif hint.kind is HintKind.ACCOUNT_EXHAUSTED:
+                if (client := self._client(hint.key)) is not None:
+                    seller_meter.account_exhausted(world, client)
             elif hint.kind is HintKind.UNBOUGHT and hint.destination is not None:
                 buyer.ask_for(world, hint.neighbour, hint.destination)
 
     def _halted(self, event: Halted) -> None:
         contract = self.world.contracts.get(event.contract)
-        rental = self.world.letting.metered.get(event.contract)
-        if rental is not None:
-            landlord.contract_halted(self.world, rental, event.contract, event.reading)
         if contract is None or contract.state is not State.HALTING:
             return
         if isinstance(contract, Purchase):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import Enum
 from hashlib import sha256
 
 from ngp.core.account import Account
@@ -21,33 +20,24 @@ ASK_MORE_AFTER_S = 60.0
 """For so long after a client's budgets refused a sum we ask it for no larger ones: each declined invoice takes time."""
 
 
-class Applied(Enum):
-    """What a reported payment turned out to be."""
-
-    APPLIED = "applied"  # it is credited now
-    REPLAYED = "replayed"  # it was credited before
-    FOREIGN = "foreign"  # it is for no invoice of ours that we remember, or its proof is wrong
-
-
-def proof_received(world: World, paid: Paid) -> Applied:
+def proof_received(world: World, paid: Paid) -> None:
     """Take a preimage as proof that an invoice of ours was paid (BOLT 11: its SHA-256 is the payment hash).
 
     Service resumes at once, before our own node reports the payment; the ledger counts it once.
     """
-    if sha256(paid.preimage).digest() != paid.payment_hash:
-        return Applied.FOREIGN
     record = world.money.invoices.get(paid.payment_hash)
-    if record is None:
-        return Applied.FOREIGN
-    if record.state is PaymentState.SETTLED:
-        return Applied.REPLAYED
-    _credit(world, replace(record, preimage=paid.preimage), record.amount_msat)
-    if world.node.settles_by_proof:
-        world.do(ProveSettlement(paid.preimage))
-    return Applied.APPLIED
+    if record is None or sha256(paid.preimage).digest() != paid.payment_hash:
+        world.count("proofs_foreign")
+    elif record.state is PaymentState.SETTLED:
+        world.count("proofs_replayed")
+    else:
+        world.count("proofs_applied")
+        _credit(world, replace(record, preimage=paid.preimage), record.amount_msat)
+        if world.node.settles_by_proof:
+            world.do(ProveSettlement(paid.preimage))
 
 
-def settlement_seen(world: World, seen: Settlement) -> Applied:
+def settlement_seen(world: World, seen: Settlement) -> None:
     """Credit a payment that our node reports, and store how far its stream was read (the cursor).
 
     The cursor alone needs no flush to the disk. If a power cut takes it back, the node reports some payments again, and
@@ -58,11 +48,12 @@ def settlement_seen(world: World, seen: Settlement) -> Applied:
         world.do(Persist(CursorRecord(seen.cursor)))
     record = world.money.invoices.get(seen.payment_hash)
     if record is None:
-        return Applied.FOREIGN
-    if record.state is PaymentState.SETTLED and seen.amount_msat <= record.amount_msat:
-        return Applied.REPLAYED
-    _credit(world, record, seen.amount_msat)  # if a proof came before: only what was paid beyond the invoice's sum
-    return Applied.APPLIED
+        world.count("settlements_foreign")  # for no invoice of ours that we remember
+    elif record.state is PaymentState.SETTLED and seen.amount_msat <= record.amount_msat:
+        world.count("settlements_replayed")
+    else:
+        world.count("settlements_applied")
+        _credit(world, record, seen.amount_msat)  # if a proof came before: only what was paid beyond the invoice's sum
 
 
 def _credit(world: World, record: PaymentRecord, paid_msat: int) -> None:

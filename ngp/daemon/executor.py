@@ -29,7 +29,6 @@ from ngp.core.effects import (
     GrantContract,
     Greet,
     HaltContract,
-    HoldNetworks,
     LimitAccount,
     Log,
     MakeInvoice,
@@ -40,23 +39,12 @@ from ngp.core.effects import (
     RevokeContract,
     Send,
     SetNeighbour,
-    SettleInvoice,
     TrackPayment,
-    WatchInvoice,
 )
-from ngp.core.events import (
-    AccountCounted,
-    BillsRecalled,
-    Event,
-    Halted,
-    InvoiceCancelled,
-    InvoiceFailed,
-    InvoiceHeld,
-    InvoiceMade,
-    NetworksHeld,
-    RentProven,
-)
+from ngp.core.events import AccountCounted, BillsRecalled, Event, Halted, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.messages import Paid
+from ngp.core.rental.effects import HoldNetworks, SettleInvoice, WatchInvoice
+from ngp.core.rental.events import InvoiceHeld, NetworksHeld, RentProven
 from ngp.core.values import AccountLimit, Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post

@@ -14,14 +14,17 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ngp import key_file
-from ngp.core.effects import AnswerTenant, Effect, Persist, RemoveTunnelPeer, SetTunnelPeer
-from ngp.core.events import Event, TunnelPeerSet, TunnelPeerUnmetered
+from ngp.core.effects import Effect, Persist
+from ngp.core.events import Event
 from ngp.core.host_port import join_host_port
 from ngp.core.messages import Address
-from ngp.core.records import RentalRecord
+from ngp.core.rental.effects import AnswerTenant, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.rental.events import TunnelPeerSet, TunnelPeerUnmetered
 from ngp.core.rental.pools import FreeNetworks
+from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.terms import LettingSettings
-from ngp.core.values import Check, DesiredTunnel, TunnelPeer
+from ngp.core.rental.tunnel import DesiredTunnel, TunnelPeer
+from ngp.core.values import Check
 from ngp.daemon.letting import Letting
 from ngp.errors import KernelError
 from ngp.ports import Face, NeighbourFace, Tunnel

@@ -14,12 +14,13 @@ from hashlib import sha256
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ngp.calls.proof import Proofs
-from ngp.core.effects import AnswerTenant
-from ngp.core.events import CreditAsked, Event, MoneyBackAsked, RekeyAsked, RentProven
+from ngp.core.events import Event
 from ngp.core.messages import Paid
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental.asking import NOT_LETTING
 from ngp.core.rental.calls import Call, Payee, Session
+from ngp.core.rental.effects import AnswerTenant
+from ngp.core.rental.events import CreditAsked, MoneyBackAsked, RekeyAsked, RentProven
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import Asked, Configuration, RentalStatus, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
@@ -96,9 +97,7 @@ class Letting:
         """Accept a call once, if the caller proves that it has these WireGuard keys. Raises: ProofError."""
         self._proofs.check(call, nonce, proofs, self._clock.now().monotonic_s)
 
-    async def ask(
-        self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "", peer: bytes = b""
-    ) -> Asked:
+    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "", peer: bytes = b"") -> Asked:
         """Return an invoice for a tenant's new or running rental.
 
         Args: offer: for a new rental. peer: the neighbour that asks over the mesh link.

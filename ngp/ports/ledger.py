@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ngp.core.messages import Prefix, StatementLine
-from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, RentalRecord, Snapshot
+from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, Snapshot
+from ngp.core.rental.records import RentalRecord
 
 
 class Ledger(Protocol):

@@ -9,7 +9,8 @@ from ngp.core.messages import Address
 from ngp.core.rental.calls import Call, Payee, Session
 from ngp.core.rental.status import Asked, Configuration, RentalStatus
 from ngp.core.rental.terms import LettingSettings, Offer
-from ngp.core.values import Check, DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.values import Check
 
 
 class Tunnel(Protocol):
@@ -74,9 +75,7 @@ class LettingService(Protocol):
         Args: nonce: the one in the request. proofs: keys of 32 bytes, each with its proof.
         """
 
-    async def ask(
-        self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "", peer: bytes = b""
-    ) -> Asked:
+    async def ask(self, wireguard_key: bytes, amount_msat: int, face: str, offer: str = "", peer: bytes = b"") -> Asked:
         """Return an invoice for a tenant's new or running rental. Raises: LedgerError: nothing can be written now.
 
         Args:

@@ -20,9 +20,8 @@ from ngp.core.records import (
     NeighbourRecord,
     PaymentRecord,
     Record,
-    RentalRecord,
-    ServiceRecord,
 )
+from ngp.core.rental.records import RentalRecord, ServiceRecord
 
 
 class Batch:

@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from ngp.core.messages import StatementLine
-from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, RentalRecord, Snapshot
+from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, Snapshot
+from ngp.core.rental.records import RentalRecord
 from ngp.store import prune, rows
 from ngp.store.batch import Batch
 from ngp.store.keeping import KEEP_CLOSED_S

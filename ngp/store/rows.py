@@ -23,9 +23,8 @@ from ngp.core.records import (
     PaymentKind,
     PaymentRecord,
     PaymentState,
-    RentalRecord,
-    ServiceRecord,
 )
+from ngp.core.rental.records import RentalRecord, ServiceRecord
 from ngp.store import payments
 from ngp.store.batch import Batch
 from ngp.store.sql import Connection
@@ -120,9 +119,7 @@ def put_contracts(connection: Connection, batch: Batch) -> None:
 
 def forget_links(connection: Connection, keys: Iterable[tuple[bytes, str, bytes]]) -> None:
     """Remove links by (identity, interface, link_address)."""
-    connection.executemany(
-        "DELETE FROM neighbours WHERE identity = ? AND interface = ? AND link_address = ?", keys
-    )
+    connection.executemany("DELETE FROM neighbours WHERE identity = ? AND interface = ? AND link_address = ?", keys)
 
 
 def forget_neighbours(connection: Connection, identities: Iterable[bytes]) -> None:
@@ -199,9 +196,7 @@ def _prices(text: str) -> tuple[tuple[int, int], ...]:
 def neighbour(row: _Row) -> NeighbourRecord:
     """Turn a row of NEIGHBOUR_COLUMNS into a record."""
     identity, interface, link_address, boot, sells, buys, first_seen_s, last_seen_s = row
-    return NeighbourRecord(
-        identity, interface, link_address, boot, bool(sells), bool(buys), first_seen_s, last_seen_s
-    )
+    return NeighbourRecord(identity, interface, link_address, boot, bool(sells), bool(buys), first_seen_s, last_seen_s)
 
 
 def account(row: _Row) -> AccountRecord:

@@ -27,11 +27,29 @@ from ngp.core.money import PaymentNode
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental import landlord as rules
 from ngp.core.rental import metering
+from ngp.core.rental.effects import (
+    AnswerTenant,
+    HoldNetworks,
+    RemoveTunnelPeer,
+    SettleInvoice,
+    SetTunnelPeer,
+    WatchInvoice,
+)
+from ngp.core.rental.events import (
+    CreditAsked,
+    InvoiceHeld,
+    MoneyBackAsked,
+    NetworksHeld,
+    ReleaseRental,
+    RentProven,
+    TunnelPeerSet,
+)
 from ngp.core.rental.landlord import served, tunnel_peer
 from ngp.core.rental.rental import Rental
 from ngp.core.rental.service import ServiceClock
 from ngp.core.rental.status import RentalStatus, credit_msat, status
 from ngp.core.rental.terms import LettingSettings, Offer, Pool
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.restore import restore
 from ngp.core.values import (
     TENANTS,
@@ -42,7 +60,6 @@ from ngp.core.values import (
     PaymentOutcome,
     PaymentStatus,
     Settlement,
-    TunnelPeer,
 )
 from ngp.core.world import World
 from ngp.ports import Store
@@ -166,11 +183,11 @@ class Landlord:
         """Tenants that the tunnel knows and that have no networks now."""
         self.kernel = Kernel()
         self.face = "https"
-        self.answers: dict[int, fx.AnswerTenant] = {}
+        self.answers: dict[int, AnswerTenant] = {}
         self.crash_after = -1
         self.log: list[str] = []
         self.others: list[Prefix] = []
-        self.held_later: Callable[[fx.HoldNetworks], None] | None = None
+        self.held_later: Callable[[HoldNetworks], None] | None = None
         self.tunnel_fails = ""
         self._watched: set[bytes] = set()
         self._starts = 0
@@ -266,14 +283,14 @@ class Landlord:
                         effect.expiry_s, effect.preimage,
                     )
                 )  # fmt: skip
-            case fx.WatchInvoice():
+            case WatchInvoice():
                 self._watched.add(effect.payment_hash)
-            case fx.SettleInvoice():
+            case SettleInvoice():
                 self._settle(effect.preimage)
-            case fx.HoldNetworks() if self.held_later is not None:
+            case HoldNetworks() if self.held_later is not None:
                 self.held_later(effect)
-            case fx.HoldNetworks():
-                self.happen(ev.NetworksHeld(effect.rental, self._hold(effect)))
+            case HoldNetworks():
+                self.happen(NetworksHeld(effect.rental, self._hold(effect)))
             case fx.PayInvoice():
                 amount_msat = self.world.money.payments[effect.payment_hash].amount_msat
                 self.happen(self.node.send(effect.payment_hash, amount_msat))
@@ -284,14 +301,14 @@ class Landlord:
                     self.happen(ev.InvoiceCancelled(effect.payment_hash))
             case fx.ProveSettlement():
                 assert self.pay(sha256(effect.preimage).hexdigest())
-            case fx.AnswerTenant():
+            case AnswerTenant():
                 self.answers[effect.request] = effect
-            case fx.SetTunnelPeer():
+            case SetTunnelPeer():
                 if not (effect.held and self.tunnel_fails):
                     self._set_peer(effect.peer)
                 if effect.held:
-                    self.happen(ev.TunnelPeerSet(effect.held, self.tunnel_fails))
-            case fx.RemoveTunnelPeer():
+                    self.happen(TunnelPeerSet(effect.held, self.tunnel_fails))
+            case RemoveTunnelPeer():
                 self.peers.pop(effect.wireguard_key, None)
                 self.idle.discard(effect.wireguard_key)
             case fx.Log():
@@ -315,7 +332,7 @@ class Landlord:
             case _:
                 raise AssertionError(f"nobody here carries out {effect!r}")
 
-    def _hold(self, effect: fx.HoldNetworks) -> tuple[Prefix, ...]:
+    def _hold(self, effect: HoldNetworks) -> tuple[Prefix, ...]:
         assert self.ledger.hold_networks(effect.rental, effect.networks) == (), "its only landlord is in the way"
         return tuple(self.others) if overlap(effect.networks, self.others) else ()
 
@@ -344,7 +361,7 @@ class Landlord:
             self.crash_after = -1
             self.crash()
         else:
-            self.happen(ev.RentProven(Paid(payment_hash, preimage)))
+            self.happen(RentProven(Paid(payment_hash, preimage)))
             self.hear()
 
     def _look_at_held(self) -> None:
@@ -352,7 +369,7 @@ class Landlord:
         for payment_hash in sorted(self._watched & self.node.held):
             if not self.node.away and payment_hash in self._watched:
                 self._watched.discard(payment_hash)
-                self.happen(ev.InvoiceHeld(payment_hash, self.node.blocks_left))
+                self.happen(InvoiceHeld(payment_hash, self.node.blocks_left))
 
     # --- what happens
 
@@ -381,11 +398,11 @@ class Landlord:
     def _pass(self, seconds: float) -> None:
         self.mono_s, self.utc_s = self.mono_s + seconds, self.utc_s + seconds
 
-    def ask(self, tenant: int, sat: int, name: str = "") -> fx.AnswerTenant | None:
+    def ask(self, tenant: int, sat: int, name: str = "") -> AnswerTenant | None:
         """Ask for credit. Returns the answer, or None if a crash came before it."""
         self._requests += 1
         request = self._requests
-        self.happen(ev.CreditAsked(request, key(tenant), sat * SAT, self.face, name))
+        self.happen(CreditAsked(request, key(tenant), sat * SAT, self.face, name))
         return self.answers.get(request)
 
     def pay(self, bolt11: str) -> bool:
@@ -408,7 +425,7 @@ class Landlord:
         assert answer is not None
         self.node.paid.append((bytes.fromhex(answer.bolt11), FEE + 1000 * SAT))
         rental = self.rental(tenant)
-        self.happen(ev.ReleaseRental(rental.id))
+        self.happen(ReleaseRental(rental.id))
         return rental
 
     def hear(self) -> None:
@@ -424,14 +441,14 @@ class Landlord:
         self.terms = terms  # type: ignore[assignment]
         self.happen(ev.SettingsChanged(replace(self.world.settings, letting=terms)))
 
-    def fetch(self, tenant: int, sat: int, **changes: object) -> fx.AnswerTenant | None:
+    def fetch(self, tenant: int, sat: int, **changes: object) -> AnswerTenant | None:
         """Ask for money back with a new invoice. Returns the answer, or None if a crash came before it."""
         self._requests += 1
         request, payment_hash = self._requests, self.chance.randbytes(32)
         decoded = DecodedInvoice(payment_hash, sat * SAT, 600, "02" * 33, "sandbox", "")
         decoded = replace(decoded, **changes)  # type: ignore[arg-type]
         decoded = replace(decoded, was_ordered=self.ledger.was_ordered(decoded.payment_hash))  # as the daemon does
-        self.happen(ev.MoneyBackAsked(request, key(tenant), payment_hash.hex(), decoded))
+        self.happen(MoneyBackAsked(request, key(tenant), payment_hash.hex(), decoded))
         return self.answers.get(request)
 
     def carry(self, tenant: int, size: int, towards: bool = True, version: int = 4) -> bool:

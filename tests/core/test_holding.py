@@ -14,6 +14,8 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Paid
 from ngp.core.records import PaymentState
+from ngp.core.rental.effects import RemoveTunnelPeer, SettleInvoice, SetTunnelPeer
+from ngp.core.rental.events import InvoiceHeld, ReleaseRental, RentProven, SwitchRental, TunnelPeerSet
 from ngp.core.rental.holding import LEAST_BLOCKS_LEFT
 from ngp.core.rental.rental import RentalState
 
@@ -48,14 +50,14 @@ def test_the_tunnel_comes_first_then_the_payment_is_taken_then_it_counts(landlor
     preimage = landlord.node.preimages[payment_hash]
     assert landlord.status(1).unpaid_invoice == invoice
     steps = [
-        (ev.InvoiceHeld(payment_hash, 80), [fx.SetTunnelPeer(landlord.tunnel_peer(1), payment_hash)]),
-        (ev.TunnelPeerSet(payment_hash, ""), [fx.SettleInvoice(preimage)]),
+        (InvoiceHeld(payment_hash, 80), [SetTunnelPeer(landlord.tunnel_peer(1), payment_hash)]),
+        (TunnelPeerSet(payment_hash, ""), [SettleInvoice(preimage)]),
     ]
     for event, expected in steps:
         assert landlord.gatekeeper.step(event, landlord.clock()) == expected
         assert rental.state is RentalState.PENDING and not rental.payments
         assert landlord.status(1).unpaid_invoice == invoice, "a client that is told of none takes it for paid"
-    landlord.happen(ev.RentProven(Paid(payment_hash, preimage)))
+    landlord.happen(RentProven(Paid(payment_hash, preimage)))
     assert rental.state is RentalState.ACTIVE and rental.payments == 1
     assert landlord.status(1).unpaid_invoice == ""
 
@@ -63,8 +65,8 @@ def test_the_tunnel_comes_first_then_the_payment_is_taken_then_it_counts(landlor
 def test_a_payment_is_taken_once_and_counts_once_however_often_the_node_tells(landlord: Landlord) -> None:
     invoice = asked(landlord)
     assert landlord.pay(invoice) and is_settled(landlord, invoice)
-    landlord.happen(ev.InvoiceHeld(bytes.fromhex(invoice), 80))
-    landlord.happen(ev.TunnelPeerSet(bytes.fromhex(invoice), ""))
+    landlord.happen(InvoiceHeld(bytes.fromhex(invoice), 80))
+    landlord.happen(TunnelPeerSet(bytes.fromhex(invoice), ""))
     landlord.crash()
     assert landlord.node.paid == [(bytes.fromhex(invoice), FEE + 1000 * SAT)]
     assert landlord.rental(1).payments == 1 and landlord.credit(1) == 1000 * SAT and set(landlord.peers) == {key(1)}
@@ -102,7 +104,7 @@ def test_a_payment_that_was_held_for_too_long_goes_back_before_a_channel_closes(
 def test_a_payment_for_a_rental_that_has_just_been_released_goes_back(landlord: Landlord) -> None:
     invoice = asked(landlord)
     landlord.node.held.add(bytes.fromhex(invoice))  # it has arrived, and the daemon hasn't heard of it
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
     landlord.at(1)
     assert gone_back(landlord, invoice)
 
@@ -136,17 +138,17 @@ def test_a_withdrawn_invoice_lets_nobody_into_the_tunnel(landlord: Landlord) -> 
     landlord.node.away = True  # so the invoice stays withdrawn, and its payment may still arrive
     invoice = asked(landlord)
     payment_hash = bytes.fromhex(invoice)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
-    assert landlord.gatekeeper.step(ev.InvoiceHeld(payment_hash, 80), landlord.clock()) == []
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
+    assert landlord.gatekeeper.step(InvoiceHeld(payment_hash, 80), landlord.clock()) == []
 
 
 def test_a_tenant_that_asks_anew_while_it_is_let_in_is_taken_out_again(landlord: Landlord) -> None:
     invoice = asked(landlord)
     landlord.node.away = True
-    landlord.gatekeeper.step(ev.InvoiceHeld(bytes.fromhex(invoice), 80), landlord.clock())
+    landlord.gatekeeper.step(InvoiceHeld(bytes.fromhex(invoice), 80), landlord.clock())
     asked(landlord)
-    effects = landlord.gatekeeper.step(ev.TunnelPeerSet(bytes.fromhex(invoice), ""), landlord.clock())
-    assert effects == [fx.RemoveTunnelPeer(key(1))]
+    effects = landlord.gatekeeper.step(TunnelPeerSet(bytes.fromhex(invoice), ""), landlord.clock())
+    assert effects == [RemoveTunnelPeer(key(1))]
 
 
 def test_a_tenant_that_asks_anew_while_its_payment_is_taken_is_served_only_if_it_was_taken(landlord: Landlord) -> None:
@@ -154,13 +156,13 @@ def test_a_tenant_that_asks_anew_while_its_payment_is_taken_is_served_only_if_it
     orders: list[fx.Effect] = []
     do = landlord._do
     landlord._do = (  # type: ignore[method-assign]
-        lambda effect: orders.append(effect) if isinstance(effect, fx.SettleInvoice | fx.CancelInvoice) else do(effect)
+        lambda effect: orders.append(effect) if isinstance(effect, SettleInvoice | fx.CancelInvoice) else do(effect)
     )
     first = bytes.fromhex(asked(landlord))
     assert landlord.pay(first.hex()) and landlord.peers
     asked(landlord)
     landlord._do = do  # type: ignore[method-assign]
-    assert [type(one) for one in orders] == [fx.SettleInvoice, fx.CancelInvoice]
+    assert [type(one) for one in orders] == [SettleInvoice, fx.CancelInvoice]
     assert not landlord.peers
     do(orders[1])
     assert not landlord.node.settle(first)
@@ -175,11 +177,11 @@ def test_the_second_payment_of_a_tenant_that_is_off_is_credit_and_lets_it_in_no_
     first = bytes.fromhex(asked(landlord))
     landlord.node.away = True
     second = asked(landlord)
-    landlord.happen(ev.RentProven(Paid(first, landlord.node.preimages[first])))
-    landlord.happen(ev.SwitchRental(landlord.rental(1).id, on=False))
+    landlord.happen(RentProven(Paid(first, landlord.node.preimages[first])))
+    landlord.happen(SwitchRental(landlord.rental(1).id, on=False))
     landlord.node.away = False
-    effects = landlord.gatekeeper.step(ev.InvoiceHeld(bytes.fromhex(second), 80), landlord.clock())
-    assert effects == [fx.SettleInvoice(landlord.node.preimages[bytes.fromhex(second)])]
+    effects = landlord.gatekeeper.step(InvoiceHeld(bytes.fromhex(second), 80), landlord.clock())
+    assert effects == [SettleInvoice(landlord.node.preimages[bytes.fromhex(second)])]
 
 
 @pytest.mark.parametrize("crash_first", [True, False])
@@ -188,7 +190,7 @@ def test_no_invoice_of_a_released_rental_takes_money_after_a_kill(landlord: Land
     first = asked(landlord)
     landlord.node.away = True
     second = asked(landlord)
-    deeds = [landlord.crash, lambda: landlord.happen(ev.ReleaseRental(landlord.rental(1).id))]
+    deeds = [landlord.crash, lambda: landlord.happen(ReleaseRental(landlord.rental(1).id))]
     for deed in deeds if crash_first else reversed(deeds):
         deed()
     landlord.node.held |= {bytes.fromhex(first), bytes.fromhex(second)}
@@ -201,8 +203,8 @@ def test_a_released_rental_with_credit_takes_no_further_payment_after_a_kill(lan
     first = asked(landlord)
     landlord.node.away = True
     second = asked(landlord)
-    landlord.happen(ev.RentProven(Paid(bytes.fromhex(second), landlord.node.preimages[bytes.fromhex(second)])))
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(RentProven(Paid(bytes.fromhex(second), landlord.node.preimages[bytes.fromhex(second)])))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
     landlord.crash()
     landlord.node.held.add(bytes.fromhex(first))
     landlord.node.away = False
@@ -251,7 +253,7 @@ def test_a_preimage_is_in_no_effect_or_event_as_text(landlord: Landlord) -> None
     invoice = asked(landlord)
     preimage = landlord.node.preimages[bytes.fromhex(invoice)]
     named = (
-        fx.SettleInvoice(preimage),
+        SettleInvoice(preimage),
         fx.MakeInvoice(key(1), landlord.world.money.invoices[bytes.fromhex(invoice)].kind, 1, "", 1, preimage),
     )
     assert not any(repr(preimage) in repr(one) for one in named)

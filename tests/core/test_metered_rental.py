@@ -13,11 +13,14 @@ from let import FEE, RENT, SAT, Landlord, PaymentNodeOfLandlord, key, letting, o
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.rental.effects import SettleInvoice
+from ngp.core.rental.events import ReleaseRental, SwitchRental, TunnelPeerUnmetered
 from ngp.core.rental.landlord import CLOSES_AFTER_S
 from ngp.core.rental.metering import RENT_AHEAD_S
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import MONTH_S, rent_msat
-from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT, TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
+from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT
 
 PRICE = 5 << 20  # msat per GiB: 5 for a kilobyte
 KILOBYTE = 1024
@@ -92,12 +95,12 @@ def test_parts_of_a_msat_add_up_and_are_rounded_once(by_bytes: Landlord) -> None
 def test_what_passed_just_before_the_operator_switched_it_off_is_charged(by_bytes: Landlord, dies: bool) -> None:
     rental = by_bytes.rent(1, 1000)
     assert by_bytes.carry(1, 10 * KILOBYTE)
-    by_bytes.happen(ev.SwitchRental(rental.id, False))
+    by_bytes.happen(SwitchRental(rental.id, False))
     if dies:
         by_bytes.crash()
     else:
         by_bytes.read()
-    by_bytes.happen(ev.ReleaseRental(rental.id))
+    by_bytes.happen(ReleaseRental(rental.id))
     ((record, kept),) = by_bytes.ledger.rentals()
     assert record.used_to_bytes == 10 * KILOBYTE and kept.charged_msat == FEE + traffic(10)
     by_bytes.check()
@@ -110,7 +113,7 @@ def test_a_rental_doesnt_begin_late_while_the_kernel_stops_its_meter(tmp_path: P
         landlord.face, do = "mesh", landlord._do
 
         def slow(effect: fx.Effect) -> None:
-            if isinstance(effect, fx.SettleInvoice | fx.HaltContract):
+            if isinstance(effect, SettleInvoice | fx.HaltContract):
                 later.append(effect)
             elif not isinstance(effect, fx.CancelInvoice):  # our node takes the payment first
                 do(effect)
@@ -119,7 +122,7 @@ def test_a_rental_doesnt_begin_late_while_the_kernel_stops_its_meter(tmp_path: P
         asked = landlord.ask(1, 1000)
         assert asked is not None and landlord.pay(asked.bolt11)
         rental = landlord.rental(1)
-        landlord.happen(ev.ReleaseRental(rental.id))
+        landlord.happen(ReleaseRental(rental.id))
         landlord._do = do  # type: ignore[method-assign]
         for effect in later:
             do(effect)
@@ -219,9 +222,9 @@ def test_while_the_networks_are_about_to_go_anything_may_happen(by_bytes: Landlo
     if then == "paid":
         pay_more(by_bytes, 500)
     elif then == "off":
-        by_bytes.happen(ev.SwitchRental(rental.id, False))
+        by_bytes.happen(SwitchRental(rental.id, False))
     elif then == "released":
-        by_bytes.happen(ev.ReleaseRental(rental.id))
+        by_bytes.happen(ReleaseRental(rental.id))
     else:
         by_bytes.crash()
     stays = {key(1): rental.networks} if then == "paid" else {}
@@ -261,7 +264,7 @@ def test_what_the_kernel_refused_to_meter_is_tried_again_each_minute(by_bytes: L
     for _ in range(2):
         by_bytes.kernel.revoke(rental.id[:16])
         by_bytes._set_peer(TunnelPeer(key(1), ()))
-        by_bytes.happen(ev.TunnelPeerUnmetered(key(1)))
+        by_bytes.happen(TunnelPeerUnmetered(key(1)))
         assert "gets no traffic: the kernel refused to meter it" in by_bytes.log[-1]
         by_bytes.at(RENT_AHEAD_S - 2)
         assert not by_bytes.peers and rental.id[:16] not in by_bytes.kernel.slots
@@ -269,7 +272,7 @@ def test_what_the_kernel_refused_to_meter_is_tried_again_each_minute(by_bytes: L
         assert by_bytes.peers == {key(1): rental.networks} and rental.id[:16] in by_bytes.kernel.slots
     before = len(by_bytes.log)
     by_bytes.at(3 * RENT_AHEAD_S)
-    by_bytes.happen(ev.TunnelPeerUnmetered(key(2)))  # a tenant that has gone meanwhile
+    by_bytes.happen(TunnelPeerUnmetered(key(2)))  # a tenant that has gone meanwhile
     assert len(by_bytes.log) == before
     by_bytes.check()
 
@@ -446,12 +449,12 @@ def test_totals_are_written_each_minute(by_bytes: Landlord) -> None:
 def test_nothing_passes_while_it_is_switched_off(by_bytes: Landlord) -> None:
     rental = by_bytes.rent(1, 1000)
     assert by_bytes.carry(1, KILOBYTE)
-    by_bytes.happen(ev.SwitchRental(rental.id, False))
+    by_bytes.happen(SwitchRental(rental.id, False))
     by_bytes.peers[key(1)] = rental.networks  # the tunnel couldn't be changed: the kernel refuses by itself
     assert not by_bytes.carry(1, KILOBYTE)
     by_bytes.peers.clear()
     by_bytes.read()
-    by_bytes.happen(ev.SwitchRental(rental.id, True))
+    by_bytes.happen(SwitchRental(rental.id, True))
     assert by_bytes.carry(1, KILOBYTE)
     by_bytes.read()
     assert by_bytes.status(1).charged_msat == traffic(2)
@@ -465,7 +468,7 @@ def test_a_release_charges_to_the_last_byte_and_the_next_tenant_pays_its_own(
     rental = by_bytes.rent(1, 1000)
     assert by_bytes.carry(1, 10 * KILOBYTE) and by_bytes.carry(1, KILOBYTE, version=6)
     by_bytes.crash_after = crash_after
-    by_bytes.happen(ev.ReleaseRental(rental.id))
+    by_bytes.happen(ReleaseRental(rental.id))
     by_bytes.crash_after = -1
     (account,) = (one for one in by_bytes.ledger.load(0).accounts if one.identity == rental.id)
     assert account.charged_msat == FEE + traffic(11)
@@ -482,7 +485,7 @@ def test_a_release_charges_to_the_last_byte_and_the_next_tenant_pays_its_own(
 def test_money_is_given_back_only_when_the_last_bytes_are_counted(by_bytes: Landlord) -> None:
     rental = by_bytes.rent(1, 1000)
     assert by_bytes.carry(1, 10 * KILOBYTE)
-    effects = by_bytes.gatekeeper.step(ev.ReleaseRental(rental.id), by_bytes.clock())
+    effects = by_bytes.gatekeeper.step(ReleaseRental(rental.id), by_bytes.clock())
     early = by_bytes.fetch(1, 900)
     assert early is not None and "no money left" in early.why_not
     by_bytes._carry_out(effects)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from let import Landlord, key
 
-from ngp.core import effects as fx
-from ngp.core import events as ev
+from ngp.core.rental.effects import AnswerTenant
+from ngp.core.rental.events import RekeyAsked, ReleaseRental
 from ngp.core.rental.rental import RentalState
 
 
-def rekey(landlord: Landlord, old: int, new: int) -> fx.AnswerTenant | None:
-    landlord.happen(ev.RekeyAsked(77, key(old), key(new)))
+def rekey(landlord: Landlord, old: int, new: int) -> AnswerTenant | None:
+    landlord.happen(RekeyAsked(77, key(old), key(new)))
     return landlord.answers.pop(77, None)
 
 
@@ -67,7 +67,7 @@ def test_a_key_with_a_rental_is_refused(landlord: Landlord) -> None:
 def test_who_has_no_rental_is_refused(landlord: Landlord) -> None:
     answer = rekey(landlord, 1, 2)
     assert answer is not None and "no rental has the WireGuard key that you" in answer.why_not
-    landlord.happen(ev.ReleaseRental(landlord.rent(1).id))
+    landlord.happen(ReleaseRental(landlord.rent(1).id))
     answer = rekey(landlord, 1, 2)
     assert answer is not None and "no rental has the WireGuard key that you" in answer.why_not
 
@@ -103,7 +103,7 @@ def test_a_later_payment_of_an_invoice_from_before_counts(landlord: Landlord) ->
 
 
 def test_money_of_an_earlier_rental_is_fetched_with_the_new_key(landlord: Landlord) -> None:
-    landlord.happen(ev.ReleaseRental(landlord.rent(1, 5000).id))
+    landlord.happen(ReleaseRental(landlord.rent(1, 5000).id))
     landlord.rent(1)
     rekey(landlord, 1, 2)
     landlord.crash()

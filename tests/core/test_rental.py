@@ -18,6 +18,8 @@ from ngp.core import events as ev
 from ngp.core.contract import IllegalMove
 from ngp.core.messages import Paid
 from ngp.core.records import ForgetNeighbours
+from ngp.core.rental.effects import HoldNetworks
+from ngp.core.rental.events import NetworksHeld, ReleaseRental, RentProven, SwitchRental
 from ngp.core.rental.rental import MOVES, RentalState
 from ngp.core.rental.terms import lasts_s, rent_msat
 
@@ -140,7 +142,7 @@ def test_without_credit_a_tenant_stays_in_the_tunnel_without_networks_until_it_i
     for _ in range(2):
         assert landlord.idle == {key(1)} and not landlord.peers
         landlord.crash()
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
     assert not landlord.idle and not landlord.peers
 
 
@@ -230,7 +232,7 @@ def test_networks_that_another_landlord_has_are_not_let(landlord: Landlord) -> N
 def test_a_restart_knows_a_tenants_newest_rental_beside_older_ones_with_money_left(landlord: Landlord) -> None:
     for tenant in range(1, 7):
         landlord.rent(tenant, 1000)
-        landlord.happen(ev.ReleaseRental(landlord.rental(tenant).id))
+        landlord.happen(ReleaseRental(landlord.rental(tenant).id))
         landlord.rent(tenant, 1000)
     landlord.crash()
     assert {landlord.rental(tenant).state for tenant in range(1, 7)} == {RentalState.ACTIVE}
@@ -240,7 +242,7 @@ def test_a_restart_knows_a_tenants_newest_rental_beside_older_ones_with_money_le
 @pytest.mark.parametrize("waiting", [False, True], ids=["paid", "while the ledger is asked"])
 def test_a_late_payment_of_a_tenant_that_rented_anew_stays_the_tenants(landlord: Landlord, waiting: bool) -> None:
     first = landlord.pay_late(1)
-    held: list[fx.HoldNetworks] = []
+    held: list[HoldNetworks] = []
     if waiting:
         landlord.held_later = held.append
         landlord.hear()
@@ -298,7 +300,7 @@ def test_a_late_payment_is_served_after_a_crash_before_the_ledger_held_its_netwo
 
 def test_nobody_gets_the_networks_of_a_late_payment_before_it_is_decided(small: Landlord) -> None:
     small.pay_late(1)
-    waiting: list[fx.HoldNetworks] = []
+    waiting: list[HoldNetworks] = []
     small.held_later = waiting.append
     small.hear()
     small.happen(ev.SettingsChanged(small.world.settings))
@@ -311,13 +313,13 @@ def test_nobody_gets_the_networks_of_a_late_payment_before_it_is_decided(small: 
 
 
 def test_a_rental_that_is_released_while_its_networks_are_being_held_leaves_nothing(small: Landlord) -> None:
-    waiting: list[fx.HoldNetworks] = []
+    waiting: list[HoldNetworks] = []
     small.held_later = waiting.append
     assert small.ask(1, 1000) is None
     again = small.ask(1, 1000)
     assert again is not None and "ask again in a moment" in again.why_not, "one invoice at a time"
-    small.happen(ev.ReleaseRental(small.rental(1).id))
-    effects = small.gatekeeper.step(ev.NetworksHeld(waiting[0].rental), small.clock())
+    small.happen(ReleaseRental(small.rental(1).id))
+    effects = small.gatekeeper.step(NetworksHeld(waiting[0].rental), small.clock())
     assert [one.record for one in effects if isinstance(one, fx.Persist)] == [ForgetNeighbours((waiting[0].rental,))]
 
 
@@ -376,10 +378,10 @@ def test_a_preimage_proves_a_payment_once_and_any_other_is_none(landlord: Landlo
     preimage = landlord.node.preimages[payment_hash]
     other = Paid(sha256(bytes(32)).digest(), bytes(32))
     for wrong in (Paid(payment_hash, bytes(32)), Paid(bytes(32), preimage), other):
-        landlord.happen(ev.RentProven(wrong))
+        landlord.happen(RentProven(wrong))
     assert not landlord.peers
     for _ in range(2):
-        landlord.happen(ev.RentProven(Paid(payment_hash, preimage)))
+        landlord.happen(RentProven(Paid(payment_hash, preimage)))
     assert landlord.peers and landlord.credit(1) == 1000 * SAT and landlord.rental(1).payments == 1
     assert landlord.node.paid == [(payment_hash, FEE + 1000 * SAT)]
     landlord.check()
@@ -427,11 +429,11 @@ def test_no_rent_is_owed_while_the_operator_has_it_off(landlord: Landlord) -> No
     rental = landlord.rental(1)
     landlord.at(100)
     credit = landlord.credit(1)
-    landlord.happen(ev.SwitchRental(rental.id, on=False))
+    landlord.happen(SwitchRental(rental.id, on=False))
     assert not landlord.peers and rental.state is RentalState.OFF
     landlord.at(MONTH_S)
     assert landlord.credit(1) == credit
-    landlord.happen(ev.SwitchRental(rental.id, on=True))
+    landlord.happen(SwitchRental(rental.id, on=True))
     assert landlord.peers and landlord.credit(1) == credit
     landlord.check()
 
@@ -495,7 +497,7 @@ def test_a_payment_for_a_rental_that_is_forgotten_stays_in_the_books(landlord: L
     asked = landlord.ask(1, 1000)
     assert asked is not None
     payment_hash = bytes.fromhex(asked.bolt11)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
     assert not landlord.world.letting.rentals
     landlord.node.paid.append((payment_hash, landlord.node.amounts[payment_hash]))  # it took the money all the same
     landlord.hear()
@@ -504,11 +506,11 @@ def test_a_payment_for_a_rental_that_is_forgotten_stays_in_the_books(landlord: L
 
 def test_a_payment_for_a_rental_that_is_switched_off_leaves_one_period(landlord: Landlord) -> None:
     rental = landlord.rent(1, 1000)
-    landlord.happen(ev.SwitchRental(rental.id, False))
+    landlord.happen(SwitchRental(rental.id, False))
     more = landlord.ask(1, 1000)
     assert more is not None and landlord.pay(more.bolt11)
-    landlord.happen(ev.SwitchRental(rental.id, True))
-    landlord.happen(ev.ReleaseRental(rental.id))
+    landlord.happen(SwitchRental(rental.id, True))
+    landlord.happen(ReleaseRental(rental.id))
     assert {one.state for one in landlord.ledger.contracts(include_closed=True)} == {"closed"}
     assert not landlord.world.client(rental.id).running
     landlord.check()

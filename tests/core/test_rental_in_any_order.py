@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from let import Landlord, PaymentNodeOfLandlord, key, letting, offer
 
 from ngp.core import events as ev
+from ngp.core.rental.events import ReleaseRental, SwitchRental
 
 ACTIONS = st.one_of(
     st.tuples(st.just("ask"), st.integers(1, 5), st.sampled_from((400, 600, 1000, 5000, 70_000))),
@@ -98,5 +99,5 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
     elif name in ("switch", "release"):
         rental = letting.by_key.get(key(words[0]))  # type: ignore[arg-type]
         if rental is not None:
-            event = ev.SwitchRental(rental.id, bool(words[1])) if name == "switch" else ev.ReleaseRental(rental.id)
+            event = SwitchRental(rental.id, bool(words[1])) if name == "switch" else ReleaseRental(rental.id)
             landlord.happen(event)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from let import SAT, Landlord
 
-from ngp.core import events as ev
+from ngp.core.rental.events import ReleaseRental
 
 
 def _over(landlord: Landlord) -> None:
     """Let tenant 1 rent, and the operator end it a second later."""
     landlord.rent(1, 10_000)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
 
 
 def test_what_is_left_of_a_rental_that_is_over_is_fetched_in_parts_and_once(landlord: Landlord) -> None:
@@ -52,7 +52,7 @@ def test_a_running_rental_gives_nothing_back_and_the_same_invoice_is_paid_once(l
     landlord.rent(1, 10_000)
     answer = landlord.fetch(1, 1000)
     assert answer is not None and answer.why_not
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
     for _ in range(2):
         answer = landlord.fetch(1, 1000, payment_hash=bytes(32))
     assert answer is not None and "was sent before" in answer.why_not
@@ -91,7 +91,7 @@ def test_a_payment_that_fails_leaves_the_money_to_the_tenant(landlord: Landlord)
 
 def test_more_than_a_budget_allows_is_fetched_in_parts_and_the_tenant_is_told_no_budget(landlord: Landlord) -> None:
     landlord.rent(1, 60_000)
-    landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+    landlord.happen(ReleaseRental(landlord.rental(1).id))
     answer = landlord.fetch(1, 60_000)
     assert answer is not None and "at most 19801 sat" in answer.why_not and "BUDGET" not in answer.why_not
     assert any("BUDGET_PAYMENT" in line for line in landlord.log)

@@ -12,7 +12,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from let import Landlord, letting, offer
 
-from ngp.core import events as ev
+from ngp.core.rental.events import ReleaseRental
 from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import Pool
@@ -75,7 +75,7 @@ def test_nothing_of_a_network_that_is_held_is_let_after_its_pool_was_split(
             landlord.reload(split)
         second = landlord.ask(2, 1000, "one")
         assert second is not None and "all addresses" in second.why_not
-        landlord.happen(ev.ReleaseRental(landlord.rental(1).id))
+        landlord.happen(ReleaseRental(landlord.rental(1).id))
         third = landlord.ask(2, 1000, "one")
         assert third is not None and not third.why_not and landlord.pay(third.bolt11)
         landlord.check()

@@ -17,10 +17,10 @@ import pytest
 from let import FEE, MONTH_S, RENT, SAT, Landlord, key, letting, offer
 from playbook import UTC_AT_START_S
 
-from ngp.core import events as ev
+from ngp.core.rental.events import ReleaseRental, SwitchRental
 from ngp.core.rental.landlord import who_would_lose
 from ngp.core.rental.status import status
-from ngp.core.values import PeerReading
+from ngp.core.rental.tunnel import PeerReading
 from ngp.daemon import checkup
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import plain
@@ -140,7 +140,7 @@ def test_a_tunnel_that_is_gone_hides_no_rental(landlord: Landlord) -> None:
 
 def test_released_rentals_are_listed_only_if_wanted_and_once(landlord: Landlord) -> None:
     rental = landlord.rent(1, 24_000)
-    landlord.happen(ev.ReleaseRental(rental.id))
+    landlord.happen(ReleaseRental(rental.id))
     landlord.rent(2)
     assert [row["state"] for row in ask(landlord, "rentals")] == ["active"]
     assert sorted(row["state"] for row in ask(landlord, "rentals", all=True)) == ["active", "released"]
@@ -160,7 +160,7 @@ def test_a_payment_that_came_too_late_was_charged_no_fee(tmp_path: Path) -> None
 
 def test_without_a_daemon_the_ledger_has_the_same_rentals(landlord: Landlord) -> None:
     landlord.rent(1, 24_000)
-    landlord.happen(ev.ReleaseRental(landlord.rent(2).id))
+    landlord.happen(ReleaseRental(landlord.rent(2).id))
     landlord.ask(3, 1000)
     from_ledger = {row["id"]: row for row in map(plain, books.rentals(landlord.ledger, True, False))}
     for row in ask(landlord, "rentals", all=True):
@@ -189,7 +189,7 @@ def test_fee_and_rent_are_in_the_ledger_under_their_own_kinds(landlord: Landlord
 
 
 def test_periods_of_rentals_are_among_the_contracts_of_the_ledger(landlord: Landlord) -> None:
-    landlord.happen(ev.ReleaseRental(landlord.rent(1).id))
+    landlord.happen(ReleaseRental(landlord.rent(1).id))
     (row,) = map(plain, books.contracts(landlord.ledger, True, False))
     assert (row["price_msat_per_gib"], row["charged_msat"], row["reason"]) == (0, FEE, "released")
 
@@ -206,7 +206,7 @@ def test_offers_say_how_many_more_there_is_room_for(landlord: Landlord) -> None:
 
 
 def test_status_counts_rentals_by_state(landlord: Landlord) -> None:
-    landlord.happen(ev.SwitchRental(landlord.rent(1).id, False))
+    landlord.happen(SwitchRental(landlord.rent(1).id, False))
     landlord.rent(2, 1000)
     landlord.at(MONTH_S)
     landlord.rent(3)
@@ -287,7 +287,7 @@ def test_who_would_lose_networks_by_other_pools(landlord: Landlord) -> None:
     assert who_would_lose(landlord.world.letting, None).startswith("LANDLORD: no would end what is let: ")
     (excepted,) = [replace(kept, pools=(replace(kept.pools[0], excluded=(rental.networks[0],)), kept.pools[1]))]
     assert rental.id.hex()[:8] in who_would_lose(landlord.world.letting, excepted)
-    landlord.happen(ev.ReleaseRental(rental.id))
+    landlord.happen(ReleaseRental(rental.id))
     assert who_would_lose(landlord.world.letting, None) == ""
 
 
@@ -317,7 +317,7 @@ def test_a_rental_that_is_forgotten_while_the_listing_is_read_leaves_nothing(lan
     rows = Reading(node_of(landlord)).rentals(False)
     next(rows)
     gone = landlord.rental(2).id
-    landlord.happen(ev.ReleaseRental(gone))
+    landlord.happen(ReleaseRental(gone))
     assert list(rows) == [] and gone not in landlord.world.clients
 
 

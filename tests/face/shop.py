@@ -26,7 +26,8 @@ from ngp.core.messages import Address
 from ngp.core.rental import calls
 from ngp.core.rental.landlord import served
 from ngp.core.rental.terms import LettingSettings, TunnelSettings
-from ngp.core.values import Check, DecodedInvoice, DesiredTunnel, Now, PeerReading, TunnelPeer
+from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.values import Check, DecodedInvoice, Now
 from ngp.daemon import landlord as outside
 from ngp.daemon.letting import Letting
 from ngp.modules.face.door import Limits

@@ -20,8 +20,8 @@ from shop import Shop, terms_by_grpc
 import ngp.calls.landlord_pb2 as pb
 from ngp.calls.proof import prove
 from ngp.calls.signature import PROOF, SIGNATURE, signed_bytes
-from ngp.core import events as ev
 from ngp.core.rental.calls import Call, Session
+from ngp.core.rental.events import ReleaseRental
 
 REQUESTS = {
     "GetOffers": pb.GetOffersRequest, "AddCredit": pb.AddCreditRequest, "GetStatus": pb.GetStatusRequest,
@@ -245,7 +245,7 @@ def test_the_operator_is_told_the_pin(shop: Shop, tenant: Caller) -> None:
 def test_money_of_a_rental_that_is_over_is_asked_for(shop: Shop, tenant: Caller) -> None:
     rented(shop, tenant)
     rental = shop.do(lambda: shop.landlord.world.letting.by_key[tenant.public].id)
-    shop.do(lambda: shop.landlord.happen(ev.ReleaseRental(rental)))
+    shop.do(lambda: shop.landlord.happen(ReleaseRental(rental)))
     status = tenant.ask("GetStatus").status
     assert status.state == "released" and status.fetchable_msat == 24_000_000
     assert "can't be read" in tenant.refused("GetRefund", bolt11="nonsense")

@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from let import letting
 from shop import TUNNEL, TunnelOnPaper
 
-from ngp.core.effects import SetTunnelPeer
-from ngp.core.events import Event, TunnelPeerSet, TunnelPeerUnmetered
-from ngp.core.values import KernelState, TunnelPeer
+from ngp.core.events import Event
+from ngp.core.rental.effects import SetTunnelPeer
+from ngp.core.rental.events import TunnelPeerSet, TunnelPeerUnmetered
+from ngp.core.rental.tunnel import TunnelPeer
+from ngp.core.values import KernelState
 from ngp.daemon import landlord as outside
 from ngp.daemon import offline
 from ngp.errors import KernelError

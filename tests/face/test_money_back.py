@@ -22,8 +22,8 @@ from shop import Shop
 
 from ngp import cli, invoice
 from ngp.calls.answering import Answering, Asking
-from ngp.core import events as ev
 from ngp.core.rental.calls import Call
+from ngp.core.rental.events import CreditAsked, ReleaseRental
 from ngp.core.values import InvoiceState, NewInvoice, PaymentCapabilities
 from ngp.errors import ExitCode, RentalError
 from ngp.tenant.calls import CallingLandlord
@@ -43,7 +43,7 @@ def bolt11(shop: Shop, sat: int, number: int = 1) -> str:
 def over(shop: Shop) -> None:
     """Let tenant 1 rent, and the operator end it at once."""
     shop.do(lambda: shop.landlord.rent(1, 10_000))
-    shop.do(lambda: shop.landlord.happen(ev.ReleaseRental(shop.landlord.rental(1).id)))
+    shop.do(lambda: shop.landlord.happen(ReleaseRental(shop.landlord.rental(1).id)))
 
 
 def test_what_is_left_is_told_and_paid_to_the_tenants_invoice_once(shop: Shop) -> None:
@@ -173,9 +173,9 @@ def end_rental_of(tenant: Tenant) -> None:
 
     def rent_and_end() -> None:
         landlord = tenant.shop.landlord
-        landlord.happen(ev.CreditAsked(1000, wireguard_key, 10_000 * SAT, "mesh"))
+        landlord.happen(CreditAsked(1000, wireguard_key, 10_000 * SAT, "mesh"))
         assert landlord.pay(landlord.answers[1000].bolt11)
-        landlord.happen(ev.ReleaseRental(landlord.world.letting.by_key[wireguard_key].id))
+        landlord.happen(ReleaseRental(landlord.world.letting.by_key[wireguard_key].id))
 
     tenant.shop.do(rent_and_end)
 

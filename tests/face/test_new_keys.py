@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 from shop import Shop, terms_by_grpc
 
-from ngp.core import events as ev
+from ngp.core.rental.events import ReleaseRental
 from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import KernelError, LandlordError, LedgerError
 from ngp.tenant import autopay, calls, files, interface, rekey
@@ -179,7 +179,7 @@ def test_a_landlord_that_is_away_is_named_with_the_way_to_finish(
 
 def test_a_refusal_drops_the_next_key(shop: Shop, home: Home, landlord: CallingLandlord, tunnel: Tunnel) -> None:
     rental = shop.do(lambda: next(iter(shop.landlord.world.letting.rentals)))
-    shop.do(lambda: shop.landlord.happen(ev.ReleaseRental(rental)))
+    shop.do(lambda: shop.landlord.happen(ReleaseRental(rental)))
     with pytest.raises(RefusedError, match="no rental has the WireGuard key that you"):
         rekey.change(home, landlord, tunnel)
     assert not present(home).next_private_key and present(home).private_key == tunnel.private_key

@@ -22,6 +22,7 @@ from core_tests.staticwire import Books, HeldToTheRules, LandlordRefuses, Tenant
 from ngp.core import events as ev
 from ngp.core.prefixes import tunnel_address
 from ngp.core.records import PaymentKind
+from ngp.core.rental.events import SwitchRental
 from ngp.errors import LedgerError, RentalError
 from ngp.modules.face.door import Limits
 from ngp.modules.face.staticwire import PATHS, read_form
@@ -266,7 +267,7 @@ def test_a_status_with_an_invoice_waits_for_its_payment_and_no_longer(shop: Shop
 def test_a_payment_for_a_rental_that_is_off_wakes_as_well(shop: Shop, tenant: Tenant) -> None:
     rent(shop, tenant)
     (rental,) = shop.landlord.world.letting.rentals.values()
-    shop.do(lambda: shop.landlord.happen(ev.SwitchRental(rental.id, on=False)))
+    shop.do(lambda: shop.landlord.happen(SwitchRental(rental.id, on=False)))
     reply = tenant.add_credit(600)
     waiting = threading.Thread(target=lambda: tenant.status(reply["Invoice"]))
     waiting.start()

@@ -29,7 +29,7 @@ from core_tests import traffic
 from core_tests.host import Host
 from core_tests.shell import await_until
 from core_tests.traffic_ends import family
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.errors import KernelError
 from ngp.modules.tunnel import owners
 

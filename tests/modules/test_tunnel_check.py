@@ -25,7 +25,7 @@ from core_tests import traffic
 from core_tests.lab import End
 from core_tests.shell import sh
 from ngp.core.messages import Prefix
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.errors import KernelError, MomentError
 from ngp.modules.tunnel import owners, userspace
 

@@ -28,7 +28,7 @@ from tunnel_lab import (
 from core_tests import traffic
 from core_tests.renting import wireguard_go_of
 from core_tests.shell import await_until, sh
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.errors import KernelError, MomentError
 from ngp.modules.tunnel import owners
 from ngp.modules.tunnel.wireguard import WireGuard

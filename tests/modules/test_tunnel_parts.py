@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngp.core.messages import Prefix
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.errors import KernelError
 from ngp.modules.tunnel import kernel, rules, userspace
 from ngp.modules.tunnel.device import PeerChange, steps

@@ -18,7 +18,7 @@ from tunnel_lab import (
 from core_tests import traffic
 from core_tests.host import Host
 from core_tests.shell import sh
-from ngp.core.values import TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 
 RATE_BYTES_S, BURST_BYTES, FLOOD = 100_000, 128 << 10, 1500
 

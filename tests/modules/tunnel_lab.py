@@ -24,7 +24,7 @@ from core_tests.namespaces import inside
 from core_tests.shell import await_until, sh
 from core_tests.traffic import ping
 from ngp.core.messages import Prefix
-from ngp.core.values import DesiredTunnel, TunnelPeer
+from ngp.core.rental.tunnel import DesiredTunnel, TunnelPeer
 from ngp.modules.tunnel.owners import key_text
 from ngp.modules.tunnel.wireguard import WireGuard
 

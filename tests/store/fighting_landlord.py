@@ -19,10 +19,10 @@ from typing import TypeVar
 from let import Landlord, PaymentNodeOfLandlord, letting
 
 from ngp import store
-from ngp.core import effects as fx
-from ngp.core import events as ev
 from ngp.core.messages import Prefix
 from ngp.core.records import Record
+from ngp.core.rental.effects import HoldNetworks
+from ngp.core.rental.events import ReleaseRental
 from ngp.core.rental.rental import RentalState
 from ngp.errors import LedgerMomentError
 from ngp.ports import Store
@@ -82,7 +82,7 @@ class FightingLandlord(Landlord):
             except LedgerMomentError:
                 time.sleep(0.05)
 
-    def _hold(self, effect: fx.HoldNetworks) -> tuple[Prefix, ...]:
+    def _hold(self, effect: HoldNetworks) -> tuple[Prefix, ...]:
         while True:
             try:
                 return self.ledger.hold_networks(effect.rental, effect.networks)
@@ -104,7 +104,7 @@ def fight(url: str, folder: Path, number: int) -> None:
             time.sleep(0.01)
         for rental in list(landlord.world.letting.rentals.values()):
             if rental.state is not RentalState.RELEASED and chance.random() < 0.5:
-                landlord.happen(ev.ReleaseRental(rental.id))
+                landlord.happen(ReleaseRental(rental.id))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from ngp.core.records import (
     PaymentKind,
     PaymentRecord,
     PaymentState,
-    RentalRecord,
 )
+from ngp.core.rental.records import RentalRecord
 
 NOW = 1_800_000_000
 DAY = 86_400

@@ -25,7 +25,8 @@ from ledger_records import NOW, account, contract, journal, payment
 import ngp
 from core_tests.postgresql import Server, url
 from ngp import store as stores
-from ngp.core.records import ForgetNeighbours, PaymentState, RentalRecord
+from ngp.core.records import ForgetNeighbours, PaymentState
+from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.rental import PAID_LATE
 from ngp.errors import LedgerError, LedgerMomentError
 from ngp.ports import Ledger

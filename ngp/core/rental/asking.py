@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ngp.core.effects import AnswerTenant, HoldNetworks, MakeInvoice, Persist, RemoveTunnelPeer, WatchInvoice
-from ngp.core.events import CreditAsked, InvoiceFailed, InvoiceMade, NetworksHeld
+from ngp.core.effects import MakeInvoice, Persist
+from ngp.core.events import InvoiceFailed, InvoiceMade
 from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
 from ngp.core.rental import holding, landlord, metering
+from ngp.core.rental.effects import AnswerTenant, HoldNetworks, RemoveTunnelPeer, WatchInvoice
+from ngp.core.rental.events import CreditAsked, NetworksHeld
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Quote, Rental, RentalState
 from ngp.core.rental.status import credit_msat, offer_of

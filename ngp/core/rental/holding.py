@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 
-from ngp.core.effects import RemoveTunnelPeer, SettleInvoice, SetTunnelPeer
-from ngp.core.events import InvoiceHeld, TunnelPeerSet
 from ngp.core.invoices import withdraw
 from ngp.core.pricing import show_money
 from ngp.core.records import PaymentRecord, PaymentState
 from ngp.core.rental import metering
+from ngp.core.rental.effects import RemoveTunnelPeer, SettleInvoice, SetTunnelPeer
+from ngp.core.rental.events import InvoiceHeld, TunnelPeerSet
 from ngp.core.rental.landlord import NOT_LET, may_let, tunnel_peer
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.terms import LettingSettings

@@ -9,23 +9,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from ngp.core.effects import HoldNetworks, Persist, RemoveTunnelPeer, SetTunnelPeer, WatchInvoice
-from ngp.core.events import AccountCounted, ReleaseRental, SwitchRental, TunnelPeerUnmetered
+from ngp.core.effects import Persist
+from ngp.core.events import AccountCounted
 from ngp.core.invoices import withdraw
 from ngp.core.listing import listed
 from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
-from ngp.core.records import PaymentKind, PaymentState, RentalRecord, ServiceRecord
+from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental import metering
+from ngp.core.rental.effects import HoldNetworks, RemoveTunnelPeer, SetTunnelPeer, WatchInvoice
+from ngp.core.rental.events import ReleaseRental, SwitchRental, TunnelPeerUnmetered
 from ngp.core.rental.letting import Letting, are_within
 from ngp.core.rental.periods import charge, charge_owed, close_period, open_period, open_record
 from ngp.core.rental.pools import networks_text
+from ngp.core.rental.records import RentalRecord, ServiceRecord
 from ngp.core.rental.rental import ACCRUES, PAID_LATE, Rental, RentalState
 from ngp.core.rental.status import credit_msat, ends_s, offer_of
 from ngp.core.rental.terms import MONTH_S, LettingSettings
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
-from ngp.core.values import AdoptedAccount, AdoptedContract, Reading, TunnelPeer
+from ngp.core.values import AdoptedAccount, AdoptedContract, Reading
 from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0
@@ -279,13 +283,14 @@ def usage_read(world: World, rental: Rental, reading: Reading) -> None:
     _reserve_if_used_up(world, rental)
 
 
-def account_exhausted(world: World, rental: Rental) -> None:
+def account_exhausted(world: World, account: bytes) -> None:
     """Check the kernel's limit after the kernel refused a packet for want of money, and the readings were counted.
 
     The refusal can be right although the service goes on, if the packet cost more than was left: the service ends only
     when the money left doesn't pay for a full packet of the usual size.
     """
-    if rental.state is RentalState.ACTIVE:
+    rental = world.letting.rentals.get(account)
+    if rental is not None and rental.state is RentalState.ACTIVE:
         metering.count_again(world, rental)
 
 

@@ -6,9 +6,9 @@ tenant, which may have money left to be fetched, get the new key too.
 
 from __future__ import annotations
 
-from ngp.core.effects import AnswerTenant, RemoveTunnelPeer, SetTunnelPeer
-from ngp.core.events import RekeyAsked
 from ngp.core.rental import landlord
+from ngp.core.rental.effects import AnswerTenant, RemoveTunnelPeer, SetTunnelPeer
+from ngp.core.rental.events import RekeyAsked
 from ngp.core.rental.rental import RentalState
 from ngp.core.world import World
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core.records import ServiceRecord
+from ngp.core.rental.records import ServiceRecord
 from ngp.core.values import Now
 
 

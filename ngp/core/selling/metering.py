@@ -88,17 +88,15 @@ def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
     yield from world.sold_to(account.identity)  # listed only if they are needed: there may be a hundred thousand
 
 
-def kernel_spent(world: World, reading: AccountReading) -> None:
+def kernel_spent(world: World, account: ClientAccount, reading: AccountReading) -> None:
     """Note what an account spent by the kernel's count. If it met its limit, act at once: the hint may be lost."""
-    account = world.clients.get(reading.account)
-    if account is not None:
-        account.kernel.spent_units = reading.spent_units
-        if reading.exhausted:
-            account_exhausted(world, account)
-            limit_units = account.kernel.told[0] if account.kernel.told is not None else 0
-            left_msat = account.balance_msat - account.refund.promised_msat - account.priced
-            if (left_msat - 1) * UNITS_PER_MSAT > limit_units - reading.spent_units:  # the kernel's limit is too low
-                count_again(world, account)
+    account.kernel.spent_units = reading.spent_units
+    if reading.exhausted:
+        account_exhausted(world, account)
+        limit_units = account.kernel.told[0] if account.kernel.told is not None else 0
+        left_msat = account.balance_msat - account.refund.promised_msat - account.priced
+        if (left_msat - 1) * UNITS_PER_MSAT > limit_units - reading.spent_units:  # the kernel's limit is too low
+            count_again(world, account)
 
 
 def account_exhausted(world: World, account: ClientAccount) -> None:

@@ -113,9 +113,7 @@ def _faults(
     elif invoice.amount_msat != due_msat:
         parts = "credit and activation fee are" if asked.is_first else "the credit is"
         yield f"the invoice is over {show_money(invoice.amount_msat)}, but {parts} {show_money(due_msat)}"
-    if offered is not None and asked.terms != (
-        offered if asked.is_first else replace(offered, activation_fee_msat=0)
-    ):
+    if offered is not None and asked.terms != (offered if asked.is_first else replace(offered, activation_fee_msat=0)):
         yield "the landlord changed its terms between offer and invoice; ask for the offer again"
     if invoice.expires_in_s <= 0:
         yield "the invoice has expired; ask for a new one, and check this machine's clock"

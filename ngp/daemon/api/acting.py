@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ngp import identity
 from ngp.core.buying import refunds as buying
-from ngp.core.events import AskRefund, BlockNeighbour, InvoiceMade, RefundNeighbour, ReleaseRental, SwitchRental
+from ngp.core.events import AskRefund, BlockNeighbour, InvoiceMade, RefundNeighbour
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.records import PaymentKind
+from ngp.core.rental.events import ReleaseRental, SwitchRental
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.selling import refunds as selling
@@ -140,9 +141,7 @@ class Acting:
         account, kind = (self.find(written), PaymentKind.MANUAL) if rental is None else (rental.id, PaymentKind.RENT)
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
-        self._node.obey(
-            InvoiceMade(account, kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
-        )
+        self._node.obey(InvoiceMade(account, kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s))
         await payment.settle_invoice(preimage)
         whose = identity.short_text(account) if rental is None else _named(rental)
         return f"{show_money(amount_msat)} (not real money) credited to {whose}"

@@ -16,8 +16,9 @@ from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.rental import RentalState
+from ngp.core.rental.tunnel import PeerReading
 from ngp.core.settings import Settings
-from ngp.core.values import Check, PeerReading
+from ngp.core.values import Check
 from ngp.daemon import checkup, evidence, lightning
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import instant

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from ngp.core.records import RentalRecord
+from ngp.core.rental.records import RentalRecord
 from ngp.errors import LedgerError
 from ngp.store import rows, schema, sums
 from ngp.store.postgresql import tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ngp.core.messages import Prefix
-from ngp.core.records import RentalRecord
+from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.rental import PAID_LATE, RentalState
 from ngp.errors import LedgerError
 from ngp.store import rows, schema

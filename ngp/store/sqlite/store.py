@@ -7,7 +7,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from ngp.core.records import RentalRecord
+from ngp.core.rental.records import RentalRecord
 from ngp.errors import LedgerError
 from ngp.store import rows, schema, sums
 from ngp.store.sqlite import file
