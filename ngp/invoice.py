@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from bech32 import CHARSET, bech32_decode, bech32_encode, convertbits
 from bolt11 import Signature
 
-from ngp.core.values import DecodedInvoice
+from ngp.core.payment_node import DecodedInvoice
 from ngp.errors import PeerError
 
 INVOICE_CHARS_MAX = 2048

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from ngp.core.values import PaymentInfo
+from ngp.core.payment_node import PaymentInfo
 from ngp.errors import PaymentError
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from ngp.config import parse
 from ngp.core.effects import Effect, Persist
+from ngp.core.kernel import DesiredNetwork
 from ngp.core.records import CursorRecord
-from ngp.core.values import DesiredNetwork, Now
+from ngp.core.values import Now
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import host_watch
 from ngp.daemon.node import Node, Parts

@@ -13,16 +13,8 @@ from ipaddress import ip_network
 
 import pytest
 
+from ngp.core.kernel import AccountLimit, AccountReading, Adopted, Grant, Hint, HintKind, Reading
 from ngp.core.messages import Role
-from ngp.core.values import (
-    AccountLimit,
-    AccountReading,
-    Adopted,
-    Grant,
-    Hint,
-    HintKind,
-    Reading,
-)
 from ngp.errors import KernelError
 
 NEIGHBOUR = 7

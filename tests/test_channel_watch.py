@@ -10,7 +10,7 @@ import pytest
 
 from ngp.core.channels import Channel
 from ngp.core.events import ChannelsSeen, Tick
-from ngp.core.values import PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus, Settlement
 from ngp.daemon import channel_watch
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.errors import PaymentError

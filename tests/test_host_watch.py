@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
+from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.messages import Address, Hello
-from ngp.core.values import DesiredNetwork, FreeRule
 from ngp.daemon.desired import named_interfaces
 from ngp.daemon.host_watch import HostWatch
 from ngp.errors import KernelError

@@ -17,11 +17,12 @@ from ngp import store
 from ngp.core.effects import CancelInvoice, Effect, GrantContract, Persist, TrackPayment
 from ngp.core.events import BlockNeighbour, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import Adopted, Grant
+from ngp.core.kernel import Reading as MeterReading
 from ngp.core.messages import Role
 from ngp.core.peers import Neighbour
 from ngp.core.records import AccountRecord, ContractRecord, NeighbourRecord
-from ngp.core.values import Adopted, Grant, Now
-from ngp.core.values import Reading as MeterReading
+from ngp.core.values import Now
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import main
 from ngp.daemon import node as daemon_node

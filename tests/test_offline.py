@@ -13,11 +13,12 @@ import pytest
 
 from ngp import node_key, store
 from ngp.config import parse
+from ngp.core.payment_node import PaymentInfo
 from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.terms import Pool
 from ngp.core.rental.tunnel import DesiredTunnel
 from ngp.core.settings import Settings
-from ngp.core.values import Check, PaymentInfo
+from ngp.core.values import Check
 from ngp.daemon import offline
 from ngp.daemon.desired import named_interfaces
 from ngp.errors import ConfigError

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ngp.core.messages import Hello
-from ngp.core.values import Check, Settlement
+from ngp.core.payment_node import Settlement
+from ngp.core.values import Check
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.errors import PaymentError
 

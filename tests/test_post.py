@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ngp import wire
 from ngp.core.events import Delivered, Event, MessageReceived, Undelivered
 from ngp.core.messages import Hello, Invoice, Statement
-from ngp.core.values import DecodedInvoice, LinkPeer
+from ngp.core.payment_node import DecodedInvoice
+from ngp.core.values import LinkPeer
 from ngp.courier import Courier
 from ngp.daemon.post import VERSIONS_TOLD, Post
 from ngp.errors import LedgerError

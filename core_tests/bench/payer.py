@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from ngp.core.values import PaymentStatus
+from ngp.core.payment_node import PaymentStatus
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.electrum import ElectrumPayment

@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, DesiredNetwork, Grant, KernelNeighbour
 from ngp.core.messages import Role
-from ngp.core.values import MOST_UNITS_AHEAD, AccountLimit, DesiredNetwork, Grant, KernelNeighbour
 from ngp.modules.network.datapath import Datapath
 
 NEIGHBOUR = 1

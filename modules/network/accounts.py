@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from ngp.core.values import MOST_UNITS_AHEAD, AccountLimit, AccountReading, AdoptedAccount
+from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, AccountReading, AdoptedAccount
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout

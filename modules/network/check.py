@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
+from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.messages import Prefix
 from ngp.core.prefixes import covers
 from ngp.core.services import SERVICES_A_HOST
-from ngp.core.values import Check, DesiredNetwork, FreeRule
+from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
 from ngp.modules.commands import find_command

@@ -16,8 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from ngp.core.kernel import AdoptedContract, Grant, Reading
 from ngp.core.messages import Address, Prefix, Role
-from ngp.core.values import AdoptedContract, Grant, Reading
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout

@@ -23,12 +23,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ngp.core.messages import Address, Prefix
-from ngp.core.values import (
+from ngp.core.kernel import (
     AccountLimit,
     AccountReading,
     Adopted,
-    Check,
     DesiredNetwork,
     FreeRule,
     Grant,
@@ -39,6 +37,8 @@ from ngp.core.values import (
     Reading,
     Verdict,
 )
+from ngp.core.messages import Address, Prefix
+from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
 from ngp.modules.network import bpf, former, gate, hooks, layout

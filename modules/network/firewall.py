@@ -14,7 +14,9 @@ from dataclasses import replace
 from ipaddress import ip_address
 from itertools import product
 
-from ngp.core.values import Check, DesiredNetwork, LetTraffic
+from ngp.core.kernel import DesiredNetwork
+from ngp.core.rental.tunnel import LetTraffic
+from ngp.core.values import Check
 from ngp.modules.commands import find_command
 from ngp.modules.network import onward, rights, verdicts, xtables
 from ngp.modules.network.host import Host

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from ngp.core.values import Reading
+from ngp.core.kernel import Reading
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout

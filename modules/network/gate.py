@@ -60,7 +60,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from ngp.core.values import DesiredNetwork
+from ngp.core.kernel import DesiredNetwork
 from ngp.errors import KernelError
 from ngp.modules.network import xtables
 from ngp.modules.network.host import ALL_INTERFACES

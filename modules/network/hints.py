@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
-from ngp.core.values import Hint, HintKind
+from ngp.core.kernel import Hint, HintKind
 from ngp.modules.bpf import RingReader, Table
 from ngp.modules.network import layout
 from ngp.modules.network.accounts import AccountTable

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from ngp.core.kernel import DesiredNetwork
 from ngp.core.messages import Address
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network import sides
 from ngp.modules.network.alarm import Alarm

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.messages import Address, Role
-from ngp.core.values import DesiredNetwork, FreeRule
 from ngp.errors import MomentError
 from ngp.modules.bpf import Programs, Table, library, require
 from ngp.modules.network import bpf, flows, hooks, layers, layout, rewrites

@@ -13,8 +13,8 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from ngp.core.kernel import TENANTS, KernelNeighbour
 from ngp.core.messages import Role
-from ngp.core.values import TENANTS, KernelNeighbour
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.contracts import ContractTable

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.kernel import DesiredNetwork
+from ngp.core.values import Check
 from ngp.modules.commands import find_command
 from ngp.modules.network import layers, rights, xtables
 from ngp.modules.rtnetlink import Interface

@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from ngp.core.kernel import DesiredNetwork
 from ngp.core.messages import Address, Prefix
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.values import Check
 from ngp.modules.network.host import Host
 
 # Nothing is sent there. Addresses of root name servers (a and m): no documentation addresses, since routers with a list

@@ -27,8 +27,9 @@ from pathlib import Path
 
 import netfilterqueue
 
+from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.messages import Address
-from ngp.core.values import Check, HeldPacket, Verdict
+from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.network.icmp import Prohibiter
 

@@ -31,10 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from ngp import invoice, node_key
-from ngp.core.pricing import SAT_MSAT
-from ngp.core.values import (
+from ngp.core.payment_node import (
     UNKNOWN_PAYMENT,
-    Check,
     DecodedInvoice,
     InvoiceState,
     NewInvoice,
@@ -44,6 +42,8 @@ from ngp.core.values import (
     PaymentStatus,
     Settlement,
 )
+from ngp.core.pricing import SAT_MSAT
+from ngp.core.values import Check
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError

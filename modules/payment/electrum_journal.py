@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from ngp.core.values import Settlement
+from ngp.core.payment_node import Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment import private_file
 

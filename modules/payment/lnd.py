@@ -24,10 +24,8 @@ from pathlib import Path
 import grpc
 
 from ngp import invoice, node_key
-from ngp.core.reach import left_msat
-from ngp.core.values import (
+from ngp.core.payment_node import (
     UNKNOWN_PAYMENT,
-    Check,
     DecodedInvoice,
     InvoiceState,
     NewInvoice,
@@ -37,6 +35,8 @@ from ngp.core.values import (
     PaymentStatus,
     Settlement,
 )
+from ngp.core.reach import left_msat
+from ngp.core.values import Check
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_paste, macaroon

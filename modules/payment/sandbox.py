@@ -26,9 +26,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from ngp import invoice, node_key
-from ngp.core.values import (
+from ngp.core.payment_node import (
     UNKNOWN_PAYMENT,
-    Check,
     DecodedInvoice,
     InvoiceState,
     NewInvoice,
@@ -38,6 +37,7 @@ from ngp.core.values import (
     PaymentStatus,
     Settlement,
 )
+from ngp.core.values import Check
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
 

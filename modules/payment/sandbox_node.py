@@ -15,7 +15,7 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from ngp.core.values import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment import private_file
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ngp.config.units import show_data
+from ngp.core.kernel import FULL_PACKET_BYTES
 from ngp.core.pricing import amount_due_msat, show_money
 from ngp.core.rental.terms import Offer
 from ngp.core.settings import Settings
-from ngp.core.values import FULL_PACKET_BYTES, Check
+from ngp.core.values import Check
 
 _KEPT_CREDIT_MSAT = 6_000_000  # as the published StaticWire client keeps it by default; `_unsellable` has its limits
 _FULL = f"a full packet ({FULL_PACKET_BYTES:,} bytes)"

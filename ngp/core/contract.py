@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
+from ngp.core.kernel import Reading
 from ngp.core.messages import Prefix, Role
 from ngp.core.openings import Pools
 from ngp.core.pricing import amount_due_msat
 from ngp.core.rate import Rate
 from ngp.core.records import ContractRecord
-from ngp.core.values import Reading
 
 
 class State(StrEnum):

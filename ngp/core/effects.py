@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ngp.core.kernel import AccountLimit, Grant, KernelNeighbour, Verdict
 from ngp.core.messages import Answer, Call, Message
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental.effects import RentalEffect
-from ngp.core.values import AccountLimit, Grant, KernelNeighbour, Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Events: all that can happen to the core. The time is passed along with each event; the core has no clock.
 
-Held packets, settlements and outcomes of payments are events too; their classes are in `values`, as ports use them.
+Held packets, settlements and outcomes of payments are events too; their classes are in `kernel` and `payment_node`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ngp.core.channels import Channel
+from ngp.core.kernel import AccountReading, HeldPacket, Hint, Reading
 from ngp.core.messages import Message, Prefix, StatementLine
+from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, Settlement
 from ngp.core.records import PaymentKind
 from ngp.core.rental.events import RentalEvent
 from ngp.core.settings import Settings
-from ngp.core.values import AccountReading, DecodedInvoice, HeldPacket, Hint, PaymentOutcome, Reading, Settlement
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from ngp.core.events import (
     Undelivered,
     UsageRead,
 )
+from ngp.core.kernel import HeldPacket, HintKind
 from ngp.core.messages import (
     Accept,
     Ack,
@@ -58,6 +59,7 @@ from ngp.core.messages import (
     Role,
     Statement,
 )
+from ngp.core.payment_node import PaymentOutcome, Settlement
 from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
 from ngp.core.rental import dispatch as rental_dispatch
@@ -69,7 +71,7 @@ from ngp.core.selling import refunds as seller_refunds
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.values import HeldPacket, HintKind, Now, PaymentOutcome, Settlement
+from ngp.core.values import Now
 from ngp.core.world import World
 
 FLUSH_INTERVAL_S = 60.0  # from a change of a contract's totals until they are written

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ngp.core.budget import Spending
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.reach import Reach
 from ngp.core.records import PaymentRecord
-from ngp.core.values import DecodedInvoice
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from ngp.core.buying import metering
 from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
 from ngp.core.messages import Declined, DeclineReason, Paid, Role
+from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.peers import Neighbour
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, note_top_up, pause_s
-from ngp.core.values import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.world import World
 
 MOST_INVOICE_EXPIRY_S = 43_200

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from ngp.core.allowance import Allowance
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import Contract
+from ngp.core.kernel import HeldPacket, KernelNeighbour
 from ngp.core.messages import Address
 from ngp.core.records import NeighbourRecord
 from ngp.core.selling.sale import Sale
-from ngp.core.values import HeldPacket, KernelNeighbour
 
 Link = tuple[str, bytes]
 

@@ -19,6 +19,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import Adopted, AdoptedAccount, AdoptedContract, LastingTerms
 from ngp.core.messages import Role
 from ngp.core.peers import Link, Neighbour
 from ngp.core.records import (
@@ -39,7 +40,7 @@ from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import add_to_statement
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import Adopted, AdoptedAccount, AdoptedContract, LastingTerms, Now
+from ngp.core.values import Now
 from ngp.core.world import World
 
 FORGET_NEIGHBOUR_S = 30 * 86400

@@ -8,12 +8,12 @@ from hashlib import sha256
 from ngp.core.account import Account
 from ngp.core.effects import Persist, ProveSettlement
 from ngp.core.messages import Paid, Role
+from ngp.core.payment_node import Settlement
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.rental import landlord
 from ngp.core.selling import metering
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, note_top_up
-from ngp.core.values import Settlement
 from ngp.core.world import World
 
 ASK_MORE_AFTER_S = 60.0

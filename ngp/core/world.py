@@ -28,6 +28,7 @@ from ngp.core.effects import (
     Send,
     SetNeighbour,
 )
+from ngp.core.kernel import Grant, LastingTerms
 from ngp.core.lines import LineLimits
 from ngp.core.messages import Message, Role
 from ngp.core.money import Money, PaymentNode
@@ -39,7 +40,7 @@ from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
 from ngp.core.timers import CONTRACT_TIMERS, Due, Timers
-from ngp.core.values import Grant, LastingTerms, Now
+from ngp.core.values import Now
 
 END_LINGER_S = 3.0  # how much longer than a contract's lifetime its client keeps the meter
 LOW_LASTS_S = 4  # an account is topped up when its balance lasts for less than this at the present rate

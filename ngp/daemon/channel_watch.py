@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from ngp.core.events import ChannelsSeen, Event
-from ngp.core.values import PaymentOutcome, Settlement
+from ngp.core.payment_node import PaymentOutcome, Settlement
 from ngp.core.world import World
 from ngp.ports import ChannelManager
 

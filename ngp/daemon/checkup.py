@@ -14,6 +14,7 @@ from itertools import product
 
 from ngp import identity
 from ngp.config import changes
+from ngp.core.kernel import DesiredNetwork
 from ngp.core.listing import listed
 from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
@@ -22,7 +23,7 @@ from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose, without_of
 from ngp.core.rental.letting import Letting
 from ngp.core.selling.first_packets import SILENT_AT_FIRST_S, UNHEARD_S
 from ngp.core.settings import Settings
-from ngp.core.values import Check, DesiredNetwork, Now
+from ngp.core.values import Check, Now
 from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.api.plain import instant, plain

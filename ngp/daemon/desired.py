@@ -10,10 +10,12 @@ from ipaddress import ip_address, ip_network
 
 from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.core.host_port import split_host_port
+from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.terms import LettingSettings
+from ngp.core.rental.tunnel import LetTraffic
 from ngp.core.settings import FreeDestination, Settings
-from ngp.core.values import Check, DesiredNetwork, FreeRule, LetTraffic
+from ngp.core.values import Check
 from ngp.errors import ConfigError
 from ngp.ports import Network
 

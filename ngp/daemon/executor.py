@@ -42,10 +42,11 @@ from ngp.core.effects import (
     TrackPayment,
 )
 from ngp.core.events import AccountCounted, BillsRecalled, Event, Halted, InvoiceCancelled, InvoiceFailed, InvoiceMade
+from ngp.core.kernel import AccountLimit, Grant
 from ngp.core.messages import Paid
+from ngp.core.payment_node import InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.core.rental.effects import HoldNetworks, SettleInvoice, WatchInvoice
 from ngp.core.rental.events import InvoiceHeld, NetworksHeld, RentProven
-from ngp.core.values import AccountLimit, Grant, InvoiceState, PaymentOutcome, PaymentStatus
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError

@@ -13,9 +13,10 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import TypeVar
 
+from ngp.core.kernel import DesiredNetwork
 from ngp.core.messages import Address
 from ngp.core.settings import Settings
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.values import Check
 from ngp.daemon import checkup
 from ngp.daemon.desired import look_at_host, refuse
 from ngp.daemon.logs import RateLimit
@@ -45,9 +46,7 @@ class HostWatch:
         KernelError: the host can't be looked at.
     """
 
-    def __init__(
-        self, settings: Settings, network: Network, post: Post, node_addresses: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, settings: Settings, network: Network, post: Post, node_addresses: tuple[str, ...] = ()) -> None:
         self.node_addresses = node_addresses
         self.desired = look_at_host(settings, network, node_addresses)
         self._settings = settings

@@ -20,10 +20,11 @@ from ngp.config import parse
 from ngp.core.effects import Persist
 from ngp.core.events import Stopping, UsageRead
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import Adopted, DesiredNetwork, Reading
 from ngp.core.money import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import Adopted, DesiredNetwork, Now, Reading
+from ngp.core.values import Now
 from ngp.core.world import World
 from ngp.daemon.clock import SystemClock
 from ngp.daemon.desired import desired_network, look_at_host

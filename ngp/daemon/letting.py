@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from ngp.calls.proof import Proofs
 from ngp.core.events import Event
 from ngp.core.messages import Paid
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental.asking import NOT_LETTING
 from ngp.core.rental.calls import Call, Payee, Session
@@ -24,7 +25,6 @@ from ngp.core.rental.events import CreditAsked, MoneyBackAsked, RekeyAsked, Rent
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import Asked, Configuration, RentalStatus, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
-from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 from ngp.errors import LedgerError, PeerError, RentalError
 from ngp.ports import Clock

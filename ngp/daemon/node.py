@@ -20,13 +20,14 @@ from ngp.config import changes, keep_until_restart, load, refuse_shown_secret, u
 from ngp.core.effects import Effect
 from ngp.core.events import Event, MessageReceived, SettingsChanged, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import HeldPacket, Hint, Verdict
 from ngp.core.messages import Hello, Invoice, Propose, Statement
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
-from ngp.core.values import Check, HeldPacket, Hint, Verdict
+from ngp.core.values import Check
 from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text

@@ -13,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ngp.config import PAYMENT, module_class
+from ngp.core.kernel import KernelState
+from ngp.core.payment_node import PaymentInfo
 from ngp.core.rental.letting import Letting
 from ngp.core.rental.rental import Rental
 from ngp.core.settings import Settings
-from ngp.core.values import Check, KernelState, PaymentInfo
+from ngp.core.values import Check
 from ngp.daemon import belongings, checkup, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid

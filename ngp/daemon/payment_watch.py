@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ngp.core.events import Event
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.settings import Settings
-from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 from ngp.daemon.post import Post
 from ngp.errors import PaymentError

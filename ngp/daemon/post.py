@@ -16,7 +16,8 @@ from ngp.core.allowance import Allowance
 from ngp.core.effects import Greet
 from ngp.core.events import Event, MessageReceived
 from ngp.core.messages import Hello, Invoice, Message, Refund
-from ngp.core.values import DecodedInvoice, LinkPeer
+from ngp.core.payment_node import DecodedInvoice
+from ngp.core.values import LinkPeer
 from ngp.courier import Courier
 from ngp.daemon.logs import RateLimit
 from ngp.daemon.ways import Way, Ways

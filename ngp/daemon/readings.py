@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ngp.core.events import Event, Hinted, MessageReceived, UsageRead
+from ngp.core.kernel import Hint, HintKind, Reading
 from ngp.core.messages import Propose, Role
-from ngp.core.values import Hint, HintKind, Reading
 from ngp.core.world import World
 from ngp.ports import Network
 

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ngp.core.messages import Address, Prefix
-from ngp.core.values import (
+from ngp.core.kernel import (
     AccountLimit,
     AccountReading,
     Adopted,
-    Check,
     DesiredNetwork,
     Grant,
     HeldPacket,
@@ -21,6 +19,8 @@ from ngp.core.values import (
     Reading,
     Verdict,
 )
+from ngp.core.messages import Address, Prefix
+from ngp.core.values import Check
 
 
 class Network(Protocol):

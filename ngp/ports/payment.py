@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
 
 from ngp.core.channels import ChainView, Channel, Watch
-from ngp.core.values import (
-    Check,
+from ngp.core.payment_node import (
     DecodedInvoice,
     InvoiceState,
     NewInvoice,
@@ -16,6 +15,7 @@ from ngp.core.values import (
     PaymentOutcome,
     Settlement,
 )
+from ngp.core.values import Check
 
 
 class Payment(Protocol):

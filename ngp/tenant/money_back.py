@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 
-from ngp.core.values import InvoiceState
+from ngp.core.payment_node import InvoiceState
 from ngp.errors import LandlordError, PaymentError
 from ngp.ports import Payment
 from ngp.tenant.home import Tunnel

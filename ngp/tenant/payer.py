@@ -15,10 +15,10 @@ from hashlib import sha256
 
 from ngp.core.budget import DAY_S, HOUR_S
 from ngp.core.networks import is_same, takes_invoice
+from ngp.core.payment_node import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 from ngp.core.pricing import show_money
 from ngp.core.settings import Budgets, FeeLimit
 from ngp.core.tenant.account import Order
-from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 from ngp.errors import PaymentError, PeerError
 from ngp.ports import Payment
 from ngp.tenant import files

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from ngp import invoice
 from ngp.core.host_port import split_host_port
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import Account, disagreements, faults_of_invoice
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
 from ngp.core.tenant.terms import SaleTerms
-from ngp.core.values import DecodedInvoice
 from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
 from ngp.tenant import interface, policy
 from ngp.tenant.home import Home, Tunnel
@@ -71,9 +71,7 @@ class KeptConfiguration:
     why_not_linked: str
 
 
-def ask(
-    landlord: Landlord, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None, is_first: bool | None
-) -> Quote:
+def ask(landlord: Landlord, tunnel: Tunnel, amount_sat: int, offered: SaleTerms | None, is_first: bool | None) -> Quote:
     """Ask for an invoice. Raises LandlordError, if it isn't for what was asked; nothing is paid then.
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 
 from ngp import store
 from ngp.cli.aftermath import describe
-from ngp.core.values import KernelState
+from ngp.core.kernel import KernelState
 from ngp.daemon.state import last_sign_s
 from tests.cli.conftest import Host
 

@@ -22,8 +22,10 @@ from ngp import store
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import TENANTS, UNITS_PER_MSAT
 from ngp.core.messages import Paid, Prefix, Role
 from ngp.core.money import PaymentNode
+from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental import landlord as rules
 from ngp.core.rental import metering
@@ -51,16 +53,7 @@ from ngp.core.rental.status import RentalStatus, credit_msat, status
 from ngp.core.rental.terms import LettingSettings, Offer, Pool
 from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.restore import restore
-from ngp.core.values import (
-    TENANTS,
-    UNITS_PER_MSAT,
-    UNKNOWN_PAYMENT,
-    DecodedInvoice,
-    Now,
-    PaymentOutcome,
-    PaymentStatus,
-    Settlement,
-)
+from ngp.core.values import Now
 from ngp.core.world import World
 from ngp.ports import Store
 

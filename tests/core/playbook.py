@@ -20,14 +20,16 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
 from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import HeldPacket, HintKind, Verdict
 from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Propose, Refund, Role, Statement
 from ngp.core.money import PaymentNode
+from ngp.core.payment_node import Settlement
 from ngp.core.peers import Peers
 from ngp.core.records import ContractRecord
 from ngp.core.restore import restore
 from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets, FeeLimit, Settings
-from ngp.core.values import HeldPacket, HintKind, Now, Settlement, Verdict
+from ngp.core.values import Now
 from ngp.core.world import World
 
 UTC_AT_START_S = 1_700_000_000

@@ -12,8 +12,8 @@ from playbook import Node, Sim
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.kernel import Reading
 from ngp.core.messages import Accept, Ask, Cancel, Hello, Message, Propose, Reject
-from ngp.core.values import Reading
 
 HELLO = Hello("sandbox", True, True, (), "", False)
 

@@ -16,7 +16,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ngp import store
+from ngp.core.kernel import (
+    AccountLimit,
+    AccountReading,
+    Adopted,
+    AdoptedAccount,
+    AdoptedContract,
+    Grant,
+    Hint,
+    HintKind,
+    KernelNeighbour,
+    Reading,
+)
 from ngp.core.messages import Prefix, Role, StatementLine
+from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.records import (
     AccountRecord,
     BilledRecord,
@@ -32,22 +45,6 @@ from ngp.core.records import (
     PaymentState,
     Record,
     Snapshot,
-)
-from ngp.core.values import (
-    UNKNOWN_PAYMENT,
-    AccountLimit,
-    AccountReading,
-    Adopted,
-    AdoptedAccount,
-    AdoptedContract,
-    DecodedInvoice,
-    Grant,
-    Hint,
-    HintKind,
-    KernelNeighbour,
-    PaymentOutcome,
-    PaymentStatus,
-    Reading,
 )
 from ngp.errors import KernelError
 

@@ -19,9 +19,9 @@ from test_money import GRACE, HOSTS, OFTEN, actions, play
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core import forgetting
+from ngp.core.kernel import Verdict
 from ngp.core.messages import Ask, Cancel, Hello, Statement, StatementLine
 from ngp.core.restore import FORGET_NEIGHBOUR_S
-from ngp.core.values import Verdict
 
 HOST = HOSTS[0]
 

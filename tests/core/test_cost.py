@@ -9,8 +9,8 @@ from playbook import Sim, account
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.kernel import HeldPacket, Reading
 from ngp.core.messages import Accept, Hello, Propose
-from ngp.core.values import HeldPacket, Reading
 
 
 def open_contracts(sim: Sim, first: int, many: int) -> float:

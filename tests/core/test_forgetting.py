@@ -12,9 +12,9 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core import forgetting
 from ngp.core.messages import Ask, Declined, Invoice, Role
+from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.records import PaymentRecord
 from ngp.core.selling import metering
-from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 
 
 @pytest.fixture

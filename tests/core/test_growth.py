@@ -20,6 +20,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core import forgetting
 from ngp.core.contract import CloseReason, State
+from ngp.core.kernel import Reading
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.openings import (
     FORGIVEN_AN_HOUR,
@@ -30,7 +31,6 @@ from ngp.core.openings import (
     pools_of,
 )
 from ngp.core.records import Record
-from ngp.core.values import Reading
 from ngp.core.world import UNUSED_S
 from ngp.ports import Ledger
 

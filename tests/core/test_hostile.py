@@ -16,6 +16,7 @@ from scripted_neighbour import ScriptedNeighbour
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import State
+from ngp.core.kernel import HeldPacket
 from ngp.core.lines import MOST_AT_ONCE, MOST_HOLDERS
 from ngp.core.messages import (
     Accept,
@@ -38,8 +39,8 @@ from ngp.core.messages import (
     Statement,
     StatementLine,
 )
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.selling.negotiation import MOST_QUOTED_STRANGER_AGAIN
-from ngp.core.values import DecodedInvoice, HeldPacket
 
 HOST = "198.51.100.1"
 PRICE = st.sampled_from((0, 1, 5 << 20, (5 << 20) + 1, 1 << 50)) | st.integers(0, 1 << 50)

@@ -10,8 +10,8 @@ from test_money import spare_units
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Invoice, Refund, Role
-from ngp.core.values import UNITS_PER_MSAT
 
 HOST = "198.51.100.1"
 OTHERS = tuple(f"198.51.100.{number}" for number in range(2, 12))

@@ -13,6 +13,7 @@ from let import FEE, RENT, SAT, Landlord, PaymentNodeOfLandlord, key, letting, o
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.kernel import FULL_PACKET_BYTES, UNITS_PER_MSAT
 from ngp.core.rental.effects import SettleInvoice
 from ngp.core.rental.events import ReleaseRental, SwitchRental, TunnelPeerUnmetered
 from ngp.core.rental.landlord import CLOSES_AFTER_S
@@ -20,7 +21,6 @@ from ngp.core.rental.metering import RENT_AHEAD_S
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import MONTH_S, rent_msat
 from ngp.core.rental.tunnel import TunnelPeer
-from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT
 
 PRICE = 5 << 20  # msat per GiB: 5 for a kilobyte
 KILOBYTE = 1024

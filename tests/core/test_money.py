@@ -16,10 +16,12 @@ from playbook import Node, Sim, settings, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Ask, Invoice, Paid, Role
+from ngp.core.payment_node import PaymentStatus, Settlement
 from ngp.core.pricing import amount_due_msat
 from ngp.core.records import Direction, PaymentState
-from ngp.core.values import UNITS_PER_MSAT, Now, PaymentStatus, Settlement
+from ngp.core.values import Now
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "203.0.113.1", "203.0.113.2", "203.0.113.3")
 GRACE = 64 << 10

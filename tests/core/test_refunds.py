@@ -18,12 +18,12 @@ from ngp.core import events as ev
 from ngp.core.buying.refunds import INVOICE_PAUSE_S, why_not_ask
 from ngp.core.messages import Declined, DeclineReason, Message, Refund
 from ngp.core.orders import REFUND_PAUSE_S
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.records import Direction, PaymentKind, PaymentState
 from ngp.core.selling import metering
 from ngp.core.selling.refunds import ASK_PAUSE_S, why_no_refund
 from ngp.core.settings import Budgets, FeeLimit
-from ngp.core.values import PaymentOutcome, PaymentStatus, Settlement
 
 HOST = "198.51.100.1"
 GENEROUS = settings(refund_when_asked=True, contract_time_s=5)

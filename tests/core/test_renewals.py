@@ -7,8 +7,8 @@ from playbook import Sim, settings, tell
 
 from ngp.core import effects as fx
 from ngp.core.contract import State
+from ngp.core.kernel import FULL_PACKET_BYTES
 from ngp.core.messages import Accept, Propose, Reject
-from ngp.core.values import FULL_PACKET_BYTES
 
 
 def renewals(gateway: dict[str, object], client: dict[str, object], size: int = 1500) -> tuple[int, int]:

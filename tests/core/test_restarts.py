@@ -9,9 +9,9 @@ from test_money import spare_units
 
 from ngp.core import effects as fx
 from ngp.core.contract import State
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Accept, Invoice, Role
 from ngp.core.restore import FORGET_NEIGHBOUR_S
-from ngp.core.values import UNITS_PER_MSAT
 
 HOST = "198.51.100.1"
 

@@ -9,9 +9,9 @@ from scripted_neighbour import ScriptedNeighbour, messages
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Declined, Invoice, Paid
+from ngp.core.payment_node import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.records import CursorRecord, Direction, PaymentKind, PaymentState
 from ngp.core.selling.account import ClientAccount
-from ngp.core.values import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus, Settlement
 
 HOST = "198.51.100.1"
 DAY_S = 86_400

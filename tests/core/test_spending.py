@@ -7,9 +7,9 @@ from playbook import Node, Sim, account, settings, tell
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Declined, DeclineReason, Invoice, Refund, Statement, StatementLine
+from ngp.core.payment_node import PaymentStatus
 from ngp.core.records import PaymentKind
 from ngp.core.settings import Budgets, FeeLimit
-from ngp.core.values import PaymentStatus
 
 HOST = "198.51.100.1"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 from stand_ins import Kernel
 
+from ngp.core.kernel import AccountLimit, AccountReading, Adopted, Grant, Hint, Reading
 from ngp.core.messages import Role
-from ngp.core.values import AccountLimit, AccountReading, Adopted, Grant, Hint, Reading
 from tests.network_suite import BOUGHT, NEIGHBOUR, Bench, NetworkContract
 
 

@@ -10,9 +10,9 @@ from playbook import Sim, settings
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.messages import Declined, Invoice
+from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.records import Direction, PaymentKind, PaymentState
 from ngp.core.settings import Budgets
-from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
 
 HOST = "198.51.100.1"
 DAY_S = 86_400

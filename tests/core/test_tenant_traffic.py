@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.tenant import traffic
 from ngp.core.tenant.account import Account
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.traffic import TOLERATED_BYTES, Traffic
-from ngp.core.values import UNITS_PER_MSAT
 
 PRICE = 1000 << 20  # msat per GiB: a sat for a kilobyte
 MEGABYTE = 1 << 20
@@ -39,9 +39,7 @@ def test_what_passed_before_the_first_look_does_not_count() -> None:
     ("reading", "new_bytes"),
     [(("boot/7", 5300), 300), (("boot/8", 6000), 6000), (("boot/7", 4999), 4999), (("again/7", 100), 100), (None, 0)],
 )
-def test_counters_that_begin_anew_lose_nothing_that_they_show(
-    reading: tuple[str, int] | None, new_bytes: int
-) -> None:
+def test_counters_that_begin_anew_lose_nothing_that_they_show(reading: tuple[str, int] | None, new_bytes: int) -> None:
     """The interface was made anew, or the machine has started again."""
     before = replace(traffic.count(None, ("boot/7", 5000), PRICE), counted_bytes=10, cost_units=10 * PRICE)
     now = traffic.count(before, reading, PRICE)

@@ -11,9 +11,9 @@ from playbook import MSAT_PER_KB, Sim, account, settings, states, tell
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.contract import MOVES, IllegalMove, State
+from ngp.core.kernel import Hint, HintKind, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Hello, Propose, Reject, RejectReason
 from ngp.core.settings import PriceRule
-from ngp.core.values import Hint, HintKind, Verdict
 from ngp.daemon import checkup
 
 HOST = "198.51.100.1"

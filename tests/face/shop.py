@@ -23,11 +23,12 @@ from ngp import identity, invoice
 from ngp.calls.proof import Proofs
 from ngp.core import effects as fx
 from ngp.core.messages import Address
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.rental import calls
 from ngp.core.rental.landlord import served
 from ngp.core.rental.terms import LettingSettings, TunnelSettings
 from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
-from ngp.core.values import Check, DecodedInvoice, Now
+from ngp.core.values import Check, Now
 from ngp.daemon import landlord as outside
 from ngp.daemon.letting import Letting
 from ngp.modules.face.door import Limits

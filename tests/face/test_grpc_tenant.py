@@ -25,9 +25,9 @@ from shop import Shop, WireGuardKeys, terms_by_grpc
 import ngp.calls.landlord_pb2 as pb
 from ngp import identity, node_key
 from ngp.calls.signature import SIGNATURE, signed_bytes
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.rental.calls import Call
 from ngp.core.tenant.account import faults_of_invoice
-from ngp.core.values import DecodedInvoice
 from ngp.errors import ConfigError, LandlordError
 from ngp.modules.face.certificate import _make
 from ngp.tenant import calls as tenant_calls
@@ -233,9 +233,7 @@ def test_a_server_of_grpcs_own_library_is_understood() -> None:
         assert [one.name for one in server.landlord().offers()] == ["a"]
 
 
-@pytest.mark.parametrize(
-    "what", ["nothing", "another key", "another request", "another method", "another certificate"]
-)
+@pytest.mark.parametrize("what", ["nothing", "another key", "another request", "another method", "another certificate"])
 def test_who_does_not_sign_hears_nothing_of_the_tenant(what: str) -> None:
     def answers(call: Call) -> tuple[bytes, bytes]:
         reply, _ = server.signed(call, OFFERS)
@@ -327,6 +325,7 @@ def test_garbage_and_floods_are_refused() -> None:
 @pytest.mark.parametrize("speaks", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 2000])
 def test_who_does_not_speak_grpc_is_told_apart(speaks: bytes) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
         def serve() -> None:
             with suppress(OSError):
                 one, _ = listener.accept()

@@ -18,11 +18,11 @@ from shop import TUNNEL, TunnelOnPaper
 from ngp.core.effects import MakeInvoice
 from ngp.core.events import Event, InvoiceMade
 from ngp.core.messages import Paid
+from ngp.core.payment_node import NewInvoice, PaymentCapabilities
 from ngp.core.records import PaymentKind
 from ngp.core.rental.effects import SettleInvoice, SetTunnelPeer, WatchInvoice
 from ngp.core.rental.events import InvoiceHeld, RentProven, TunnelPeerSet
 from ngp.core.rental.tunnel import TunnelPeer
-from ngp.core.values import NewInvoice, PaymentCapabilities
 from ngp.daemon import checkup
 from ngp.daemon import executor as executor_module
 from ngp.daemon.executor import Executor

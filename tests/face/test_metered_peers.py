@@ -15,10 +15,10 @@ from let import letting
 from shop import TUNNEL, TunnelOnPaper
 
 from ngp.core.events import Event
+from ngp.core.kernel import KernelState
 from ngp.core.rental.effects import SetTunnelPeer
 from ngp.core.rental.events import TunnelPeerSet, TunnelPeerUnmetered
 from ngp.core.rental.tunnel import TunnelPeer
-from ngp.core.values import KernelState
 from ngp.daemon import landlord as outside
 from ngp.daemon import offline
 from ngp.errors import KernelError

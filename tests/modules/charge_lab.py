@@ -15,8 +15,8 @@ from pathlib import Path
 
 from meter_lab import contract_id
 
+from ngp.core.kernel import AccountLimit, AccountReading, Grant, Hint, Reading
 from ngp.core.messages import Role
-from ngp.core.values import AccountLimit, AccountReading, Grant, Hint, Reading
 from ngp.modules.bpf import Programs, Table, library
 from ngp.modules.network import layout
 from ngp.modules.network.accounts import AccountTable

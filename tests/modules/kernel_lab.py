@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_tests.namespaces import inside
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.kernel import DesiredNetwork
+from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network.gate import GatePaths
 

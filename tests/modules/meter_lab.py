@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, python, sh
 
+from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, AccountReading, Grant, KernelNeighbour, Reading
 from ngp.core.messages import Role
-from ngp.core.values import MOST_UNITS_AHEAD, AccountLimit, AccountReading, Grant, KernelNeighbour, Reading
 from ngp.modules.network.datapath import Datapath
 
 NEIGHBOUR = 7

@@ -21,8 +21,8 @@ from kernel_lab import CLIENT, INTERNET, desired, give_addresses, ip, sh
 from meter_lab import NEIGHBOUR, World, metered
 
 from core_tests import namespaces
+from ngp.core.kernel import KernelNeighbour
 from ngp.core.messages import Role
-from ngp.core.values import KernelNeighbour
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 

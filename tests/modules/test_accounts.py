@@ -15,8 +15,8 @@ import pytest
 from kernel_lab import CLIENT, INTERNET, dropped, passes, python, sh
 from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, true_wire, wait_until
 
+from ngp.core.kernel import Grant
 from ngp.core.messages import Role
-from ngp.core.values import Grant
 
 ADDRESSES = [f"10.77.2.{last}" for last in range(2, 10)]
 SEND_ON = """

@@ -7,8 +7,8 @@ import time
 import pytest
 from charge_lab import ALICE, BOB, ChargeLab
 
+from ngp.core.kernel import MOST_UNITS_AHEAD, Hint, HintKind
 from ngp.core.messages import Role
-from ngp.core.values import MOST_UNITS_AHEAD, Hint, HintKind
 from ngp.errors import KernelError
 from ngp.modules.network.layout import LINE_WORDS, RETURNED, SPENT, Counter
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from charge_lab import ALICE, BOB, CONTRACTS, NEVER, ChargeLab
 
+from ngp.core.kernel import AccountLimit, Hint, HintKind
 from ngp.core.messages import Role
-from ngp.core.values import AccountLimit, Hint, HintKind
 from ngp.errors import KernelError
 from ngp.modules.network import accounts, layout
 from ngp.modules.network.layout import ACCOUNT_TAG, LINE_WORDS, TAG

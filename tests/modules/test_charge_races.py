@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from charge_lab import ChargeLab, run
 
-from ngp.core.values import MOST_UNITS_AHEAD
+from ngp.core.kernel import MOST_UNITS_AHEAD
 from ngp.modules.network import settle
 from ngp.modules.network.layout import Counter
 

@@ -15,8 +15,8 @@ import pytest
 from kernel_lab import CLIENT, INTERNET, desired, dropped, lab, passes, sh
 from meter_lab import GENEROUS, NEIGHBOUR, PAYER, PRICE, World, contract_id, metered
 
+from ngp.core.kernel import AccountReading, Adopted, Grant, KernelState
 from ngp.core.messages import Role
-from ngp.core.values import AccountReading, Adopted, Grant, KernelState
 from ngp.errors import ExitCode, KernelError
 from ngp.modules.bpf import Programs, require
 from ngp.modules.network import bpf, hooks, meter, xtables

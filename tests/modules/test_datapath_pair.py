@@ -16,8 +16,8 @@ from meter_lab import GENEROUS, World, contract_id, metered, wait_until
 
 from core_tests.hostile import PORT, udp
 from core_tests.namespaces import inside
+from ngp.core.kernel import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
 from ngp.core.messages import Role
-from ngp.core.values import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
 from ngp.modules.network.datapath import Datapath
 
 SELLER = 3

@@ -19,8 +19,8 @@ from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, sh
 from meter_lab import NEIGHBOUR, World, metered, received, wait_until
 
 from core_tests.hostile import udp
+from ngp.core.kernel import KernelNeighbour
 from ngp.core.messages import Role
-from ngp.core.values import KernelNeighbour
 from ngp.modules.network import neighbours
 
 BEHIND = {4: "10.77.5.5", 6: "fd00:77:5::5"}

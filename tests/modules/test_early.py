@@ -10,8 +10,8 @@ import pytest
 from charge_lab import CONTRACTS, ChargeLab
 from meter_lab import contract_id
 
+from ngp.core.kernel import Grant
 from ngp.core.messages import Role
-from ngp.core.values import Grant
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.early import EarlyBytes

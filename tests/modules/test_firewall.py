@@ -9,7 +9,8 @@ from ipaddress import ip_network
 import pytest
 from kernel_lab import INTERNET, Lab, by_name, desired, dropped, gateway, passes, sh
 
-from ngp.core.values import Check, LetTraffic
+from ngp.core.rental.tunnel import LetTraffic
+from ngp.core.values import Check
 from ngp.modules.network import check as checks
 
 # As Docker 24 leaves them; the last line of each is what its guide says to add for other forwarding.

@@ -26,7 +26,7 @@ from kernel_lab import (
     sh,
 )
 
-from ngp.core.values import FreeRule
+from ngp.core.kernel import FreeRule
 from ngp.errors import ExitCode, KernelError
 from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render

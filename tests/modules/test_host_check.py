@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, Lab, by_name, desired, gateway, sh
 
-from ngp.core.values import Check, FreeRule
+from ngp.core.kernel import FreeRule
+from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.network import check as checks
 from ngp.modules.network import offloading, rights, xtables

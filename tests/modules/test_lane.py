@@ -18,7 +18,7 @@ from kernel_lab import CLIENT, INTERNET, desired, passes, sh
 from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
 
 from core_tests.hostile import ip_packet, udp
-from ngp.core.values import DesiredNetwork, FreeRule, KernelNeighbour
+from ngp.core.kernel import DesiredNetwork, FreeRule, KernelNeighbour
 from ngp.modules.network.datapath import Datapath
 
 UDP, PORT = 17, 9

@@ -21,7 +21,7 @@ from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, desired, 
 from meter_lab import NEIGHBOUR, World, metered, wait_until
 
 from core_tests.hostile import ip_packet, udp
-from ngp.core.values import DesiredNetwork, FreeRule
+from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.modules.network.datapath import Datapath
 
 UDP, PORT, OTHER_PORT = 17, 9, 10

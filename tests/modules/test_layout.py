@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from ipaddress import ip_network
 
-from ngp.core.values import FreeRule
+from ngp.core.kernel import FreeRule
 from ngp.modules.network import layout
 from ngp.modules.network.meter import GATE_PROGRAMS
 

@@ -14,7 +14,7 @@ from kernel_lab import CLIENT, desired, sh
 from meter_lab import PAYER, World, metered, wait_until
 
 from core_tests.hostile import udp
-from ngp.core.values import AccountLimit, AccountReading, Adopted, Grant, Hint, Reading
+from ngp.core.kernel import AccountLimit, AccountReading, Adopted, Grant, Hint, Reading
 from tests.network_suite import BOUGHT, SOLD, Bench, NetworkContract
 
 HEADERS = 28

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, Lab, by_name, desired, gateway, sh
 
-from ngp.core.values import Check, DesiredNetwork
+from ngp.core.kernel import DesiredNetwork
+from ngp.core.values import Check
 from ngp.modules.network import check as checks
 from ngp.modules.network.datapath import Datapath
 

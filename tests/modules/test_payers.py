@@ -34,7 +34,7 @@ from star_lab import (
 )
 
 from core_tests.hostile import udp
-from ngp.core.values import Hint, HintKind, KernelNeighbour
+from ngp.core.kernel import Hint, HintKind, KernelNeighbour
 from ngp.modules.network import layout
 from ngp.modules.network.meter import table_sizes
 

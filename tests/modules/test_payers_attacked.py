@@ -16,7 +16,7 @@ from meter_lab import NEIGHBOUR, wait_until
 from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, neighbours, once, star, table
 
 from core_tests.hostile import udp
-from ngp.core.values import HeldPacket, KernelNeighbour, Verdict
+from ngp.core.kernel import HeldPacket, KernelNeighbour, Verdict
 from ngp.modules.network import layout
 from ngp.modules.network.meter import table_sizes
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_lab import INTERNET, QUEUE_NUMBER, Lab, desired, lab, paths, pinned_filters, python, sh
 
-from ngp.core.values import HeldPacket, Verdict
+from ngp.core.kernel import HeldPacket, Verdict
 from ngp.errors import KernelError
 from ngp.modules.network import queue as queue_module
 from ngp.modules.network.gate import Gate

@@ -12,8 +12,8 @@ import pytest
 from kernel_lab import INTERNET, desired, dropped, passes, sh
 from meter_lab import NEIGHBOUR, World, metered, wait_until
 
+from ngp.core.kernel import HeldPacket, KernelNeighbour, Verdict
 from ngp.core.messages import Role
-from ngp.core.values import HeldPacket, KernelNeighbour, Verdict
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.first_links import FirstLinks
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ngp.core.values import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
 from ngp.errors import PaymentError, PeerError
 from ngp.ports import Payment
 

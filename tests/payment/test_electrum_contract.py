@@ -15,7 +15,7 @@ from electrum_nodes import Pair, options, pair
 from core_tests.lightning.electrum import Electrum
 from core_tests.lightning.network import CHANNEL_SAT
 from core_tests.shell import await_until
-from ngp.core.values import PaymentStatus, Settlement
+from ngp.core.payment_node import PaymentStatus, Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment.electrum import ElectrumPayment
 

@@ -15,7 +15,7 @@ from fake_electrum import CHANNEL, INFO, LOGIN, NODE, PEER, FakeElectrum, Gone, 
 
 from ngp import invoice
 from ngp.core.channels import ChainView, ChannelState
-from ngp.core.values import InvoiceState, PaymentStatus
+from ngp.core.payment_node import InvoiceState, PaymentStatus
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import electrum_journal
 from ngp.modules.payment.electrum import POLL_S, ElectrumPayment

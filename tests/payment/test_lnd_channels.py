@@ -19,7 +19,7 @@ from core_tests.lightning.nodes import NETWORK, Lnd
 from core_tests.ports import free_ports
 from core_tests.shell import await_until
 from ngp.core.channels import Channel, ChannelState, Watch
-from ngp.core.values import PaymentStatus
+from ngp.core.payment_node import PaymentStatus
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.macaroon import bake_line, needed

@@ -14,9 +14,9 @@ from lnd_nodes import chain_of, options
 
 from core_tests.lightning.network import LightningNetwork
 from ngp.core.channels import Channel
+from ngp.core.payment_node import NewInvoice, PaymentStatus
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import left_msat
-from ngp.core.values import NewInvoice, PaymentStatus
 from ngp.modules.payment.lnd import LndPayment
 
 # All of these tests use one network of nodes, so they run in one process.

@@ -15,7 +15,7 @@ from lnd_nodes import chain_of, modules, options
 
 from core_tests.lightning.network import LightningNetwork
 from core_tests.lightning.nodes import Lnd
-from ngp.core.values import PaymentStatus
+from ngp.core.payment_node import PaymentStatus
 from ngp.errors import PaymentError
 from ngp.modules.payment.lnd import LndPayment
 

@@ -13,8 +13,8 @@ from contract_suite import comes_to
 from lnd_nodes import chain_of, modules, options
 
 from core_tests.lightning.network import LightningNetwork
+from ngp.core.payment_node import InvoiceState, NewInvoice, PaymentStatus
 from ngp.core.rental.holding import LEAST_BLOCKS_LEFT
-from ngp.core.values import InvoiceState, NewInvoice, PaymentStatus
 from ngp.errors import PaymentError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.lnd_client import TO_HOLD

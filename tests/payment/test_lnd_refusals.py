@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from ngp.core.values import DecodedInvoice, PaymentOutcome, PaymentStatus
+from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.errors import PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ngp.core.values import PaymentInfo
+from ngp.core.payment_node import PaymentInfo
 from ngp.errors import PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment

@@ -18,7 +18,7 @@ from contract_suite import first, watching
 
 import ngp
 from ngp import invoice
-from ngp.core.values import InvoiceState, PaymentStatus
+from ngp.core.payment_node import InvoiceState, PaymentStatus
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment.sandbox import FIRST_BALANCE_MSAT, SandboxPayment
 

@@ -18,7 +18,7 @@ import yaml
 
 from core_tests.lightning.network import LightningNetwork
 from core_tests.lightning.nodes import Lnd
-from ngp.core.values import InvoiceState
+from ngp.core.payment_node import InvoiceState
 from ngp.errors import ExitCode
 from ngp.modules.payment.lnd import LndPayment
 from ngp.tenant.books import BooksFile

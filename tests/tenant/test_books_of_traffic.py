@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.tenant.terms import TenantSettings
 from ngp.core.tenant.traffic import Traffic
-from ngp.core.values import UNITS_PER_MSAT
 from ngp.errors import ConfigError, PaymentError
 from ngp.tenant import autopay
 from ngp.tenant.books import Books, BooksFile

@@ -6,9 +6,9 @@ from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import WORTH_BYTES, renew_if_due
 from ngp.core.contract import CloseReason, State
+from ngp.core.kernel import Reading
 from ngp.core.messages import Cancel
 from ngp.core.peers import Neighbour
-from ngp.core.values import Reading
 from ngp.core.world import World
 
 MOST_ENDED = 4096  # most ended contracts that we remember

@@ -20,12 +20,12 @@ from ngp.core.orders import (
     pending_msat,
     tell_outcome,
 )
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import floor_to_sat_msat
 from ngp.core.reach import Bounds
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.topups import grows, note_why_not, sendable, usual_msat
-from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 
 MOST_PENDING = 8

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
+from ngp.core.kernel import FULL_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.settings import Settings
-from ngp.core.values import FULL_PACKET_BYTES
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

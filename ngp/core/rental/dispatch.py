@@ -18,6 +18,7 @@ from ngp.core.events import (
     SettingsChanged,
     UsageRead,
 )
+from ngp.core.kernel import HintKind
 from ngp.core.records import PaymentKind
 from ngp.core.rental import asking, holding, landlord, refunds, rekey
 from ngp.core.rental.events import (
@@ -32,7 +33,6 @@ from ngp.core.rental.events import (
     TunnelPeerSet,
     TunnelPeerUnmetered,
 )
-from ngp.core.values import HintKind
 from ngp.core.world import World
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ngp.core.messages import Paid, Prefix
-from ngp.core.values import DecodedInvoice
+from ngp.core.payment_node import DecodedInvoice
 
 
 @dataclass(frozen=True, slots=True)

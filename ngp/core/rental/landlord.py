@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ngp.core.effects import Persist
 from ngp.core.events import AccountCounted
 from ngp.core.invoices import withdraw
+from ngp.core.kernel import AdoptedAccount, AdoptedContract, Reading
 from ngp.core.listing import listed
 from ngp.core.messages import Prefix
 from ngp.core.pricing import show_money
@@ -29,7 +30,6 @@ from ngp.core.rental.terms import MONTH_S, LettingSettings
 from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.selling.account import ClientAccount
 from ngp.core.timers import Due
-from ngp.core.values import AdoptedAccount, AdoptedContract, Reading
 from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0

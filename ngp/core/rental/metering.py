@@ -21,9 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ngp.core.effects import CountAccount, ForgetAccount, GrantContract, HaltContract, LimitAccount, RevokeContract
-from ngp.core.messages import Prefix, Role
-from ngp.core.rental.rental import Rental, RentalState
-from ngp.core.values import (
+from ngp.core.kernel import (
     FULL_PACKET_BYTES,
     TENANTS,
     UNITS_PER_MSAT,
@@ -33,6 +31,8 @@ from ngp.core.values import (
     Grant,
     Reading,
 )
+from ngp.core.messages import Prefix, Role
+from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.world import World
 
 RENT_AHEAD_S = 60

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ngp.core.effects import Persist
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Role
 from ngp.core.records import ContractRecord
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Period, Rental
-from ngp.core.values import UNITS_PER_MSAT
 from ngp.core.world import World
 
 

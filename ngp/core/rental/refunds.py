@@ -10,12 +10,12 @@ from __future__ import annotations
 from ngp.core import networks
 from ngp.core.budget import broken_limit, room_msat
 from ngp.core.orders import MOST_INVOICE_EXPIRY_S, pay
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind
 from ngp.core.rental.effects import AnswerTenant
 from ngp.core.rental.events import MoneyBackAsked
 from ngp.core.rental.rental import Rental
-from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 
 LEAST_PART_MSAT = 100_000

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ngp.core.contract import IllegalMove
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Prefix
 from ngp.core.rental.pools import networks_of, networks_text
 from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.terms import rent_msat
-from ngp.core.values import UNITS_PER_MSAT
 
 
 class RentalState(StrEnum):

@@ -60,3 +60,23 @@ class PeerReading:
     sent_bytes: int
     handshake_at_s: int
     endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetTraffic:
+    """What the operator's firewall must let pass so that tenants can ask, and be reached. Only checks look at it.
+
+    Attributes:
+        outside: interface towards the internet.
+        tunnel_port: UDP port of the tunnel, on all addresses.
+        tunnel_versions: the IP versions by which tenants are told to reach the tunnel; empty: those of which `outside`
+            has an address.
+        faces: (address, port) pairs, TCP, where tenants ask.
+        pools: prefixes from which networks are let.
+    """
+
+    outside: str
+    tunnel_port: int
+    tunnel_versions: frozenset[int]
+    faces: tuple[tuple[str, int], ...]
+    pools: tuple[Prefix, ...]

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 from ngp.core.account import Account
+from ngp.core.kernel import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit, Reading
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord
 from ngp.core.selling.sale import Sale
-from ngp.core.values import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit, Reading
 
 GRACE_SHARES_PER_INTERFACE = 64
 """How many neighbours on one interface may use unpaid grace at a time, including defaulters of the last hour."""

@@ -9,12 +9,12 @@ import logging
 
 from ngp.core.contract import State
 from ngp.core.effects import Decide, Greet
+from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.peers import Neighbour, Unheard
 from ngp.core.policy import sell_terms
 from ngp.core.selling.negotiation import may_quote, quote, trades
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.values import HeldPacket, Verdict
 from ngp.core.world import World
 
 STRANGER_HOLD_S = 3.0

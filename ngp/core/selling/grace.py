@@ -11,11 +11,11 @@ links of one key bring more credit (`CreditLine`).
 from __future__ import annotations
 
 from ngp.core.contract import CloseReason
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.records import AccountRecord
 from ngp.core.selling.account import ClientAccount, Credit
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
-from ngp.core.values import UNITS_PER_MSAT
 from ngp.core.world import World
 
 CREDIT_UNUSED_S = 2.0

@@ -13,13 +13,13 @@ from itertools import chain
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import CountAccount, Decide
 from ngp.core.events import AccountCounted
+from ngp.core.kernel import UNITS_PER_MSAT, AccountReading, Reading, Verdict
 from ngp.core.messages import Cancel
 from ngp.core.selling import grace, invoicing
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, add_to_statement
 from ngp.core.timers import Due
-from ngp.core.values import UNITS_PER_MSAT, AccountReading, Reading, Verdict
 from ngp.core.world import World
 
 EXHAUSTED_LINGER_S = 2.0  # how long a contract whose data is used up waits for its renewal

@@ -10,6 +10,7 @@ from itertools import islice
 
 from ngp.core import networks
 from ngp.core.contract import CloseReason, State
+from ngp.core.kernel import Verdict
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, answer_counter, ask_terms
@@ -18,7 +19,6 @@ from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Offer, Sale
 from ngp.core.timers import Due
-from ngp.core.values import Verdict
 from ngp.core.world import World
 
 QUOTE_VALID_S = 10

@@ -31,6 +31,7 @@ from ngp.core.orders import (
     pay,
     tell_outcome,
 )
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.peers import Neighbour, named
 from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind, PaymentState
@@ -38,7 +39,6 @@ from ngp.core.selling import metering
 from ngp.core.selling.account import ClientAccount, PendingRefund
 from ngp.core.settings import Budgets
 from ngp.core.topups import sendable
-from ngp.core.values import DecodedInvoice
 from ngp.core.world import World
 
 LEAST_ASKED_MSAT = 10_000  # least refund that a client may ask for

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Role
 from ngp.core.pricing import cost_units
-from ngp.core.values import UNITS_PER_MSAT
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ngp.core.messages import Prefix
+from ngp.core.payment_node import DecodedInvoice
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.answers import Asked, Status
 from ngp.core.tenant.terms import SaleTerms
-from ngp.core.values import DecodedInvoice
 
 CLOCK_AHEAD_S = 10
 """How far a landlord's clock may be ahead of ours."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from ngp.core.kernel import FULL_PACKET_BYTES, UNITS_PER_MSAT
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import CREDIT_SHORT_S, Account
 from ngp.core.tenant.answers import Status
-from ngp.core.values import FULL_PACKET_BYTES, UNITS_PER_MSAT
 
 # By so many percent, and so many bytes besides, a landlord's count of traffic may exceed ours.
 TOLERATED_PERCENT = 10

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from ngp import identity
+from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.records import AccountRecord
 from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import ends_s, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
 from ngp.core.rental.tunnel import PeerReading
-from ngp.core.values import UNITS_PER_MSAT, Now
+from ngp.core.values import Now
 from ngp.core.world import World
 from ngp.daemon.api.plain import instant
 

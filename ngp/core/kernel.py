@@ -1,0 +1,315 @@
+"""Kernel: what the core and the network module tell each other: orders to the kernel, and readings of its counters.
+
+Plain data; `ngp.ports.network` says what becomes of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import NamedTuple
+
+from ngp.core.messages import Address, Prefix, Role
+from ngp.core.rental.tunnel import LetTraffic
+
+FULL_PACKET_BYTES = 1500
+"""A packet of the usual MTU, as the meter counts it: from the IP header on. A contract with less room than this is as
+good as used up. It needs no room for a GSO superpacket: if one is dropped, TCP sends its parts again as packets."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """Which parts of ngp are in the kernel, put there by a daemon that runs or was killed, or by `ngp stop`.
+
+    Attributes:
+        meter: traffic is counted and cut. sells: the meter was set up to sell, so there should be a gate.
+        gate: the firewall asks the meter about what neighbours send.
+        closed: the firewall drops what is forwarded from or to the mesh interfaces (WHEN_STOPPED: closed).
+    """
+
+    meter: bool = False
+    sells: bool = False
+    gate: bool = False
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRule:
+    """Traffic that costs nothing: a prefix, optionally with one protocol (IP protocol number) and one port.
+
+    A payment service is such a rule with one address, one protocol and one port.
+    """
+
+    prefix: Prefix
+    protocol: int | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredNetwork:
+    """The state that the kernel should have while the daemon runs; `apply` makes the kernel match it.
+
+    Attributes:
+        mesh_interfaces: existing interfaces that are gated and metered.
+        lan_interfaces: ours, behind this router. Interfaces that are neither mesh nor LAN are upstream. A neighbour
+            needs its own contract for traffic that it sends out of an upstream interface, and for traffic that comes
+            from one.
+        upstream_interfaces: the upstream interfaces that have a route now.
+        families: IP versions, a subset of {4, 6}.
+        sells: put the gate in place. buys: put the client's meter in place.
+        free: traffic that is never charged, in either direction.
+        services: payment services. Traffic with them is never charged, but each neighbour's is limited to
+            `lane_bytes_s`. Their answers reach only the neighbour that asked.
+        own_services: payment services on this host. What a neighbour exchanges with their ports, on any of our
+            addresses, counts towards `lane_bytes_s` as well.
+        lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
+        lane_burst_bytes: how many bytes may pass at once after a pause.
+        queue_number: NFQUEUE number.
+        link_port: port of the ngp link itself; link_protocols: by which of tcp and udp neighbours reach us there.
+        contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
+        stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
+            second, and at once.
+        neighbour_rate, neighbour_burst: the same for each known neighbour.
+        tunnel: the landlord's interface, where tenants' contracts are enforced, for both IP versions; "": none.
+        let: what tenants need of this host's firewall; None: nothing is let.
+    """
+
+    mesh_interfaces: tuple[str, ...]
+    lan_interfaces: tuple[str, ...]
+    upstream_interfaces: tuple[str, ...]
+    families: frozenset[int]
+    sells: bool
+    buys: bool
+    free: tuple[FreeRule, ...]
+    services: tuple[FreeRule, ...]
+    own_services: tuple[FreeRule, ...]
+    lane_bytes_s: int
+    lane_burst_bytes: int
+    queue_number: int
+    link_port: int
+    contracts_max: int
+    stranger_rate: int
+    stranger_burst: int
+    neighbour_rate: int
+    neighbour_burst: int
+    link_protocols: tuple[str, ...] = ("udp",)
+    tunnel: str = ""
+    let: LetTraffic | None = None
+
+
+TENANTS = 0
+"""In a tenant's contract, this stands in the place of the neighbour's number. The contract's destination is the
+tenant's own network, whose packets in the landlord's tunnel the kernel charges in both directions."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNeighbour:
+    """A neighbour in the kernel's tables.
+
+    Attributes:
+        neighbour: a number > 0 chosen by the core, stable while the datapath exists; one for each (interface, link
+            address).
+        local_addresses: the neighbour's own addresses, which it never charges for as a server.
+        buys_from_us, sells_to_us: whether the kernel must look for contracts that we sell to it, or buy from it.
+        blocked: nothing is let through to it, not even to payment services.
+        has_paid: the neighbour paid us at least once, so the kernel holds more of its first packets.
+        was_paid: we paid the neighbour at least once, so it may hold more of ours.
+        identity: the identity on this link. All links of an identity share one contract for each destination.
+    """
+
+    neighbour: int
+    interface: str
+    link_address: bytes
+    local_addresses: tuple[Address, ...]
+    buys_from_us: bool
+    sells_to_us: bool
+    blocked: bool = False
+    has_paid: bool = False
+    was_paid: bool = False
+    identity: bytes = b""
+
+
+UNITS_PER_MSAT = 1 << 30
+"""The kernel counts money in msat / 2^30, so that bytes x (msat per GiB) is exact and the kernel rounds nothing."""
+
+
+MOST_UNITS_AHEAD = 1 << 62
+"""Most units (4.3 million sat) by which a limit may exceed what an account spent: the kernel subtracts the two as
+signed 64-bit numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLimit:
+    """What a client's contracts may spend together in the kernel. All values are absolute, so repeating them changes
+    nothing. Amounts are cumulative since the account's first use in the kernel, in units (see `UNITS_PER_MSAT`).
+
+    Attributes:
+        account: the client's identity, 32 bytes, the key.
+        limit_units: what may be spent. A limit below what is spent stops the account. A limit that is more than
+            MOST_UNITS_AHEAD away from what is spent is taken as exactly so far away.
+        credit_units: may be spent above the limit until the credit ends; at most MOST_UNITS_AHEAD count.
+        credit_ends_in_s: from now.
+        low_water_units: the kernel raises one `account_low` hint when `spent` crosses this count; None: no hint.
+    """
+
+    account: bytes
+    limit_units: int
+    credit_units: int = 0
+    credit_ends_in_s: float = 0.0
+    low_water_units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountReading:
+    """What an account spent in the kernel, cumulative; `exhausted`: its present limit made the kernel drop a packet."""
+
+    account: bytes
+    spent_units: int
+    exhausted: bool = False
+
+
+class LastingTerms(NamedTuple):
+    """The fields of a `Grant` that don't vary between two grants of an unchanged contract."""
+
+    neighbour: int
+    role: Role
+    destination: Prefix
+    limit_bytes: int
+    account: bytes
+    price_msat_per_gib: int
+    low_water_bytes: int | None
+    blocked: bool
+
+
+class Grant(NamedTuple):
+    """The part of a contract that the kernel knows. All values are absolute, so repeating a grant changes nothing.
+
+    Attributes:
+        contract: 16 bytes, the key.
+        neighbour: KernelNeighbour.neighbour, or TENANTS.
+        role: SERVER: the gate enforces the contract. CLIENT: the meter counts by the same rule and refuses nothing.
+        destination: covered prefix.
+        account: the client's identity, whose `AccountLimit` the kernel knows already; b"" if we are the client, or if
+            nothing may pass (`blocked`).
+        price_msat_per_gib: what the account pays for traffic, at most 2^40. Never less than the highest price in the
+            schedule for bytes that may still pass.
+        limit_bytes: cumulative bytes, both directions, that may pass.
+        low_water_bytes: the kernel raises one `low` hint when the cumulative count crosses this; None: no hint.
+        expires_in_s: from now; 0 or less blocks at once. The kernel keeps it as an instant of its monotonic clock.
+        blocked: drop all packets to this destination in the kernel and never queue them (a remembered refusal).
+        used_to_base_bytes, used_from_base_bytes: where the counters start if the contract is new to the kernel, as
+            after a reboot; else ignored.
+    """
+
+    contract: bytes
+    neighbour: int
+    role: Role
+    destination: Prefix
+    limit_bytes: int
+    expires_in_s: float
+    account: bytes = b""
+    price_msat_per_gib: int = 0
+    low_water_bytes: int | None = None
+    blocked: bool = False
+    used_to_base_bytes: int = 0
+    used_from_base_bytes: int = 0
+
+
+class Reading(NamedTuple):
+    """Cumulative counters of one contract: towards the destination and from it.
+
+    `exhausted`: a packet was refused at the contract's present limit.
+    """
+
+    contract: bytes
+    used_to_bytes: int
+    used_from_bytes: int
+    exhausted: bool = False
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes carried so far, both directions."""
+        return self.used_to_bytes + self.used_from_bytes
+
+
+class AdoptedContract(NamedTuple):
+    """A contract found running in the kernel after the daemon died."""
+
+    grant: Grant
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedAccount:
+    """An account found in the kernel after the daemon died. What it spent was read before its contracts' counters."""
+
+    limit: AccountLimit
+    reading: AccountReading
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """All that was found in the kernel after the daemon died.
+
+    Attributes:
+        at_mono_s: the instant, by the monotonic clock, that `expires_in_s` and `credit_ends_in_s` count from: to read a
+            hundred thousand contracts takes a second or two.
+        room: slots of the contract table. A table that goes on running may have another size than net.conf says.
+    """
+
+    accounts: tuple[AdoptedAccount, ...] = ()
+    contracts: tuple[AdoptedContract, ...] = ()
+    at_mono_s: float = field(default=0.0, compare=False)
+    room: int = field(default=1 << 31, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPacket:
+    """A packet that no contract covers, and that waits in the kernel's queue.
+
+    Attributes:
+        handle: names the packet for one verdict.
+        link: (interface, link address) that the packet came from.
+        route: our route to the destination; None: unknown.
+    """
+
+    handle: int
+    link: tuple[str, bytes]
+    destination: Address
+    route: Prefix | None = None
+
+
+class Verdict(Enum):
+    """What happens to a held packet. REPEAT sends it through the gate again, so that it is charged."""
+
+    REPEAT = "repeat"
+    DROP = "drop"
+    PROHIBIT = "prohibit"  # drop, and tell the sender by ICMP, rate-limited
+
+
+class HintKind(StrEnum):
+    """Kinds of hints in the kernel's ring buffer; a few hints may be lost."""
+
+    LOW = "low"  # a contract crossed its low-water mark
+    EXHAUSTED = "exhausted"  # a packet met its contract's limit
+    ACCOUNT_LOW = "account_low"  # an account crossed its low-water mark
+    ACCOUNT_EXHAUSTED = "account_exhausted"  # a packet met the account's limit
+    UNBOUGHT = "unbought"  # we send a neighbour what we should buy there
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A contract or an account crossed its low-water mark, or refused a packet at its limit (one hint for each limit).
+
+    UNBOUGHT is different: we send a neighbour traffic for which we should ask it for a contract, as it won't propose
+    one by itself.
+
+    Attributes:
+        key: the contract's id, or the account's key (the client's identity).
+        neighbour, destination: only in UNBOUGHT: to which neighbour we send the traffic, and the traffic's destination.
+    """
+
+    kind: HintKind
+    key: bytes
+    neighbour: int = 0
+    destination: Address | None = None
