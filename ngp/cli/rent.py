@@ -21,6 +21,7 @@ from ngp.errors import LandlordError, NgpError, UsageError
 
 if TYPE_CHECKING:
     from ngp.core.tenant.terms import SaleTerms
+    from ngp.tenant.books import BooksFile
     from ngp.tenant.home import AnyPlace, Home, Tunnel
     from ngp.tenant.landlord import Landlord
     from ngp.tenant.renting import Quote
@@ -321,19 +322,24 @@ def _forget(call: _Call) -> int:
     from ngp.tenant.books import BooksFile
 
     home, (tunnel,) = _rentals(call)
-    books = BooksFile(home.state_path(tunnel)).read()
-    if books.pending is not None:
-        raise UsageError("a payment for this rental is on its way: ngp rent autopay --once waits for its outcome")
+    books = BooksFile(home.state_path(tunnel))
+    _refuse_pending(books)
     if not call.yes:
-        paid, lost = show_money(books.account.paid_msat), _what_is_lost(call, home, tunnel)
+        paid, lost = show_money(books.read().account.paid_msat), _what_is_lost(call, home, tunnel)
         drop = f"drop the keys of {tunnel.shown_name}, for which {paid} were paid?"
         _agreed(call, f"{drop} They can't be had again; {lost}.")
     with autopay.alone_with(home, tunnel):
+        _refuse_pending(books)  # AutoPay may have paid while the user was asked
         tenant_service.bring_down(call.place, home, tunnel)
         renting.unlink(home.conf_path(tunnel))
         home.forget_tunnel(tunnel)
     streams.say(f"the keys of {tunnel.shown_name} are gone")
     return 0
+
+
+def _refuse_pending(books: BooksFile) -> None:
+    if books.read().pending is not None:
+        raise UsageError("a payment for this rental is on its way: ngp rent autopay --once waits for its outcome")
 
 
 def _what_is_lost(call: _Call, home: Home, tunnel: Tunnel) -> str:

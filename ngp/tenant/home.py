@@ -264,9 +264,10 @@ class Home:
 
         Its entry goes last: killed before, this can be done again, and no other tunnel gets its books.
 
-        Raises: NgpError.
+        Raises: UsageError: it is gone, or has another key meanwhile. NgpError.
         """
         with self._changing():
+            self._entry(tunnel)
             books = self.state_path(tunnel)
             if books.exists():
                 books.replace(self._own_state_path(tunnel))

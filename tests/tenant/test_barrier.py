@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from configparser import ConfigParser
 from ipaddress import ip_network
+from pathlib import Path
 
 from ngp.core.tenant.way import Way
 from ngp.tenant import barrier, policy
@@ -47,6 +49,14 @@ jump beside
 """
     ways = [LANDLORD, LAN, Way(ip_network("192.0.2.9"), "tcp")]
     assert barrier.table(["sw_a"], networks, ways) == expected.lstrip()
+
+
+def test_systemd_sets_the_barrier_before_the_network_and_keeps_it_until_the_machine_is_off() -> None:
+    """Without default dependencies only a conflict with shutdown.target stops it at a shutdown (systemd.unit(5))."""
+    unit = ConfigParser(delimiters=["="], interpolation=None)
+    unit.read(Path(__file__).parents[2] / "docs" / "ngp-rent@.service")
+    assert (unit["Unit"]["DefaultDependencies"], unit["Unit"]["Before"]) == ("no", "network-pre.target")
+    assert "Conflicts" not in unit["Unit"] and unit["Service"]["ExecStop"].startswith("/usr/local/bin/ngp rent down")
 
 
 def test_the_rules() -> None:

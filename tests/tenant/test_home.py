@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ngp.core.tenant.account import Account
-from ngp.errors import ConfigError, RunningError
+from ngp.errors import ConfigError, RunningError, UsageError
 from ngp.tenant import files
 from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home
@@ -174,6 +174,17 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     with files.only_one(lock, "another", "wait", wait_s=10):
         pass
     holding.join()
+
+
+def test_keys_that_another_process_has_changed_meanwhile_are_not_forgotten(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    tunnel = home.add_tunnel("one", read_place("192.0.2.1", PIN))
+    path = home.keep_conf(tunnel, "[Interface]\n")
+    other = Home(tmp_path)
+    changed = other.end_rekey(tunnel, other.begin_rekey(tunnel))
+    with pytest.raises(UsageError, match="has another key"):
+        home.forget_tunnel(tunnel)
+    assert Home(tmp_path).tunnels() == [changed] and path.exists()
 
 
 def test_a_forgotten_rental_killed_at_any_step_leaves_its_books_to_no_other(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 from ngp import cli
 from ngp.cli.place import Place
 from ngp.cli.tenant_service import proof_of
+from ngp.core.tenant.account import Order
 from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode, KernelError, LandlordError, RunningError
@@ -318,6 +319,23 @@ def test_a_rental_is_forgotten_with_its_keys_and_nothing_else(router: Router) ->
     assert len(list((router.tenant / "WireGuardConfigFiles").iterdir())) == 1
     done = router.rent("new", "example", "--yes")
     assert done.returncode == ExitCode.PAYMENT and "BUDGET_HOUR" in done.stderr  # what was forgotten counts
+
+
+def test_a_payment_that_begins_while_the_user_is_asked_keeps_the_keys(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    home = Home(router.tenant)
+    (tunnel,) = home.tunnels()
+    books = BooksFile(home.state_path(tunnel))
+    order = Order(bytes(32), 1000, 1000, False, 0.01, 0, "node", 0, 0)
+
+    def pays_meanwhile(*_: object) -> None:
+        books.write(replace(books.read(), pending=order))
+
+    with mock.patch("ngp.cli.rent._agreed", pays_meanwhile):
+        refused = router.rent("forget", "one")
+    assert refused.returncode == ExitCode.USAGE and "on its way" in refused.stderr
+    assert home.tunnels() == [tunnel] and books.read().pending == order and home.conf_path(tunnel).exists()
 
 
 def test_a_new_fingerprint_is_trusted_for_the_rentals_too(router: Router, tmp_path: Path) -> None:
