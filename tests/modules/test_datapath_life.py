@@ -39,7 +39,7 @@ from kernel_lab import desired
 from meter_lab import NEIGHBOUR, PAYER, PRICE
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
-from ngp.core.values import AccountLimit, Grant, KernelNeighbour
+from ngp.core.kernel import AccountLimit, Grant, KernelNeighbour
 datapath = Datapath(Path(sys.argv[1]))
 datapath.set_up(desired())
 datapath.set_neighbours([KernelNeighbour(NEIGHBOUR, "m0", bytes.fromhex(sys.argv[2]), (), True, False)])
