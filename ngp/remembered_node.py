@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from ngp.core.payment_node import PaymentInfo
 from ngp.errors import PaymentError
+from ngp.ports.payment import PaymentInfo
 
 
 class RememberedNode:

@@ -11,12 +11,12 @@ import pytest
 
 from ngp.config import parse
 from ngp.core.effects import Effect, Persist
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.records import CursorRecord
 from ngp.core.values import Now
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import host_watch
 from ngp.daemon.node import Node, Parts
+from ngp.ports.network import DesiredNetwork
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
 

@@ -22,13 +22,14 @@ from ngp.core.effects import (
 from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.kernel import Grant, Verdict
 from ngp.core.messages import Role
-from ngp.core.payment_node import UNKNOWN_PAYMENT, InvoiceState, NewInvoice, PaymentOutcome, PaymentStatus
+from ngp.core.payment_node import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 from ngp.core.records import PaymentKind
 from ngp.core.rental.effects import HoldNetworks
 from ngp.core.rental.events import NetworksHeld
 from ngp.daemon import executor as executor_module
 from ngp.daemon.executor import Executor
 from ngp.errors import KernelError, LedgerError, PaymentError
+from ngp.ports.payment import InvoiceState, NewInvoice
 
 HASH = b"h" * 32
 NETWORKS = (ip_network("192.0.2.1/32"),)

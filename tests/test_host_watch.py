@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.messages import Address, Hello
 from ngp.daemon.desired import named_interfaces
 from ngp.daemon.host_watch import HostWatch
 from ngp.errors import KernelError
+from ngp.ports.network import DesiredNetwork, FreeRule
 
 NET_CONF = Path("/etc/ngp/net.conf")
 SETTINGS = parse("MESH_INTERFACES: [mesh*]\n", NET_CONF)

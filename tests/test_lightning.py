@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ngp.config import parse
-from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState, Tower, Watch
+from ngp.core.channels import Channel, ChannelEnd, ChannelState
 from ngp.core.events import ChannelsSeen
 from ngp.core.peers import Neighbour
 from ngp.core.settings import Settings
@@ -24,6 +24,7 @@ from ngp.daemon.api.rows import channel_row
 from ngp.daemon.handlers import Handlers
 from ngp.errors import PaymentError, UsageError
 from ngp.ports import ChannelManager
+from ngp.ports.payment import ChainView, Tower, Watch
 
 PAYEE = b"\x02" + bytes(32)
 NEIGHBOUR = Neighbour(bytes(32), ("eth1", b""), 1, sells=True, buys=True, payee=PAYEE, up=True)

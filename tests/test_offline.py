@@ -13,15 +13,15 @@ import pytest
 
 from ngp import node_key, store
 from ngp.config import parse
-from ngp.core.payment_node import PaymentInfo
 from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.terms import Pool
-from ngp.core.rental.tunnel import DesiredTunnel
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.daemon import offline
 from ngp.daemon.desired import named_interfaces
 from ngp.errors import ConfigError
+from ngp.ports.letting import DesiredTunnel
+from ngp.ports.payment import PaymentInfo
 
 SETTINGS = parse("MESH_INTERFACES: eth1\n", Path("/etc/ngp/net.conf"))
 

@@ -16,9 +16,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, DesiredNetwork, Grant, KernelNeighbour
+from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, Grant, KernelNeighbour
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
+from ngp.ports.network import DesiredNetwork
 
 NEIGHBOUR = 1
 CONTRACTS_MAX = 1 << 20

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.messages import Prefix
 from ngp.core.prefixes import covers
 from ngp.core.services import SERVICES_A_HOST
@@ -30,6 +29,7 @@ from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, run
 from ngp.modules.rtnetlink import Interface
+from ngp.ports.network import DesiredNetwork, FreeRule
 
 # The bytecode is one instruction, "return 65535": the trial needs xt_bpf, like our rules, but no pinned program.
 _PROBE = {

@@ -27,13 +27,10 @@ from ngp.core.kernel import (
     AccountLimit,
     AccountReading,
     Adopted,
-    DesiredNetwork,
-    FreeRule,
     Grant,
     HeldPacket,
     Hint,
     KernelNeighbour,
-    KernelState,
     Reading,
     Verdict,
 )
@@ -52,6 +49,7 @@ from ngp.modules.network.layout import Counter
 from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells
 from ngp.modules.network.queue import HeldQueue, try_number
 from ngp.modules.network.settle import ProgramsWait, Settling
+from ngp.ports.network import DesiredNetwork, FreeRule, KernelState
 
 _HELD_MAX_AGE_S = 10.0  # packets held for longer are dropped; a safeguard, as the core decides long before
 _EXPIRE_EVERY_S = 1.0

@@ -14,13 +14,12 @@ from dataclasses import replace
 from ipaddress import ip_address
 from itertools import product
 
-from ngp.core.kernel import DesiredNetwork
-from ngp.core.rental.tunnel import LetTraffic
 from ngp.core.values import Check
 from ngp.modules.commands import find_command
 from ngp.modules.network import onward, rights, verdicts, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.verdicts import Chain, Packet
+from ngp.ports.network import DesiredNetwork, LetTraffic
 
 _INTERFACES_ASKED, _PORT = 4, 443
 _ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"

@@ -60,7 +60,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from ngp.core.kernel import DesiredNetwork
 from ngp.errors import KernelError
 from ngp.modules.network import xtables
 from ngp.modules.network.host import ALL_INTERFACES
@@ -77,6 +76,7 @@ from ngp.modules.network.xtables import (
     Standing,
     Tables,
 )
+from ngp.ports.network import DesiredNetwork
 
 FROM_TENANT, TO_TENANT = "NGP_FROM_TENANT", "NGP_TO_TENANT"
 GATE, UNPAID, OWN, FORGED = "NGP_GATE", "NGP_UNPAID", "NGP_OWN", "NGP_FORGED"

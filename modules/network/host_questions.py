@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.messages import Address
 from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network import sides
 from ngp.modules.network.alarm import Alarm
 from ngp.modules.network.host import Host
+from ngp.ports.network import DesiredNetwork
 
 
 class HostQuestions:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.messages import Address, Role
 from ngp.errors import MomentError
 from ngp.modules.bpf import Programs, Table, library, require
@@ -24,6 +23,7 @@ from ngp.modules.network.flows import FlowSweeper, Rooms
 from ngp.modules.network.hooks import Direction
 from ngp.modules.network.host import Host
 from ngp.modules.network.neighbours import NeighbourTable
+from ngp.ports.network import DesiredNetwork, FreeRule
 
 HOLD_WINDOW_NS = 1_000_000_000
 HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # held to one destination in a window: of anybody; of those that have paid

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.values import Check
 from ngp.modules.commands import find_command
 from ngp.modules.network import layers, rights, xtables
 from ngp.modules.rtnetlink import Interface
+from ngp.ports.network import DesiredNetwork
 
 _NAME = "flow offloading"
 

@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check
 from ngp.modules.network.host import Host
+from ngp.ports.network import DesiredNetwork
 
 # Nothing is sent there. Addresses of root name servers (a and m): no documentation addresses, since routers with a list
 # of networks that don't exist drop those on purpose.

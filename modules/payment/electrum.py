@@ -31,17 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ngp import invoice, node_key
-from ngp.core.payment_node import (
-    UNKNOWN_PAYMENT,
-    DecodedInvoice,
-    InvoiceState,
-    NewInvoice,
-    PaymentCapabilities,
-    PaymentInfo,
-    PaymentOutcome,
-    PaymentStatus,
-    Settlement,
-)
+from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.values import Check
 from ngp.errors import ConfigError, PaymentError, PeerError
@@ -49,6 +39,7 @@ from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import ElectrumError
 from ngp.modules.payment.electrum_upkeep import ElectrumUpkeep
 from ngp.modules.payment.electrum_wallet import COIN_SAT, NOT_LOADED, ElectrumWallet, btc
+from ngp.ports.payment import InvoiceState, NewInvoice, PaymentCapabilities, PaymentInfo
 from ngp.remembered_node import RememberedNode
 
 POLL_S = 0.5

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ngp.core.channels import ChainView, Channel, ChannelEnd, ChannelState
+from ngp.core.channels import Channel, ChannelEnd, ChannelState
 from ngp.core.pricing import SAT_MSAT
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.electrum_rpc import ElectrumError
 from ngp.modules.payment.electrum_wallet import ElectrumWallet, btc
+from ngp.ports.payment import ChainView
 
 CONNECT_TIMEOUT_S = 20.0
 OPEN_TIMEOUT_S = 60.0

@@ -24,17 +24,7 @@ from pathlib import Path
 import grpc
 
 from ngp import invoice, node_key
-from ngp.core.payment_node import (
-    UNKNOWN_PAYMENT,
-    DecodedInvoice,
-    InvoiceState,
-    NewInvoice,
-    PaymentCapabilities,
-    PaymentInfo,
-    PaymentOutcome,
-    PaymentStatus,
-    Settlement,
-)
+from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.reach import left_msat
 from ngp.core.values import Check
 from ngp.errors import ConfigError, PaymentError, PeerError
@@ -45,6 +35,7 @@ from ngp.modules.payment.lnd_channel import channel
 from ngp.modules.payment.lnd_client import LndClient, LndError
 from ngp.modules.payment.lnd_connect import Credentials, NoMacaroonError, find_local
 from ngp.modules.payment.lnd_upkeep import LndUpkeep, key_bytes
+from ngp.ports.payment import InvoiceState, NewInvoice, PaymentCapabilities, PaymentInfo
 from ngp.remembered_node import RememberedNode
 
 # LND's default for the smallest HTLC (bitcoin.minhtlc).

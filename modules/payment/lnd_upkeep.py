@@ -12,12 +12,13 @@ import time
 
 import grpc
 
-from ngp.core.channels import ChainView, Channel, Tower, Watch
+from ngp.core.channels import Channel
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment import lnd_client as client
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd_channel import channel, pending
 from ngp.modules.payment.lnd_client import CALL_TIMEOUT_S, LndClient, LndError
+from ngp.ports.payment import ChainView, Tower, Watch
 
 OPEN_TIMEOUT_S = 60.0
 POLICY_LASTS_S = 600.0

@@ -26,20 +26,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from ngp import invoice, node_key
-from ngp.core.payment_node import (
-    UNKNOWN_PAYMENT,
-    DecodedInvoice,
-    InvoiceState,
-    NewInvoice,
-    PaymentCapabilities,
-    PaymentInfo,
-    PaymentOutcome,
-    PaymentStatus,
-    Settlement,
-)
+from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.values import Check
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment.sandbox_node import Fate, SandboxNode, Start
+from ngp.ports.payment import InvoiceState, NewInvoice, PaymentCapabilities, PaymentInfo
 
 NETWORK = "sandbox"
 FIRST_BALANCE_MSAT = 100_000_000_000  # one fictitious bitcoin

@@ -15,9 +15,10 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from ngp.core.payment_node import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus, Settlement
 from ngp.errors import PaymentError
 from ngp.modules.payment import private_file
+from ngp.ports.payment import InvoiceState
 
 _KEEP_S = 30 * 86_400
 _PRUNE_EVERY = 256

@@ -9,13 +9,13 @@ from ipaddress import ip_network
 from ngp.core.listing import listed
 from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers
-from ngp.core.rental.tunnel import DesiredTunnel
 from ngp.core.values import Check
 from ngp.modules.commands import find_command
 from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.modules.tunnel import host, rules
 from ngp.modules.tunnel.device import Device
 from ngp.modules.tunnel.host import FREE_IT, Host, is_free, read_sysctl, taken
+from ngp.ports.letting import DesiredTunnel
 
 _FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 has one switch for all interfaces
 _KIND = "kernel"

@@ -12,8 +12,8 @@ from ipaddress import ip_network
 from typing import Protocol
 
 from ngp.core.messages import Prefix
-from ngp.core.rental.tunnel import PeerReading
 from ngp.errors import KernelError
+from ngp.ports.letting import PeerReading
 
 Networks = Mapping[bytes, Iterable[Prefix]]  # of each peer, by its public key
 

@@ -12,10 +12,10 @@ from ipaddress import ip_address
 
 from ngp.core.host_port import join_host_port
 from ngp.core.messages import Prefix
-from ngp.core.rental.tunnel import PeerReading
 from ngp.modules import netlink, rtnetlink
 from ngp.modules.netlink import GENERIC_HEADER, Asker, attribute, attributes, generic_family, nested, text_attribute
 from ngp.modules.tunnel.device import Peer, PeerChange, Standing
+from ngp.ports.letting import PeerReading
 
 _GET_DEVICE, _SET_DEVICE, _VERSION = 0, 1, 1
 _IFNAME, _PRIVATE_KEY, _LISTEN_PORT, _PEERS = 2, 3, 6, 8

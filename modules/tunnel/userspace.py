@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ngp.core.rental.tunnel import PeerReading
 from ngp.errors import KernelError, MomentError
 from ngp.modules.commands import find_command
 from ngp.modules.tunnel.device import Peer, PeerChange, Standing
+from ngp.ports.letting import PeerReading
 
 PROGRAM = "wireguard-go"
 SOCKETS = Path("/var/run/wireguard")

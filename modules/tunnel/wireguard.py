@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from ngp.core.messages import Address, Prefix
-from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.values import Check
 from ngp.errors import KernelError, MomentError, refused
 from ngp.modules import rtnetlink
@@ -29,6 +29,7 @@ from ngp.modules.tunnel.host import Entry, Host, is_free, read_sysctl, refuse_ta
 from ngp.modules.tunnel.kernel import KernelDevice
 from ngp.modules.tunnel.owners import Owners
 from ngp.modules.tunnel.userspace import UserspaceDevice
+from ngp.ports.letting import DesiredTunnel, PeerReading
 
 DEVICES: dict[str, Device] = {"kernel": KernelDevice(), "userspace": UserspaceDevice()}
 # How many addresses of a network we answer for by ARP and NDP at most: the kernel searches its entries one by one.

@@ -15,9 +15,9 @@ from ngp.daemon.state import gating_pid, last_sign_s, was_killed
 from ngp.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
-    from ngp.core.kernel import KernelState
     from ngp.core.settings import Settings
     from ngp.core.values import Check
+    from ngp.ports.network import KernelState
 
 _NEXT = "`ngp start` takes over, `ngp stop` removes what is left; either charges the traffic since the daemon's end"
 

@@ -1,4 +1,4 @@
-"""Channels of our payment node and what each can carry; who watches the chain for us; which block the node has seen.
+"""Channels of our payment node, and what each can carry.
 
 Plain data from the payment port (`ngp.ports`). `ngp.core.reach` computes from the channels what payments are possible.
 """
@@ -90,57 +90,3 @@ class Channel:
 
 def _left_sat(channel: Channel, end: ChannelEnd) -> int:
     return max(0, end.balance_msat - end.held_back_msat) // SAT_MSAT if channel.state is ChannelState.OPEN else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Tower:
-    """A watchtower that our node knows.
-
-    Attributes:
-        key: its public key, hex.
-        addresses: `host:port`.
-        used: our node makes new sessions with the tower.
-        sessions: number of sessions agreed with the tower; a backup needs one.
-        backups: number of states that the tower has.
-        pending_backups: number of states that weren't sent to the tower yet, or that it hasn't confirmed.
-    """
-
-    key: str
-    addresses: tuple[str, ...]
-    used: bool
-    sessions: int
-    backups: int
-    pending_backups: int
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Who watches the chain for us.
-
-    Attributes:
-        active: the node's watchtower client runs; without it no tower can be added.
-        towers: the towers that the client knows.
-        backups, pending_backups: number of states handed to towers, and still to be handed, since the node's start.
-        failed_backups: number of states that no tower will punish, because the amount that it could take is too small.
-        unknown: why none of this is known (a missing permission); "" if it is known.
-    """
-
-    active: bool = False
-    towers: tuple[Tower, ...] = ()
-    backups: int = 0
-    pending_backups: int = 0
-    failed_backups: int = 0
-    unknown: str = ""
-
-    @property
-    def watched(self) -> bool:
-        """Whether a tower takes our backups."""
-        return any(tower.used and tower.sessions for tower in self.towers)
-
-
-@dataclass(frozen=True, slots=True)
-class ChainView:
-    """The newest block that our payment node has seen, and whether the chain has no newer one."""
-
-    height: int
-    synced: bool

@@ -10,91 +10,10 @@ from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
-from ngp.core.rental.tunnel import LetTraffic
 
 FULL_PACKET_BYTES = 1500
 """A packet of the usual MTU, as the meter counts it: from the IP header on. A contract with less room than this is as
 good as used up. It needs no room for a GSO superpacket: if one is dropped, TCP sends its parts again as packets."""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelState:
-    """Which parts of ngp are in the kernel, put there by a daemon that runs or was killed, or by `ngp stop`.
-
-    Attributes:
-        meter: traffic is counted and cut. sells: the meter was set up to sell, so there should be a gate.
-        gate: the firewall asks the meter about what neighbours send.
-        closed: the firewall drops what is forwarded from or to the mesh interfaces (WHEN_STOPPED: closed).
-    """
-
-    meter: bool = False
-    sells: bool = False
-    gate: bool = False
-    closed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FreeRule:
-    """Traffic that costs nothing: a prefix, optionally with one protocol (IP protocol number) and one port.
-
-    A payment service is such a rule with one address, one protocol and one port.
-    """
-
-    prefix: Prefix
-    protocol: int | None = None
-    port: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DesiredNetwork:
-    """The state that the kernel should have while the daemon runs; `apply` makes the kernel match it.
-
-    Attributes:
-        mesh_interfaces: existing interfaces that are gated and metered.
-        lan_interfaces: ours, behind this router. Interfaces that are neither mesh nor LAN are upstream. A neighbour
-            needs its own contract for traffic that it sends out of an upstream interface, and for traffic that comes
-            from one.
-        upstream_interfaces: the upstream interfaces that have a route now.
-        families: IP versions, a subset of {4, 6}.
-        sells: put the gate in place. buys: put the client's meter in place.
-        free: traffic that is never charged, in either direction.
-        services: payment services. Traffic with them is never charged, but each neighbour's is limited to
-            `lane_bytes_s`. Their answers reach only the neighbour that asked.
-        own_services: payment services on this host. What a neighbour exchanges with their ports, on any of our
-            addresses, counts towards `lane_bytes_s` as well.
-        lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
-        lane_burst_bytes: how many bytes may pass at once after a pause.
-        queue_number: NFQUEUE number.
-        link_port: port of the ngp link itself; link_protocols: by which of tcp and udp neighbours reach us there.
-        contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
-        stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
-            second, and at once.
-        neighbour_rate, neighbour_burst: the same for each known neighbour.
-        tunnel: the landlord's interface, where tenants' contracts are enforced, for both IP versions; "": none.
-        let: what tenants need of this host's firewall; None: nothing is let.
-    """
-
-    mesh_interfaces: tuple[str, ...]
-    lan_interfaces: tuple[str, ...]
-    upstream_interfaces: tuple[str, ...]
-    families: frozenset[int]
-    sells: bool
-    buys: bool
-    free: tuple[FreeRule, ...]
-    services: tuple[FreeRule, ...]
-    own_services: tuple[FreeRule, ...]
-    lane_bytes_s: int
-    lane_burst_bytes: int
-    queue_number: int
-    link_port: int
-    contracts_max: int
-    stranger_rate: int
-    stranger_burst: int
-    neighbour_rate: int
-    neighbour_burst: int
-    link_protocols: tuple[str, ...] = ("udp",)
-    tunnel: str = ""
-    let: LetTraffic | None = None
 
 
 TENANTS = 0

@@ -5,61 +5,8 @@ Plain data; `ngp.ports.payment` says what becomes of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentCapabilities:
-    """What a payment module can do; the core's rules adapt to it.
-
-    Attributes:
-        real_money: False for the sandbox; every listing says so.
-        settles_by_proof: the module has no payment network: handing a preimage to `settle_invoice` settles the invoice.
-        least_amount_msat: smallest invoice that the module makes (1,000 where only whole sat are possible).
-        why_no_holding: why the module can't make hold invoices, whose payment waits until we take it or give it back,
-            with the remedy; "" if it can.
-    """
-
-    real_money: bool
-    settles_by_proof: bool
-    least_amount_msat: int
-    why_no_holding: str = "it can't hold payments back: use lnd"
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentInfo:
-    """The Lightning node that the payment module uses.
-
-    Attributes:
-        account_id: the node's public key.
-        network: the Lightning network that the node is on: `mainnet`, `testnet4`, ...; `sandbox`.
-        addresses: `host:port` where others reach the node, as it announces them. A node whose addresses change is
-            still the same node.
-    """
-
-    account_id: str
-    network: str
-    addresses: tuple[str, ...] = field(default=(), compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class NewInvoice:
-    """An invoice that we made."""
-
-    bolt11: str
-    payment_hash: bytes
-    amount_msat: int
-    expires_in_s: int
-
-
-class InvoiceState(StrEnum):
-    """State of an invoice of ours."""
-
-    OPEN = "open"  # it can be paid
-    ACCEPTED = "accepted"  # a payment has arrived, but the node hasn't settled or booked it yet
-    SETTLED = "settled"  # it is paid
-    CANCELLED = "cancelled"  # it can't be paid any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from itertools import product
 
 from ngp import identity
 from ngp.config import changes
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.listing import listed
 from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
@@ -30,6 +29,7 @@ from ngp.daemon.api.plain import instant, plain
 from ngp.daemon.desired import look_at_host, named_interfaces
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment, Store
+from ngp.ports.network import DesiredNetwork
 
 LOOK_S = 1.0
 MOST_LACKS = 20

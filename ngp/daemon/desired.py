@@ -10,14 +10,13 @@ from ipaddress import ip_address, ip_network
 
 from ngp.config import PROTOCOL_NUMBERS, is_forwarded_to
 from ngp.core.host_port import split_host_port
-from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.terms import LettingSettings
-from ngp.core.rental.tunnel import LetTraffic
 from ngp.core.settings import FreeDestination, Settings
 from ngp.core.values import Check
 from ngp.errors import ConfigError
 from ngp.ports import Network
+from ngp.ports.network import DesiredNetwork, FreeRule, LetTraffic
 
 ALL_INTERFACES = "all"
 FAMILIES = {"ip": frozenset({4, 6}), "ip4": frozenset({4}), "ip6": frozenset({6})}

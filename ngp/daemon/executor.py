@@ -44,13 +44,14 @@ from ngp.core.effects import (
 from ngp.core.events import AccountCounted, BillsRecalled, Event, Halted, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.kernel import AccountLimit, Grant
 from ngp.core.messages import Paid
-from ngp.core.payment_node import InvoiceState, PaymentOutcome, PaymentStatus
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus
 from ngp.core.rental.effects import HoldNetworks, SettleInvoice, WatchInvoice
 from ngp.core.rental.events import InvoiceHeld, NetworksHeld, RentProven
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.post import Post
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Ledger, Network, Payment
+from ngp.ports.payment import InvoiceState
 
 LEDGER_RETRY_S = 2.0
 WATCH_AGAIN_S = 5.0

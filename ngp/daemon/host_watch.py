@@ -13,7 +13,6 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import TypeVar
 
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.messages import Address
 from ngp.core.settings import Settings
 from ngp.core.values import Check
@@ -23,6 +22,7 @@ from ngp.daemon.logs import RateLimit
 from ngp.daemon.post import Post
 from ngp.errors import ConfigError, KernelError
 from ngp.ports import Network
+from ngp.ports.network import DesiredNetwork
 
 VERIFY_INTERVAL_S = 5.0
 MOST_ADDRESSES = 32

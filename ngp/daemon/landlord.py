@@ -23,11 +23,12 @@ from ngp.core.rental.events import TunnelPeerSet, TunnelPeerUnmetered
 from ngp.core.rental.pools import FreeNetworks
 from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.terms import LettingSettings
-from ngp.core.rental.tunnel import DesiredTunnel, TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.values import Check
 from ngp.daemon.letting import Letting
 from ngp.errors import KernelError
 from ngp.ports import Face, NeighbourFace, Tunnel
+from ngp.ports.letting import DesiredTunnel
 
 KEY_FILE = "tunnel.key"
 

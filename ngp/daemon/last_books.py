@@ -20,7 +20,7 @@ from ngp.config import parse
 from ngp.core.effects import Persist
 from ngp.core.events import Stopping, UsageRead
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import Adopted, DesiredNetwork, Reading
+from ngp.core.kernel import Adopted, Reading
 from ngp.core.money import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
@@ -30,6 +30,7 @@ from ngp.daemon.clock import SystemClock
 from ngp.daemon.desired import desired_network, look_at_host
 from ngp.errors import ConfigError, KernelError, LedgerError
 from ngp.ports import Ledger, Network, Store
+from ngp.ports.network import DesiredNetwork
 
 _NOBODY = PaymentNode("", False, False, 0, b"")
 _LOST = "what was carried since the ledger's last entry is lost"

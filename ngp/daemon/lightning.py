@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngp import identity
-from ngp.core.channels import ChainView, Channel, ChannelState, Watch
+from ngp.core.channels import Channel, ChannelState
 from ngp.core.host_port import join_host_port
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
@@ -20,6 +20,7 @@ from ngp.core.values import Check
 from ngp.core.world import World
 from ngp.errors import PaymentError, UsageError
 from ngp.ports import ChannelManager, Payment, TowerManager
+from ngp.ports.payment import ChainView, Watch
 
 PEER_PORT = 9735
 TOWER_PORT = 9911

@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from ngp.config import PAYMENT, module_class
-from ngp.core.kernel import KernelState
-from ngp.core.payment_node import PaymentInfo
 from ngp.core.rental.letting import Letting
 from ngp.core.rental.rental import Rental
 from ngp.core.settings import Settings
@@ -24,6 +22,8 @@ from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
 from ngp.errors import ConfigError, LedgerError, NgpError, RunningError
 from ngp.ports import Store
+from ngp.ports.network import KernelState
+from ngp.ports.payment import PaymentInfo
 from ngp.remembered_node import RememberedNode, swapped
 
 _READY_S = 5.0

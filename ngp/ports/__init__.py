@@ -1,4 +1,5 @@
-"""Ports: the interfaces between ngp and the world around it. The values that they take and return are in `ngp.core`.
+"""Ports: the interfaces between ngp and the world around it. Of the values that they take and return, those that
+rules read or make are in `ngp.core`; the others are beside their port.
 
 An adapter in `modules/` implements one of these. It is found by an entry point (`ngp.link`, `ngp.network`,
 `ngp.payment`, `ngp.tunnel`, `ngp.face` in setup.cfg), so anybody can add one. The ledger's adapters are in

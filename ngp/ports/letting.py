@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from ngp.core.messages import Address
+from ngp.core.messages import Address, Prefix
 from ngp.core.rental.calls import Call, Payee, Session
 from ngp.core.rental.status import Asked, Configuration, RentalStatus
 from ngp.core.rental.terms import LettingSettings, Offer
-from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.values import Check
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredTunnel:
+    """The landlord's tunnel as it should be while the daemon runs. Its peers, the tenants, are set one by one.
+
+    Attributes:
+        interface: its name. mtu: in bytes.
+        port: UDP, on all addresses.
+        private_key: 32 bytes; a secret.
+        outside: interface towards the internet.
+        pools: prefixes from which networks are let, without what is excluded. Packets to a part of them that isn't let
+            are refused, not routed back.
+        proxy: answer for let addresses on `outside` by ARP and NDP.
+        kind: `auto`, `kernel` or `userspace`.
+    """
+
+    interface: str
+    port: int
+    private_key: bytes = field(repr=False)
+    outside: str
+    pools: tuple[Prefix, ...]
+    proxy: bool
+    kind: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReading:
+    """What the tunnel knows of a tenant: bytes are cumulative since the peer was added; times UTC seconds, 0: never."""
+
+    wireguard_key: bytes
+    received_bytes: int
+    sent_bytes: int
+    handshake_at_s: int
+    endpoint: str
 
 
 class Tunnel(Protocol):

@@ -4,23 +4,122 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ngp.core.kernel import (
     AccountLimit,
     AccountReading,
     Adopted,
-    DesiredNetwork,
     Grant,
     HeldPacket,
     Hint,
     KernelNeighbour,
-    KernelState,
     Reading,
     Verdict,
 )
 from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """Which parts of ngp are in the kernel, put there by a daemon that runs or was killed, or by `ngp stop`.
+
+    Attributes:
+        meter: traffic is counted and cut. sells: the meter was set up to sell, so there should be a gate.
+        gate: the firewall asks the meter about what neighbours send.
+        closed: the firewall drops what is forwarded from or to the mesh interfaces (WHEN_STOPPED: closed).
+    """
+
+    meter: bool = False
+    sells: bool = False
+    gate: bool = False
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRule:
+    """Traffic that costs nothing: a prefix, optionally with one protocol (IP protocol number) and one port.
+
+    A payment service is such a rule with one address, one protocol and one port.
+    """
+
+    prefix: Prefix
+    protocol: int | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LetTraffic:
+    """What the operator's firewall must let pass so that tenants can ask, and be reached. Only checks look at it.
+
+    Attributes:
+        outside: interface towards the internet.
+        tunnel_port: UDP port of the tunnel, on all addresses.
+        tunnel_versions: the IP versions by which tenants are told to reach the tunnel; empty: those of which `outside`
+            has an address.
+        faces: (address, port) pairs, TCP, where tenants ask.
+        pools: prefixes from which networks are let.
+    """
+
+    outside: str
+    tunnel_port: int
+    tunnel_versions: frozenset[int]
+    faces: tuple[tuple[str, int], ...]
+    pools: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredNetwork:
+    """The state that the kernel should have while the daemon runs; `apply` makes the kernel match it.
+
+    Attributes:
+        mesh_interfaces: existing interfaces that are gated and metered.
+        lan_interfaces: ours, behind this router. Interfaces that are neither mesh nor LAN are upstream. A neighbour
+            needs its own contract for traffic that it sends out of an upstream interface, and for traffic that comes
+            from one.
+        upstream_interfaces: the upstream interfaces that have a route now.
+        families: IP versions, a subset of {4, 6}.
+        sells: put the gate in place. buys: put the client's meter in place.
+        free: traffic that is never charged, in either direction.
+        services: payment services. Traffic with them is never charged, but each neighbour's is limited to
+            `lane_bytes_s`. Their answers reach only the neighbour that asked.
+        own_services: payment services on this host. What a neighbour exchanges with their ports, on any of our
+            addresses, counts towards `lane_bytes_s` as well.
+        lane_bytes_s: each neighbour's bytes a second with payment services, both directions together, at least 1.
+        lane_burst_bytes: how many bytes may pass at once after a pause.
+        queue_number: NFQUEUE number.
+        link_port: port of the ngp link itself; link_protocols: by which of tcp and udp neighbours reach us there.
+        contracts_max: slots of the contract table; fixed when the table is made, until ngp is restarted.
+        stranger_rate, stranger_burst: how many first packets of all unknown neighbours together the daemon gets in a
+            second, and at once.
+        neighbour_rate, neighbour_burst: the same for each known neighbour.
+        tunnel: the landlord's interface, where tenants' contracts are enforced, for both IP versions; "": none.
+        let: what tenants need of this host's firewall; None: nothing is let.
+    """
+
+    mesh_interfaces: tuple[str, ...]
+    lan_interfaces: tuple[str, ...]
+    upstream_interfaces: tuple[str, ...]
+    families: frozenset[int]
+    sells: bool
+    buys: bool
+    free: tuple[FreeRule, ...]
+    services: tuple[FreeRule, ...]
+    own_services: tuple[FreeRule, ...]
+    lane_bytes_s: int
+    lane_burst_bytes: int
+    queue_number: int
+    link_port: int
+    contracts_max: int
+    stranger_rate: int
+    stranger_burst: int
+    neighbour_rate: int
+    neighbour_burst: int
+    link_protocols: tuple[str, ...] = ("udp",)
+    tunnel: str = ""
+    let: LetTraffic | None = None
 
 
 class Network(Protocol):

@@ -3,19 +3,120 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from ngp.core.channels import ChainView, Channel, Watch
-from ngp.core.payment_node import (
-    DecodedInvoice,
-    InvoiceState,
-    NewInvoice,
-    PaymentCapabilities,
-    PaymentInfo,
-    PaymentOutcome,
-    Settlement,
-)
+from ngp.core.channels import Channel
+from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, Settlement
 from ngp.core.values import Check
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentCapabilities:
+    """What a payment module can do; the core's rules adapt to it.
+
+    Attributes:
+        real_money: False for the sandbox; every listing says so.
+        settles_by_proof: the module has no payment network: handing a preimage to `settle_invoice` settles the invoice.
+        least_amount_msat: smallest invoice that the module makes (1,000 where only whole sat are possible).
+        why_no_holding: why the module can't make hold invoices, whose payment waits until we take it or give it back,
+            with the remedy; "" if it can.
+    """
+
+    real_money: bool
+    settles_by_proof: bool
+    least_amount_msat: int
+    why_no_holding: str = "it can't hold payments back: use lnd"
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentInfo:
+    """The Lightning node that the payment module uses.
+
+    Attributes:
+        account_id: the node's public key.
+        network: the Lightning network that the node is on: `mainnet`, `testnet4`, ...; `sandbox`.
+        addresses: `host:port` where others reach the node, as it announces them. A node whose addresses change is
+            still the same node.
+    """
+
+    account_id: str
+    network: str
+    addresses: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NewInvoice:
+    """An invoice that we made."""
+
+    bolt11: str
+    payment_hash: bytes
+    amount_msat: int
+    expires_in_s: int
+
+
+class InvoiceState(StrEnum):
+    """State of an invoice of ours."""
+
+    OPEN = "open"  # it can be paid
+    ACCEPTED = "accepted"  # a payment has arrived, but the node hasn't settled or booked it yet
+    SETTLED = "settled"  # it is paid
+    CANCELLED = "cancelled"  # it can't be paid any more
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A watchtower that our node knows.
+
+    Attributes:
+        key: its public key, hex.
+        addresses: `host:port`.
+        used: our node makes new sessions with the tower.
+        sessions: number of sessions agreed with the tower; a backup needs one.
+        backups: number of states that the tower has.
+        pending_backups: number of states that weren't sent to the tower yet, or that it hasn't confirmed.
+    """
+
+    key: str
+    addresses: tuple[str, ...]
+    used: bool
+    sessions: int
+    backups: int
+    pending_backups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who watches the chain for us.
+
+    Attributes:
+        active: the node's watchtower client runs; without it no tower can be added.
+        towers: the towers that the client knows.
+        backups, pending_backups: number of states handed to towers, and still to be handed, since the node's start.
+        failed_backups: number of states that no tower will punish, because the amount that it could take is too small.
+        unknown: why none of this is known (a missing permission); "" if it is known.
+    """
+
+    active: bool = False
+    towers: tuple[Tower, ...] = ()
+    backups: int = 0
+    pending_backups: int = 0
+    failed_backups: int = 0
+    unknown: str = ""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a tower takes our backups."""
+        return any(tower.used and tower.sessions for tower in self.towers)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainView:
+    """The newest block that our payment node has seen, and whether the chain has no newer one."""
+
+    height: int
+    synced: bool
 
 
 class Payment(Protocol):

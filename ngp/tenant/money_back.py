@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import time
 
-from ngp.core.payment_node import InvoiceState
 from ngp.errors import LandlordError, PaymentError
 from ngp.ports import Payment
+from ngp.ports.payment import InvoiceState
 from ngp.tenant.home import Tunnel
 from ngp.tenant.landlord import Landlord
 

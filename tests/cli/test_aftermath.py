@@ -11,8 +11,8 @@ import pytest
 
 from ngp import store
 from ngp.cli.aftermath import describe
-from ngp.core.kernel import KernelState
 from ngp.daemon.state import last_sign_s
+from ngp.ports.network import KernelState
 from tests.cli.conftest import Host
 
 NEXT = "`ngp start` takes over, `ngp stop` removes what is left; either charges the traffic since the daemon's end"

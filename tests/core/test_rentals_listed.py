@@ -20,13 +20,13 @@ from playbook import UTC_AT_START_S
 from ngp.core.rental.events import ReleaseRental, SwitchRental
 from ngp.core.rental.landlord import who_would_lose
 from ngp.core.rental.status import status
-from ngp.core.rental.tunnel import PeerReading
 from ngp.daemon import checkup
 from ngp.daemon.api import books
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.reading import Reading
 from ngp.daemon.handlers import Handlers
 from ngp.errors import KernelError, UsageError
+from ngp.ports.letting import PeerReading
 
 HOUR = 3600
 

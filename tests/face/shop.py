@@ -27,7 +27,7 @@ from ngp.core.payment_node import DecodedInvoice
 from ngp.core.rental import calls
 from ngp.core.rental.landlord import served
 from ngp.core.rental.terms import LettingSettings, TunnelSettings
-from ngp.core.rental.tunnel import DesiredTunnel, PeerReading, TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.core.values import Check, Now
 from ngp.daemon import landlord as outside
 from ngp.daemon.letting import Letting
@@ -36,6 +36,7 @@ from ngp.modules.face.grpc import GrpcFace
 from ngp.modules.face.https import HttpsFace
 from ngp.modules.face.mesh import MeshFace
 from ngp.ports import Face
+from ngp.ports.letting import DesiredTunnel, PeerReading
 from ngp.tenant import keys
 
 T = TypeVar("T")

@@ -18,7 +18,6 @@ from shop import TUNNEL, TunnelOnPaper
 from ngp.core.effects import MakeInvoice
 from ngp.core.events import Event, InvoiceMade
 from ngp.core.messages import Paid
-from ngp.core.payment_node import NewInvoice, PaymentCapabilities
 from ngp.core.records import PaymentKind
 from ngp.core.rental.effects import SettleInvoice, SetTunnelPeer, WatchInvoice
 from ngp.core.rental.events import InvoiceHeld, RentProven, TunnelPeerSet
@@ -28,6 +27,7 @@ from ngp.daemon import executor as executor_module
 from ngp.daemon.executor import Executor
 from ngp.daemon.landlord import Landlord
 from ngp.errors import KernelError, PaymentError
+from ngp.ports.payment import NewInvoice, PaymentCapabilities
 
 PREIMAGE = bytes(range(32))
 HASH = sha256(PREIMAGE).digest()

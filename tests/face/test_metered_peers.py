@@ -15,13 +15,13 @@ from let import letting
 from shop import TUNNEL, TunnelOnPaper
 
 from ngp.core.events import Event
-from ngp.core.kernel import KernelState
 from ngp.core.rental.effects import SetTunnelPeer
 from ngp.core.rental.events import TunnelPeerSet, TunnelPeerUnmetered
 from ngp.core.rental.tunnel import TunnelPeer
 from ngp.daemon import landlord as outside
 from ngp.daemon import offline
 from ngp.errors import KernelError
+from ngp.ports.network import KernelState
 
 V4, V6 = b"4" * 16, b"6" * 16
 NETWORKS = (ip_network("203.0.113.1/32"), ip_network("2001:db8::/64"))

@@ -22,10 +22,10 @@ from shop import Shop
 
 from ngp import cli, invoice
 from ngp.calls.answering import Answering, Asking
-from ngp.core.payment_node import InvoiceState, NewInvoice, PaymentCapabilities
 from ngp.core.rental.calls import Call
 from ngp.core.rental.events import CreditAsked, ReleaseRental
 from ngp.errors import ExitCode, RentalError
+from ngp.ports.payment import InvoiceState, NewInvoice, PaymentCapabilities
 from ngp.tenant.calls import CallingLandlord
 from ngp.tenant.home import Home
 from ngp.tenant.https import HttpsLandlord, LandlordPlace

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_tests.namespaces import inside
-from ngp.core.kernel import DesiredNetwork
 from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network.gate import GatePaths
+from ngp.ports.network import DesiredNetwork
 
 CLIENT = {4: "10.77.1.2", 6: "fd00:77:1::2"}
 INTERNET = {4: "10.77.2.2", 6: "fd00:77:2::2"}

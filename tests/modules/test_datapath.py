@@ -12,9 +12,10 @@ import pytest
 from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, python, sh
 from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, received, true_wire, wait_until
 
-from ngp.core.kernel import FreeRule, Grant, HeldPacket, Hint, HintKind, Verdict
+from ngp.core.kernel import Grant, HeldPacket, Hint, HintKind, Verdict
 from ngp.core.messages import Role
 from ngp.errors import KernelError
+from ngp.ports.network import FreeRule
 
 HEADERS = {4: 28, 6: 48}
 UDP_SEND_ON = """

@@ -15,7 +15,7 @@ import pytest
 from kernel_lab import CLIENT, INTERNET, desired, dropped, lab, passes, sh
 from meter_lab import GENEROUS, NEIGHBOUR, PAYER, PRICE, World, contract_id, metered
 
-from ngp.core.kernel import AccountReading, Adopted, Grant, KernelState
+from ngp.core.kernel import AccountReading, Adopted, Grant
 from ngp.core.messages import Role
 from ngp.errors import ExitCode, KernelError
 from ngp.modules.bpf import Programs, require
@@ -23,6 +23,7 @@ from ngp.modules.network import bpf, hooks, meter, xtables
 from ngp.modules.network import datapath as datapath_module
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.meter import GATE_PROGRAMS
+from ngp.ports.network import KernelState
 
 HOST = f"{INTERNET[4]}/32"
 

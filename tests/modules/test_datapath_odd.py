@@ -16,8 +16,8 @@ from kernel_lab import CLIENT, INTERNET, desired, passes, python, sh
 from meter_lab import TCP_ECHO, World, metered, received, true_wire, wait_until
 
 from core_tests.hostile import ip_packet, udp
-from ngp.core.kernel import FreeRule
 from ngp.core.messages import Role
+from ngp.ports.network import FreeRule
 
 NAME_SERVER = {4: "192.0.2.53", 6: "2001:db8::53"}
 FIRST, LATER = 0x2000, 0x2000 | 20  # IPv4's flags and offset: more fragments follow; the same, at offset 160 bytes

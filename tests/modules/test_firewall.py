@@ -9,9 +9,9 @@ from ipaddress import ip_network
 import pytest
 from kernel_lab import INTERNET, Lab, by_name, desired, dropped, gateway, passes, sh
 
-from ngp.core.rental.tunnel import LetTraffic
 from ngp.core.values import Check
 from ngp.modules.network import check as checks
+from ngp.ports.network import LetTraffic
 
 # As Docker 24 leaves them; the last line of each is what its guide says to add for other forwarding.
 DOCKER = """

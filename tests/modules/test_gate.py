@@ -26,11 +26,11 @@ from kernel_lab import (
     sh,
 )
 
-from ngp.core.kernel import FreeRule
 from ngp.errors import ExitCode, KernelError
 from ngp.modules.network import gate, xtables
 from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
+from ngp.ports.network import FreeRule
 
 PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged", "from", "to")
 ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in PROGRAMS))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, Lab, by_name, desired, gateway, sh
 
-from ngp.core.kernel import FreeRule
 from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.network import check as checks
 from ngp.modules.network import offloading, rights, xtables
 from ngp.modules.network.datapath import Datapath
+from ngp.ports.network import FreeRule
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from kernel_lab import CLIENT, INTERNET, desired, passes, sh
 from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
 
 from core_tests.hostile import ip_packet, udp
-from ngp.core.kernel import DesiredNetwork, FreeRule, KernelNeighbour
+from ngp.core.kernel import KernelNeighbour
 from ngp.modules.network.datapath import Datapath
+from ngp.ports.network import DesiredNetwork, FreeRule
 
 UDP, PORT = 17, 9
 RATE, BURST = 1024, 20_000

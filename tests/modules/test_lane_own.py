@@ -21,8 +21,8 @@ from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, GATEWAY_TO_INTERNET, desired, 
 from meter_lab import NEIGHBOUR, World, metered, wait_until
 
 from core_tests.hostile import ip_packet, udp
-from ngp.core.kernel import DesiredNetwork, FreeRule
 from ngp.modules.network.datapath import Datapath
+from ngp.ports.network import DesiredNetwork, FreeRule
 
 UDP, PORT, OTHER_PORT = 17, 9, 10
 RATE, BURST = 1024, 20_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from ipaddress import ip_network
 
-from ngp.core.kernel import FreeRule
 from ngp.modules.network import layout
 from ngp.modules.network.meter import GATE_PROGRAMS
+from ngp.ports.network import FreeRule
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 OURS, OTHER, BEHIND = (ip_network(address) for address in ("203.0.113.1", "203.0.113.77", "198.51.100.7"))

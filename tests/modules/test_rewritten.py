@@ -14,8 +14,9 @@ from kernel_lab import GATEWAY_TO_INTERNET, desired, sh
 from meter_lab import NEIGHBOUR, wait_until
 from star_lab import ADDRESSES, BITS, DOWN_BYTES, SECOND, UP_BYTES, Star, once, star, table
 
-from ngp.core.kernel import FreeRule, HeldPacket, Verdict
+from ngp.core.kernel import HeldPacket, Verdict
 from ngp.modules.network import layout, rewrites
+from ngp.ports.network import FreeRule
 
 RESOLVER = {4: "198.51.100.53", 6: "2001:db8:53::53"}
 OTHER = {4: "198.51.100.54", 6: "2001:db8:53::54"}

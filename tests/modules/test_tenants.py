@@ -18,10 +18,11 @@ from tunnel_lab import LANDLORD, ONE, OUTSIDE, TWO, Tenant, TunnelLab, tunnel_la
 from core_tests import interface_kinds, traffic
 from core_tests.lab import End
 from core_tests.shell import await_until, sh
-from ngp.core.kernel import TENANTS, UNITS_PER_MSAT, AccountLimit, DesiredNetwork, Grant, KernelNeighbour, Reading
+from ngp.core.kernel import TENANTS, UNITS_PER_MSAT, AccountLimit, Grant, KernelNeighbour, Reading
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.tunnel.wireguard import WireGuard
+from ngp.ports.network import DesiredNetwork
 
 PRICE = 5 << 20  # msat per GiB: 5 for a kilobyte
 PLENTY_BYTES = 1 << 30

@@ -12,13 +12,14 @@ from kernel_lab import CLIENT, INTERNET, desired, dropped, passes, sh
 from meter_lab import World, metered, received, true_wire
 
 from core_tests import next_layout
-from ngp.core.kernel import Adopted, KernelState, Reading
+from ngp.core.kernel import Adopted, Reading
 from ngp.core.messages import Role
 from ngp.errors import KernelError
 from ngp.modules.network import bpf, former, hooks, layout, meter
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.network.gate import Gate
 from ngp.modules.network.settle import ProgramsWait
+from ngp.ports.network import KernelState
 
 HOST = f"{INTERNET[4]}/32"
 PING = 84

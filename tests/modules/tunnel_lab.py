@@ -24,9 +24,10 @@ from core_tests.namespaces import inside
 from core_tests.shell import await_until, sh
 from core_tests.traffic import ping
 from ngp.core.messages import Prefix
-from ngp.core.rental.tunnel import DesiredTunnel, TunnelPeer
+from ngp.core.rental.tunnel import TunnelPeer
 from ngp.modules.tunnel.owners import key_text
 from ngp.modules.tunnel.wireguard import WireGuard
+from ngp.ports.letting import DesiredTunnel
 
 PORT = 51820
 POOLS = (ip_network("198.51.100.0/24"), ip_network("2001:db8:ffff::/56"))

@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from ngp.core.payment_node import InvoiceState, PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus, Settlement
 from ngp.errors import PaymentError, PeerError
 from ngp.ports import Payment
+from ngp.ports.payment import InvoiceState
 
 AMOUNT_MSAT = 123_000
 FEE_LIMIT_MSAT = 10_000

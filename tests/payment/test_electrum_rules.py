@@ -14,13 +14,14 @@ from coincurve import PrivateKey
 from fake_electrum import CHANNEL, INFO, LOGIN, NODE, PEER, FakeElectrum, Gone, Refused, with_electrum
 
 from ngp import invoice
-from ngp.core.channels import ChainView, ChannelState
-from ngp.core.payment_node import InvoiceState, PaymentStatus
+from ngp.core.channels import ChannelState
+from ngp.core.payment_node import PaymentStatus
 from ngp.errors import ConfigError, PaymentError
 from ngp.modules.payment import electrum_journal
 from ngp.modules.payment.electrum import POLL_S, ElectrumPayment
 from ngp.modules.payment.electrum_journal import Journal
 from ngp.modules.payment.electrum_rpc import Credentials
+from ngp.ports.payment import ChainView, InvoiceState
 
 PREIMAGE = bytes(range(32))
 HASH = sha256(PREIMAGE).digest()

@@ -18,11 +18,12 @@ from core_tests.lightning.network import LightningNetwork, Place
 from core_tests.lightning.nodes import NETWORK, Lnd
 from core_tests.ports import free_ports
 from core_tests.shell import await_until
-from ngp.core.channels import Channel, ChannelState, Watch
+from ngp.core.channels import Channel, ChannelState
 from ngp.core.payment_node import PaymentStatus
 from ngp.errors import PaymentError, UsageError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.macaroon import bake_line, needed
+from ngp.ports.payment import Watch
 
 # All of these tests use one network of nodes, in this order, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd channels")

@@ -14,10 +14,11 @@ from lnd_nodes import chain_of, options
 
 from core_tests.lightning.network import LightningNetwork
 from ngp.core.channels import Channel
-from ngp.core.payment_node import NewInvoice, PaymentStatus
+from ngp.core.payment_node import PaymentStatus
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.reach import left_msat
 from ngp.modules.payment.lnd import LndPayment
+from ngp.ports.payment import NewInvoice
 
 # All of these tests use one network of nodes, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd contract")

@@ -13,12 +13,13 @@ from contract_suite import comes_to
 from lnd_nodes import chain_of, modules, options
 
 from core_tests.lightning.network import LightningNetwork
-from ngp.core.payment_node import InvoiceState, NewInvoice, PaymentStatus
+from ngp.core.payment_node import PaymentStatus
 from ngp.core.rental.holding import LEAST_BLOCKS_LEFT
 from ngp.errors import PaymentError
 from ngp.modules.payment.lnd import LndPayment
 from ngp.modules.payment.lnd_client import TO_HOLD
 from ngp.modules.payment.macaroon import bake_line, needed
+from ngp.ports.payment import InvoiceState, NewInvoice
 
 # All of these tests use one network of nodes, so they run in one process.
 pytestmark = pytest.mark.xdist_group("lnd holding")

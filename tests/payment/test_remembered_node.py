@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ngp.core.payment_node import PaymentInfo
 from ngp.errors import PaymentError
 from ngp.modules.payment import lnd_pb2 as pb
 from ngp.modules.payment.lnd import LndPayment
+from ngp.ports.payment import PaymentInfo
 from ngp.remembered_node import RememberedNode, swapped
 
 KEY = "02" * 33

@@ -18,9 +18,10 @@ from contract_suite import first, watching
 
 import ngp
 from ngp import invoice
-from ngp.core.payment_node import InvoiceState, PaymentStatus
+from ngp.core.payment_node import PaymentStatus
 from ngp.errors import ConfigError, PaymentError, PeerError
 from ngp.modules.payment.sandbox import FIRST_BALANCE_MSAT, SandboxPayment
+from ngp.ports.payment import InvoiceState
 
 ROOT = Path(ngp.__file__).parent.parent
 SUCCEEDED, FAILED, PENDING = PaymentStatus.SUCCEEDED, PaymentStatus.FAILED, PaymentStatus.PENDING

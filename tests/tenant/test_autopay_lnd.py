@@ -18,9 +18,9 @@ import yaml
 
 from core_tests.lightning.network import LightningNetwork
 from core_tests.lightning.nodes import Lnd
-from ngp.core.payment_node import InvoiceState
 from ngp.errors import ExitCode
 from ngp.modules.payment.lnd import LndPayment
+from ngp.ports.payment import InvoiceState
 from ngp.tenant.books import BooksFile
 from tests.payment.lnd_nodes import chain_of, options
 from tests.tenant.conftest import User

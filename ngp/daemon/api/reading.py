@@ -11,12 +11,11 @@ from pathlib import Path
 
 from ngp import __version__, identity
 from ngp.config import parse
-from ngp.core.channels import Channel, Watch
+from ngp.core.channels import Channel
 from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.rental import RentalState
-from ngp.core.rental.tunnel import PeerReading
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.daemon import checkup, evidence, lightning
@@ -50,6 +49,8 @@ from ngp.daemon.api.status import (
 from ngp.daemon.node import Node
 from ngp.errors import KernelError, PaymentError
 from ngp.ports import ChannelManager, Network, TowerManager
+from ngp.ports.letting import PeerReading
+from ngp.ports.payment import Watch
 
 BOOKS_S = 5.0
 

@@ -18,10 +18,10 @@ from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import ends_s, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
-from ngp.core.rental.tunnel import PeerReading
 from ngp.core.values import Now
 from ngp.core.world import World
 from ngp.daemon.api.plain import instant
+from ngp.ports.letting import PeerReading
 
 _NO_READING = PeerReading(b"", 0, 0, 0, "")
 

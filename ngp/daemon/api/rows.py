@@ -11,7 +11,7 @@ from datetime import datetime
 
 from ngp import identity
 from ngp.core.buying.account import ServerAccount
-from ngp.core.channels import Channel, Watch
+from ngp.core.channels import Channel
 from ngp.core.contract import Contract
 from ngp.core.messages import Prefix, Role
 from ngp.core.records import (
@@ -26,6 +26,7 @@ from ngp.core.records import (
 from ngp.core.selling.account import ClientAccount
 from ngp.core.values import Check
 from ngp.daemon.api.plain import instant, when_known
+from ngp.ports.payment import Watch
 
 AccountKey = tuple[bytes, Role]
 

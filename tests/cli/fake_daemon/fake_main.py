@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from ngp.core.kernel import KernelState
 from ngp.core.values import Check
 from ngp.daemon.control import ControlServer
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
 from ngp.errors import ConfigError, KernelError, PaymentError
+from ngp.ports.network import KernelState
 
 KEY = "7f3a" + "0" * 60
 CONTRACT = {
