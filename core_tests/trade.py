@@ -33,46 +33,31 @@ SETTLED_S = 60.0
 PREPAYING = 254  # the number of a remote address that no scenario uses
 
 
-@dataclass(frozen=True, slots=True)
-class Trade:
-    """A network with a daemon on its gateway and one on its client."""
+class Books:
+    """The books of a gateway and a client, and what both must say."""
 
-    net: ThreeHosts
     gateway: Daemon
     client: Daemon
 
+    def only_with(self, other: Daemon) -> Row:
+        """Return what the rows of business with one of the two have in common; here, all rows are."""
+        return {}
+
     def sold(self, **wanted: object) -> list[Row]:
         """Return the gateway's rows of contracts that it sold, closed ones too, with these values."""
-        return _rows(self.gateway, role="server", **wanted)
+        return _rows(self.gateway, role="server", **self.only_with(self.client), **wanted)
 
     def bought(self, **wanted: object) -> list[Row]:
         """Return the client's rows of contracts that it bought, closed ones too, with these values."""
-        return _rows(self.client, role="client", **wanted)
+        return _rows(self.client, role="client", **self.only_with(self.gateway), **wanted)
 
     def earned(self) -> Row:
         """Return the gateway's account of the client."""
-        return _account(self.gateway, "server")
+        return _account(self.gateway, role="server", **self.only_with(self.client))
 
     def spent(self) -> Row:
         """Return the client's account with the gateway."""
-        return _account(self.client, "client")
-
-    def identity(self, daemon: Daemon) -> str:
-        """Return a daemon's public key as listings show it."""
-        return str(daemon.json("status")["identity"])
-
-    def await_acquainted(self) -> None:
-        """Wait until both daemons know each other."""
-        await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
-
-    def prepay(self) -> None:
-        """Make the client pay, by traffic to a separate destination, so that later traffic doesn't begin on credit.
-
-        On credit a stream may use the credit up before the payment comes. The gate then refuses packets that only the
-        client's meter has counted.
-        """
-        assert traffic.ping(self.net.client, self.net.remote(4, PREPAYING)).received == 1
-        await_until(lambda: self.earned()["paid_msat"] > 0, what="the first payment")
+        return _account(self.client, role="client", **self.only_with(self.gateway))
 
     def await_closed(self, count: int = 1) -> None:
         """Wait until this many contracts are closed on both sides, and the last statement has come."""
@@ -130,6 +115,32 @@ class Trade:
         assert not found, "\n".join(found)
         for daemon in (self.gateway,) if refused else (self.gateway, self.client):
             assert_conserved(daemon)
+
+
+@dataclass(frozen=True, slots=True)
+class Trade(Books):
+    """A network with a daemon on its gateway and one on its client."""
+
+    net: ThreeHosts
+    gateway: Daemon
+    client: Daemon
+
+    def identity(self, daemon: Daemon) -> str:
+        """Return a daemon's public key as listings show it."""
+        return str(daemon.json("status")["identity"])
+
+    def await_acquainted(self) -> None:
+        """Wait until both daemons know each other."""
+        await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
+
+    def prepay(self) -> None:
+        """Make the client pay, by traffic to a separate destination, so that later traffic doesn't begin on credit.
+
+        On credit a stream may use the credit up before the payment comes. The gate then refuses packets that only the
+        client's meter has counted.
+        """
+        assert traffic.ping(self.net.client, self.net.remote(4, PREPAYING)).received == 1
+        await_until(lambda: self.earned()["paid_msat"] > 0, what="the first payment")
 
 
 def used(row: Row) -> int:
@@ -222,10 +233,10 @@ def _rows(daemon: Daemon, **wanted: object) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def _account(daemon: Daemon, role: str) -> Row:
-    found = [row for row in _listing(daemon, "accounts") if row["role"] == role]
+def _account(daemon: Daemon, **wanted: object) -> Row:
+    found = [row for row in _listing(daemon, "accounts") if wanted.items() <= row.items()]
     if len(found) != 1:
-        raise LabError(f"{daemon.name}: {len(found)} accounts as {role}, expected one")
+        raise LabError(f"{daemon.name}: {len(found)} accounts with {wanted}, expected one")
     return found[0]
 
 
