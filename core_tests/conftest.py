@@ -10,6 +10,8 @@ from core_tests import forked, interface_kinds
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 
+pytest.register_assert_rewrite("core_tests.scenarios")  # so that what differs is shown, as in tests
+
 LAB = pytest.StashKey[Lab]()
 
 

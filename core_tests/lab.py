@@ -99,8 +99,8 @@ class Lab:
         host.ip("link", "set", BRIDGE, "up")
         return Switch(host)
 
-    def link(self, a: End, b: End | Switch, *, mtu: int = 1500, offloads: bool = False) -> None:
-        """Lay a cable between two hosts, or a host and a switch.
+    def link(self, a: End, b: End | Switch, *, mtu: int = 1500, offloads: bool = False) -> End:
+        """Lay a cable between two hosts, or a host and a switch, and return the end at the second of them.
 
         Args:
             a, b: its ends, with the addresses they get.
@@ -119,6 +119,7 @@ class Lab:
             if not offloads:
                 side.host.offloads(side.interface, **OFFLOADS_OFF)
             side.host.put_up(side.interface, side.v4, side.v6)
+        return end
 
     def await_carriers(self) -> None:
         """Wait until every cable is up: a switch drops earlier packets. Topologies end with this."""

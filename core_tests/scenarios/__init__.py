@@ -1,0 +1,28 @@
+"""Scenarios: networks in which daemons run, and what must come of it.
+
+Each is two files of one name: NAME.xml, a session of the CORE emulator, which core-gui opens too; and NAME.py, with a
+function `expect(session)`, which sends traffic and asserts. `core_tests/run` plays them, and so does tools/test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from core_tests import session_xml
+from core_tests.lab import Lab
+from core_tests.session import Backend, Session
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """List the scenarios."""
+    return sorted(path.stem for path in FOLDER.glob("*.xml"))
+
+
+def play(name: str, lab: Lab, backend: Backend) -> None:
+    """Play a scenario in a laboratory. Raises: AssertionError when something isn't as it must be."""
+    expect: Callable[[Session], None] = import_module(f"{__name__}.{name}").expect
+    expect(backend(lab, session_xml.read(FOLDER / f"{name}.xml")))

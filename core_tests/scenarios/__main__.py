@@ -1,0 +1,68 @@
+"""`core_tests/run`: play scenarios, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from types import FrameType
+
+from core_tests.lab import Lab
+from core_tests.scenarios import FOLDER, names, play
+from core_tests.session import Backend
+from core_tests.session_namespaces import in_namespaces
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+BACKENDS: dict[str, Backend] = {"namespaces": in_namespaces}
+
+
+def main(words: list[str]) -> int:
+    """Play the named scenarios, or all; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="core_tests/run",
+        description="Play scenarios: sessions of the CORE emulator in which daemons of ngp run, with real traffic that "
+        "is counted and compared with the bills.",
+        epilog=f"Scenarios: {', '.join(names())}. Their files are in {FOLDER.parent.name}/{FOLDER.name}. "
+        "Exit codes: 0 all is as it must be, 1 something isn't, 2 usage or rights, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="none: all of them")
+    text = "what builds the network [%(default)s]"
+    parser.add_argument("--backend", choices=BACKENDS, default="namespaces", help=text)
+    chosen = parser.parse_args(words)
+    if unknown := [name for name in chosen.scenarios if name not in names()]:
+        parser.error(f"no scenario is named {', '.join(unknown)}; there are {', '.join(names())}")
+    failed = [name for name in chosen.scenarios or names() if not played(name, BACKENDS[chosen.backend])]
+    if failed:
+        print(f"FAILED: {', '.join(failed)}")
+    return FAILED if failed else DONE
+
+
+def played(name: str, backend: Backend) -> bool:
+    """Play a scenario; what fails is printed, with what all hosts knew at that time."""
+    print(f"{name}: ", end="", flush=True)
+    began = time.monotonic()
+    with Lab() as lab:
+        try:
+            play(name, lab, backend)
+        except Exception:
+            print(f"FAILED after {time.monotonic() - began:.1f} s", flush=True)
+            print(lab.dump(), file=sys.stderr)
+            traceback.print_exc()
+            return False
+    print(f"as expected ({time.monotonic() - began:.1f} s)", flush=True)
+    return True
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
