@@ -50,8 +50,15 @@ class Daemon:
         namespace: str,
         folder: Path,
         pids_of_host: Callable[[], list[int]],
-        net_conf: Mapping[str, object] | str,
+        inside: Callable[..., list[str]],
+        net_conf: Mapping[str, object] | str | None,
     ) -> None:
+        """Prepare a daemon in a folder.
+
+        Args:
+            pids_of_host, inside: of its host: list the processes there, and make a command line that runs there.
+            net_conf: None if folder, net.conf and state are there, and perhaps the daemon runs.
+        """
         self.name = name
         self.folder = folder
         self.config = folder / "net.conf"
@@ -59,10 +66,12 @@ class Daemon:
         self.import_path = str(ROOT)
         self._namespace = namespace
         self._pids_of_host = pids_of_host
+        self._inside = inside
         self._log = folder / "log"
-        folder.mkdir(parents=True)
-        self.state_dir.mkdir(mode=0o700)
-        self.configure(net_conf)
+        if net_conf is not None:
+            folder.mkdir(parents=True)
+            self.state_dir.mkdir(mode=0o700)
+            self.configure(net_conf)
 
     def configure(self, net_conf: Mapping[str, object] | str) -> None:
         """Write net.conf, from text or from its keys and values."""
@@ -125,7 +134,7 @@ class Daemon:
         return forked.Verb(words, self._environment(), namespace=self._namespace)
 
     def _command(self) -> list[str]:
-        return ["ip", "netns", "exec", self._namespace, *ngp_command()]
+        return self._inside(*ngp_command())
 
     def ask(self, verb: str, **arguments: object) -> Any:
         """Ask through the control socket, as `ngp top` does: for questions that are repeated until a condition holds.

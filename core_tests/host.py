@@ -56,6 +56,15 @@ class Host:
 
     def clean_up(self) -> None:
         """End every process in the namespace, whoever started it, and remove the namespace."""
+        self.end_own()
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await_until(lambda: not self.pids(), what=f"no process left in {self.namespace}")
+        sh("ip", "netns", "del", self.namespace)
+
+    def end_own(self) -> None:
+        """End the counters and processes that were started here."""
         for counter in self._counters:
             counter.stop()
         for process in self._processes:
@@ -66,11 +75,6 @@ class Host:
                 if pipe is not None:
                     with suppress(BrokenPipeError):  # input that the process no longer read
                         pipe.close()
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await_until(lambda: not self.pids(), what=f"no process left in {self.namespace}")
-        sh("ip", "netns", "del", self.namespace)
 
     def pids(self) -> list[int]:
         """List the processes whose network is this namespace."""
@@ -200,7 +204,7 @@ class Host:
     def daemon(self, net_conf: Mapping[str, object] | str, *, start: bool = True) -> Daemon:
         """Configure the real daemon on this host, and start it unless `start` is False."""
         folder = self.folder / f"ngp{len(self.daemons) or ''}"
-        daemon = Daemon(self.name, self.namespace, folder, self.pids, net_conf)
+        daemon = Daemon(self.name, self.namespace, folder, self.pids, self.inside, net_conf)
         self.daemons.append(daemon)
         if start:
             daemon.start()

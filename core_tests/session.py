@@ -10,10 +10,14 @@ from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.session_xml import SessionFile
-from core_tests.shell import await_until
+from core_tests.shell import LabError, await_until
 from core_tests.trade import Books, Row, assert_conserved
 
 Position = tuple[float, float]
+
+
+class MissingError(LabError):
+    """A backend isn't there; the message says what is missing, and what to do."""
 
 
 class Backend(Protocol):

@@ -24,6 +24,11 @@ from core_tests.shell import LabError
 from core_tests.trade import start_all
 
 SCRIPTS = ("StaticRoute", "NAT")  # services whose file is a script
+# Routing daemons, as they are started in the host's folder; in the foreground, to be ended with the host.
+ROUTING = {
+    "babeld": ("babeld", "-I", "babeld.pid", "-S", "babeld.state", "-c", "babeld.conf"),
+    "bird": ("bird", "-f", "-s", "bird.ctl", "-c", "bird.conf"),
+}
 
 
 class Cell:
@@ -143,11 +148,14 @@ def first_network(file: SessionFile, device: str) -> list[str]:
 
 
 def _start_services(host: Host, device: Device, routers: list[str]) -> None:
+    for name, text in device.files.items():
+        (host.folder / name).write_text(text)
     for service in device.services:
         if service == "DefaultRoute":
             for router in routers:
                 host.ip("route", "add", "default", "via", router)
         elif service in SCRIPTS:
-            script = host.folder / str(SERVICES[service])
-            script.write_text(device.files[script.name])
-            host.sh("sh", "-e", str(script))
+            host.sh("sh", "-e", str(host.folder / str(SERVICES[service])))
+        elif command := ROUTING.get(service):
+            with (host.folder / f"{service}.log").open("wb") as log:
+                host.popen(*command, cwd=host.folder, stdout=log, stderr=log)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -21,13 +21,15 @@ from core_tests.shell import LabError
 
 Value = TypeVar("Value")
 
-# The services that a device may have, with the file that each needs from the session (None: it needs none). All but
-# ngp are CORE's own.
+# The services that a device may have, with the file that each needs from the session (None: it needs none). The first
+# four are CORE's own, the others are in core_tests/core_services.
 SERVICES: Mapping[str, str | None] = {
     "IPForward": None,
     "DefaultRoute": None,
     "StaticRoute": "staticroute.sh",
     "NAT": "nat.sh",
+    "babeld": "babeld.conf",
+    "bird": "bird.conf",
     "ngp": "net.conf",
 }
 DEVICE_TYPES = ("router", "PC", "host", "mdr")
@@ -58,8 +60,9 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A node with a network of its own. Attributes: files: text by name, of all its services."""
+    """A node with a network of its own. Attributes: number: CORE's; files: text by name, of all its services."""
 
+    number: int
     name: str
     services: tuple[str, ...]
     position: tuple[float, float]
@@ -203,7 +206,8 @@ class _Reader:
         for service in services:
             if service not in SERVICES:
                 self.refuse(element, f"service {service} is unknown here; there are {', '.join(SERVICES)}")
-        self.devices[name] = Device(name, services, self.position(element), {})
+        number = int(element.attrib["id"])
+        self.devices[name] = Device(number, name, services, self.position(element), {})
 
     def medium(self, element: Element) -> None:
         name, kind = self.named(element), element.get("type")
@@ -296,9 +300,8 @@ class _Reader:
             text = inspect.cleandoc(template.text or "") + "\n"
             if strange := MAKO.search(text):
                 self.refuse(element, f"template {file}: {strange[0].strip()!r} means something else to CORE (Mako)")
-            files = {**self.devices[name].files, file: text}
             device = self.devices[name]
-            self.devices[name] = Device(name, device.services, device.position, files)
+            self.devices[name] = replace(device, files={**device.files, file: text})
 
     def check_files(self, device: Device) -> None:
         for service in device.services:

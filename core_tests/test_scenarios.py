@@ -8,6 +8,7 @@ import pytest
 
 from core_tests import scenarios
 from core_tests.lab import Lab
+from core_tests.scenarios.__main__ import MISSING, main
 from core_tests.session_namespaces import in_namespaces
 from core_tests.shell import ROOT
 
@@ -15,6 +16,14 @@ from core_tests.shell import ROOT
 @pytest.mark.parametrize("name", scenarios.names())
 def test_scenario(lab: Lab, name: str) -> None:
     scenarios.play(name, lab, in_namespaces)
+
+
+def test_a_backend_that_is_missing_is_named_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--backend", "core", "pings_cut"]) == MISSING
+    said = capsys.readouterr().err
+    assert "--backend core: CORE at localhost:50051, OpenXml: UNAVAILABLE: " in said
+    assert "Install CORE 9 (coreemu.github.io/core/install.html)" in said
+    assert f"custom_services_dir = {ROOT}/core_tests/core_services" in said
 
 
 def test_every_scenario_has_both_files_and_a_row_in_the_docs() -> None:

@@ -11,11 +11,12 @@ from types import FrameType
 
 from core_tests.lab import Lab
 from core_tests.scenarios import FOLDER, names, play
-from core_tests.session import Backend
+from core_tests.session import Backend, MissingError
+from core_tests.session_core import in_core
 from core_tests.session_namespaces import in_namespaces
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
-BACKENDS: dict[str, Backend] = {"namespaces": in_namespaces}
+DONE, FAILED, MISSING, INTERRUPTED = 0, 1, 4, 130
+BACKENDS: dict[str, Backend] = {"namespaces": in_namespaces, "core": in_core}
 
 
 def main(words: list[str]) -> int:
@@ -25,7 +26,8 @@ def main(words: list[str]) -> int:
         description="Play scenarios: sessions of the CORE emulator in which daemons of ngp run, with real traffic that "
         "is counted and compared with the bills.",
         epilog=f"Scenarios: {', '.join(names())}. Their files are in {FOLDER.parent.name}/{FOLDER.name}. "
-        "Exit codes: 0 all is as it must be, 1 something isn't, 2 usage or rights, 130 interrupted.",
+        "Exit codes: 0 all is as it must be, 1 something isn't, 2 usage or rights, 4 the backend isn't there, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="none: all of them")
@@ -34,7 +36,11 @@ def main(words: list[str]) -> int:
     chosen = parser.parse_args(words)
     if unknown := [name for name in chosen.scenarios if name not in names()]:
         parser.error(f"no scenario is named {', '.join(unknown)}; there are {', '.join(names())}")
-    failed = [name for name in chosen.scenarios or names() if not played(name, BACKENDS[chosen.backend])]
+    try:
+        failed = [name for name in chosen.scenarios or names() if not played(name, BACKENDS[chosen.backend])]
+    except MissingError as error:
+        print(f"\ncore_tests/run: --backend {chosen.backend}: {error}", file=sys.stderr)
+        return MISSING
     if failed:
         print(f"FAILED: {', '.join(failed)}")
     return FAILED if failed else DONE
@@ -47,6 +53,8 @@ def played(name: str, backend: Backend) -> bool:
     with Lab() as lab:
         try:
             play(name, lab, backend)
+        except MissingError:
+            raise
         except Exception:
             print(f"FAILED after {time.monotonic() - began:.1f} s", flush=True)
             print(lab.dump(), file=sys.stderr)

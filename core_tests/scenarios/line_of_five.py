@@ -21,6 +21,8 @@ def expect(session: Session) -> None:
         assert traffic.udp_send(home, remote, 5000, count=COUNT, payload_bytes=500, await_echoes=True) == COUNT
     carried = [2 * traffic.l3_bytes(version, 500, COUNT) for version in REMOTES]
     earned = {}
+    for deal in deals.values():
+        deal.await_settled()
     for seller, deal in deals.items():
         deal.assert_books_agree()
         assert sorted(map(used, deal.sold())) == carried

@@ -1,0 +1,138 @@
+"""The backend of the CORE emulator (version 9): its daemon builds the session from the same file, by its gRPC API.
+
+The nodes are CORE's own, and so are their services: ngp runs as the service of core_tests/core_services. A node's
+network is attached to a name, so that everything that the laboratory does in a host works there too. CORE's packages
+for Python aren't needed: the three calls are small, and their messages are written and read here.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import grpc
+
+from core_tests.daemon import Daemon
+from core_tests.host import Host
+from core_tests.lab import Lab
+from core_tests.session import MissingError, Position, Session
+from core_tests.session_xml import SessionFile
+from core_tests.shell import ROOT, await_until, sh
+
+ADDRESS = "localhost:50051"  # grpcaddress and grpcport of core.conf
+TIMEOUT_S = 300.0
+SERVICES = ROOT / "core_tests" / "core_services"
+REMEDY = (
+    "Install CORE 9 (coreemu.github.io/core/install.html), name the folder of ngp's service in "
+    f"/opt/core/etc/core.conf (custom_services_dir = {SERVICES}), see that `ngp` is in the PATH of core-daemon, and "
+    "start that as root; or leave out --backend core"
+)
+VARINT, BYTES, FLOAT = 0, 2, 5  # wire types of protobuf
+
+
+class CoreHost(Host):
+    """A node of CORE: `vnoded` has made its namespaces, and `folder` is its folder."""
+
+    def set_up(self) -> None:
+        """Give the node's network a name for iproute2."""
+        self.pid = int(self.folder.with_suffix(".pid").read_text())
+        sh("ip", "netns", "attach", self.namespace, str(self.pid))
+
+    def clean_up(self) -> None:
+        """End what the laboratory started here, and forget the name; CORE ends the node."""
+        self.end_own()
+        sh("ip", "netns", "del", self.namespace)
+
+    def inside(self, *command: str) -> list[str]:
+        """Return the command line that runs a command in this node."""
+        return ["nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *command]
+
+    def adopt_daemon(self) -> Daemon:
+        """Return the daemon that CORE has started here as a service."""
+        daemon = Daemon(self.name, self.namespace, self.folder, self.pids, self.inside, None)
+        self.daemons.append(daemon)
+        return daemon
+
+
+def in_core(lab: Lab, file: SessionFile) -> Session:
+    """Let CORE build a session and start its services. Raises: MissingError when there is no CORE, or no ngp in it."""
+    channel = grpc.insecure_channel(ADDRESS)
+    lab.on_exit(channel.close)
+    request = _bytes(1, file.path.read_text().encode()) + _number(2, 1) + _bytes(3, str(file.path).encode())
+    session = _read_numbers(_call(channel, "OpenXml", request))[2]
+    lab.on_exit(lambda: _call(channel, "DeleteSession", _number(1, session)))
+    place = Path(f"/tmp/pycore.{session}")
+    hosts: dict[str, CoreHost] = {}
+    for name in file.devices:
+        host = hosts[name] = CoreHost(name, f"{lab.prefix}-{name}", place / f"{name}.conf")
+        lab.hosts[name] = host
+        host.set_up()
+        lab.on_exit(host.clean_up)
+    for link in file.links:
+        for name, own in zip(link.nodes, link.interfaces, strict=True):
+            if own is not None:
+                hosts[name].addresses[own.name] = [text for text in (own.v4, own.v6) if text]
+    daemons = {name: hosts[name].adopt_daemon() for name, device in file.devices.items() if "ngp" in device.services}
+    keys = {name: _key(daemon) for name, daemon in daemons.items()}
+
+    def move(device: str, position: Position) -> None:
+        x, y = (_tagged(number, FLOAT) + struct.pack("<f", at) for number, at in enumerate(position, 1))
+        request = _number(1, session) + _number(2, file.devices[device].number) + _bytes(4, x + y)
+        _call(channel, "MoveNode", request)
+
+    return Session(hosts, daemons, keys, move)
+
+
+def _key(daemon: Daemon) -> str:
+    status = await_until(lambda: daemon.ask("status"), what=f"an answer of the daemon on {daemon.name}")
+    return str(status["identity"])
+
+
+def _call(channel: grpc.Channel, method: str, request: bytes) -> bytes:
+    """Call a method of CORE's API; messages are bytes. Raises: MissingError with what CORE says."""
+    ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+        f"/core.CoreApi/{method}", request_serializer=bytes, response_deserializer=bytes
+    )
+    try:
+        return ask(request, timeout=TIMEOUT_S)
+    except grpc.RpcError as error:
+        said = f"{error.code().name}: {error.details()}"
+        raise MissingError(f"CORE at {ADDRESS}, {method}: {said}\n{REMEDY}") from None
+
+
+# --- protobuf, as far as these calls need it (protobuf.dev/programming-guides/encoding)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def _tagged(number: int, kind: int) -> bytes:
+    return _varint(number << 3 | kind)
+
+
+def _number(number: int, value: int) -> bytes:
+    return _tagged(number, VARINT) + _varint(value)
+
+
+def _bytes(number: int, value: bytes) -> bytes:
+    return _tagged(number, BYTES) + _varint(len(value)) + value
+
+
+def _read_numbers(message: bytes) -> dict[int, int]:
+    """Read a message whose fields are all numbers. Raises: ValueError for others."""
+    values, value, shift = [], 0, 0
+    for byte in message:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            values.append(value)
+            value = shift = 0
+    fields = dict(zip(values[::2], values[1::2], strict=True))
+    if any(tag & 7 != VARINT for tag in fields):
+        raise ValueError(f"not numbers alone: {message.hex()}")
+    return {tag >> 3: value for tag, value in fields.items()}
