@@ -25,10 +25,14 @@ _LEFT_S = 600.0
 def make_folder(path: Path) -> None:
     """Make a folder that only its owner can enter, and remove what killed processes left half written in it.
 
+    The published client lets everybody enter its folder, and read the WireGuard files there, which have private keys.
+
     Raises: ConfigError.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o700)
         for left in path.glob(f".*.{'[0-9a-f]' * (2 * durable_file.TOKEN_BYTES)}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > _LEFT_S:

@@ -57,6 +57,15 @@ def test_a_configuration_of_2023_is_taken_over(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
+def test_nobody_else_can_enter_the_folder_of_the_published_client(tmp_path: Path) -> None:
+    """Its WireGuard files, which have the private key, can be read by everybody."""
+    folder = tmp_path / ".StaticWire"
+    folder.mkdir()
+    folder.chmod(0o755)
+    Home(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
 def test_a_configuration_of_2025_stays_as_it_is(tmp_path: Path) -> None:
     home = home_with(tmp_path, OF_2025)
     place = home.landlord(home.tunnel(None), None, None)
