@@ -2,6 +2,9 @@
 
 `go.mod` beside this file names them as Go tools. The built programs are kept in the user's cache folder, outside the
 checkout, under a name that changes with the sources and the build's flags. So a clean clone builds nothing again.
+
+The environment variable LND_VERSION (`v0.17.5-beta`, for example) gives the tests another LND, from that version's own
+go.mod; btcd stays the same.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from pathlib import Path
 from core_tests.shell import LabError, run
 
 HERE = Path(__file__).resolve().parent
+LND = "github.com/lightningnetwork/lnd"
 PROGRAMS = {
     "btcd": "github.com/btcsuite/btcd",
     "btcctl": "github.com/btcsuite/btcd/cmd/btcctl",
-    "lnd": "github.com/lightningnetwork/lnd/cmd/lnd",
-    "lncli": "github.com/lightningnetwork/lnd/cmd/lncli",
+    "lnd": f"{LND}/cmd/lnd",
+    "lncli": f"{LND}/cmd/lncli",
 }
 TAGS = "signrpc walletrpc chainrpc invoicesrpc peersrpc routerrpc watchtowerrpc wtclientrpc"
 FLAGS = ("-trimpath", "-ldflags=-s -w", f"-tags={TAGS}")
@@ -50,6 +54,8 @@ def programs(say: Callable[[str], None] = lambda _: None) -> Path:
     Raises: LabError with the compiler's output when the build fails.
     """
     made_from = (HERE / "go.mod").read_bytes() + (HERE / "go.sum").read_bytes() + " ".join(FLAGS).encode()
+    if _lnd_version() != _pinned_lnd():
+        made_from += _lnd_version().encode()
     folder = cache_folder() / sha256(made_from).hexdigest()[:16]
     if _complete(folder):
         return folder
@@ -77,9 +83,10 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
         for name, package in PROGRAMS.items():
             say(f"       building {name} (all four: a minute of downloads, three of compiling)")
             environment = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
+            other_lnd = package.startswith(LND) and _lnd_version() != _pinned_lnd()
             done = subprocess.run(
                 [go, "build", *FLAGS, "-o", made, package],
-                cwd=HERE, env=environment, stdin=subprocess.DEVNULL,
+                cwd=lnd_source() if other_lnd else HERE, env=environment, stdin=subprocess.DEVNULL,
                 capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False,
             )  # fmt: skip
             if done.returncode:
@@ -124,12 +131,11 @@ def _install_go(say: Callable[[str], None]) -> str:
 
 
 def lnd_source() -> Path:
-    """Return the folder of LND's source, as go.mod pins it. Raises: LabError when Go can't download it."""
+    """Return the folder of the source of the tests' LND. Raises: LabError when Go can't download it."""
     go = find_go() or _install_go(lambda _: None)
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
-    module = "github.com/lightningnetwork/lnd"
     done = subprocess.run(
-        [go, "mod", "download", "-json", f"{module}@{_pinned(module)}"],
+        [go, "mod", "download", "-json", f"{LND}@{_lnd_version()}"],
         cwd=HERE, env=environment, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -137,8 +143,12 @@ def lnd_source() -> Path:
     return Path(json.loads(done.stdout)["Dir"])
 
 
-def _pinned(module: str) -> str:
-    found = re.search(rf"^\s*{re.escape(module)} (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE)
+def _lnd_version() -> str:
+    return os.environ.get("LND_VERSION") or _pinned_lnd()
+
+
+def _pinned_lnd() -> str:
+    found = re.search(rf"^\s*{re.escape(LND)} (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE)
     if found is None:
-        raise LabError(f"{HERE / 'go.mod'} doesn't name {module}")
+        raise LabError(f"{HERE / 'go.mod'} doesn't name {LND}")
     return found[1]

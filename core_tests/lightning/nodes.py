@@ -202,6 +202,7 @@ class Lnd(Program):
             *(f"--listen=0.0.0.0:{self.ports.peer}", "--bitcoin.defaultchanconfs=1", "--trickledelay=50"),
             *("--minbackoff=1s", "--maxbackoff=5s"),  # pause before it connects again to a peer that was killed
             "--routerrpc.apriori.penaltyhalflife=1s",  # how long it avoids a failed channel; default: 1 h
+            "--bitcoin.active",  # LND 0.17 asks for it; later versions ignore it
             *self.options,
         )
 
