@@ -44,7 +44,7 @@ def deal(world: World, kind: type[Sale] | type[Purchase], destination: str, **fa
         link=("eth1", b"mac"),
         link_number=7,
         destination=ip_network(destination),
-        prices=[(0, 1)],
+        prices=((0, 1),),
         data_limit_bytes=1 << 20,
         lifetime_s=3600,
         **given,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from ngp.core.kernel import Reading
 from ngp.core.messages import Prefix, Role
@@ -56,6 +56,7 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 RUNNING = frozenset({State.ACCEPTED, State.ACTIVE, State.RENEWING})
+_RESUMED = {state.value: state for state in State} | dict.fromkeys((State.RENEWING, State.HALTING), State.ACTIVE)
 
 
 class IllegalMove(Exception):
@@ -91,7 +92,7 @@ class Contract:
     link: tuple[str, bytes]
     link_number: int
     destination: Prefix
-    prices: list[tuple[int, int]]
+    prices: tuple[tuple[int, int], ...]
     data_limit_bytes: int
     lifetime_s: int
     state: State
@@ -157,12 +158,8 @@ class Contract:
         """Set the price from an offset on; earlier bytes keep theirs. Setting the same price again changes nothing."""
         if price_msat_per_gib == self.price_msat_per_gib:
             return
-        while len(self.prices) > 1 and self.prices[-1][0] >= from_offset_bytes:
-            self.prices.pop()
-        if from_offset_bytes == 0:
-            self.prices[0] = (0, price_msat_per_gib)
-        else:
-            self.prices.append((from_offset_bytes, price_msat_per_gib))
+        earlier = (one for one in self.prices if one[0] < from_offset_bytes)
+        self.prices = (*earlier, (from_offset_bytes, price_msat_per_gib))
 
     def renew(self, price_msat_per_gib: int, data_limit_bytes: int, lifetime_s: int) -> None:
         """Take over the terms of a renewal. Its price holds for the bytes above the limit that held so far."""
@@ -174,6 +171,33 @@ class Contract:
     def since_renewal_bytes(self) -> int:
         """What was carried since the last renewal, or since the contract was opened."""
         return self.used_bytes - self.renewed_at_bytes
+
+    @classmethod
+    def of_record(
+        cls, record: ContractRecord, identity: bytes, link: tuple[str, bytes], link_number: int, destination: Prefix
+    ) -> Self:
+        """Return a contract as the ledger has it; one that was being renewed or halted is active again.
+
+        Args: identity, link, destination: the record's, as objects that others have too, to save memory.
+        """
+        state = _RESUMED[record.state]
+        return cls(
+            id=record.contract,
+            identity=identity,
+            link=link,
+            link_number=link_number,
+            destination=destination,
+            prices=record.prices,
+            data_limit_bytes=record.data_limit_bytes,
+            lifetime_s=record.lifetime_s,
+            state=state,
+            reason=record.reason,
+            used_to_bytes=record.used_to_bytes,
+            used_from_bytes=record.used_from_bytes,
+            charged_msat=record.charged_msat,
+            opened_at_s=record.opened_at_s,
+            expires_at_s=record.expires_at_s,
+        )
 
     def record(self) -> ContractRecord:
         """Return the contract's record for the ledger."""
@@ -187,7 +211,7 @@ class Contract:
             destination=str(self.destination),
             state=self.state.value,
             reason=self.reason,
-            prices=tuple(self.prices),
+            prices=self.prices,
             data_limit_bytes=self.data_limit_bytes,
             lifetime_s=self.lifetime_s,
             used_to_bytes=self.used_to_bytes,

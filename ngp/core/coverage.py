@@ -11,7 +11,6 @@ from typing import Generic, TypeVar
 from ngp.core.contract import Contract
 from ngp.core.messages import Address, Prefix
 
-Key = tuple[bytes, int, int, int]  # identity, version, prefix length, network
 OneSide = TypeVar("OneSide", bound=Contract)
 
 
@@ -19,44 +18,41 @@ class Coverage(Generic[OneSide]):
     """Longest-prefix match over contracts; one dictionary probe for each prefix length that a neighbour uses."""
 
     def __init__(self) -> None:
-        self._contracts: dict[Key, OneSide] = {}
-        self._lengths: dict[tuple[bytes, int], dict[int, int]] = {}
-
-    @staticmethod
-    def _key(identity: bytes, prefix: Prefix) -> Key:
-        network = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-        return (identity, prefix.version, prefix.prefixlen, network)
+        # By (identity, version), by prefix length, by the network's first address. The address is packed, as the hash
+        # of bytes can't be foreseen: a client could choose a hundred thousand IPv6 addresses that have one hash as
+        # numbers, and each look-up would go through all of them.
+        self._contracts: dict[tuple[bytes, int], dict[int, dict[bytes, OneSide]]] = {}
 
     def add(self, contract: OneSide) -> None:
         """Enter a contract; it replaces another one for the same neighbour and prefix."""
-        key = self._key(contract.identity, contract.destination)
-        if key not in self._contracts:
-            lengths = self._lengths.setdefault(key[:2], {})
-            lengths[key[2]] = lengths.get(key[2], 0) + 1
-        self._contracts[key] = contract
+        prefix = contract.destination
+        lengths = self._contracts.setdefault((contract.identity, prefix.version), {})
+        lengths.setdefault(prefix.prefixlen, {})[prefix.network_address.packed] = contract
 
     def remove(self, contract: OneSide) -> None:
         """Take a contract out, unless another one has replaced it."""
-        key = self._key(contract.identity, contract.destination)
-        if self._contracts.get(key) is not contract:
+        prefix = contract.destination
+        if self.exact(contract.identity, prefix) is not contract:
             return
-        del self._contracts[key]
-        lengths = self._lengths[key[:2]]
-        lengths[key[2]] -= 1
-        if not lengths[key[2]]:
-            del lengths[key[2]]
+        lengths = self._contracts[contract.identity, prefix.version]
+        del lengths[prefix.prefixlen][prefix.network_address.packed]
+        if not lengths[prefix.prefixlen]:
+            del lengths[prefix.prefixlen]
             if not lengths:
-                del self._lengths[key[:2]]
+                del self._contracts[contract.identity, prefix.version]
 
     def exact(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract for exactly this prefix."""
-        return self._contracts.get(self._key(identity, prefix))
+        lengths = self._contracts.get((identity, prefix.version), {})
+        return lengths.get(prefix.prefixlen, {}).get(prefix.network_address.packed)
 
     def find(self, identity: bytes, address: Address) -> OneSide | None:
         """Find the contract with the longest prefix that covers an address."""
-        version, value, bits = address.version, int(address), address.max_prefixlen
-        for length in sorted(self._lengths.get((identity, version), ()), reverse=True):
-            contract = self._contracts.get((identity, version, length, value >> (bits - length)))
+        lengths = self._contracts.get((identity, address.version), {})
+        value, bits = int(address), address.max_prefixlen
+        for length in sorted(lengths, reverse=True):
+            network = value >> (bits - length) << (bits - length)
+            contract = lengths[length].get(network.to_bytes(bits // 8, "big"))
             if contract is not None:
                 return contract
         return None

@@ -30,12 +30,13 @@ def cost_units(used_bytes: int, prices: PriceSchedule) -> int:
     """
     if used_bytes < 0 or not prices:
         raise ValueError(f"can't price {used_bytes} bytes under the schedule {prices!r}")
-    total = 0
-    for position, (start, price) in enumerate(prices):
+    total = before = 0
+    for start, price in prices:
         if price < 0:
             raise ValueError(f"price can't be negative: {price} msat/GiB")
-        end = prices[position + 1][0] if position + 1 < len(prices) else used_bytes
-        total += max(0, min(end, used_bytes) - start) * price
+        if used_bytes > start:  # all bytes above the offset cost so much more, or less
+            total += (used_bytes - start) * (price - before)
+        before = price
     return total
 
 

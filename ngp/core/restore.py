@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from operator import attrgetter
-from typing import Any
 
 from ngp.core import invoices
 from ngp.core.buying import bills
@@ -20,7 +19,7 @@ from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, AdoptedAccount, AdoptedContract, LastingTerms
-from ngp.core.messages import Role
+from ngp.core.messages import Prefix, Role
 from ngp.core.peers import Link, Neighbour
 from ngp.core.records import (
     AccountRecord,
@@ -154,7 +153,7 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
 
 
 def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale:
-    sale = Sale(**_kept(world, record, found))
+    sale = Sale.of_record(record, *_place(world, record, found))
     account = world.client(sale.identity)
     account.priced += sale.priced
     _begin_again(world, sale)
@@ -170,7 +169,8 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
 
 
 def _purchase(world: World, record: ContractRecord, found: AdoptedContract | None) -> Purchase:
-    purchase = Purchase(**_kept(world, record, found), billed_bytes=record.billed_bytes)
+    purchase = Purchase.of_record(record, *_place(world, record, found))
+    purchase.billed_bytes = record.billed_bytes
     purchase.meter_lost = True  # a reboot or stop may have stopped our meter, and no bill has come since
     _begin_again(world, purchase)
     account = world.server(purchase.identity)
@@ -188,30 +188,14 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
     return purchase
 
 
-def _kept(world: World, record: ContractRecord, found: AdoptedContract | None) -> dict[str, Any]:
-    """Return the fields that sales and purchases share. A contract that was being renewed or halted is active again."""
+def _place(world: World, record: ContractRecord, found: AdoptedContract | None) -> tuple[bytes, Link, int, Prefix]:
+    """Return a contract's neighbour, its link, the link's number, and the contract's destination."""
+    destination = ip_network(record.destination) if found is None else found.grant.destination
     identity, link = record.identity, (record.interface, record.link_address)
     neighbour = world.peers.neighbours.get((identity, link))
-    if neighbour is not None:  # to save memory, its contracts (perhaps a hundred thousand) share these objects
-        identity, link = neighbour.identity, neighbour.link
-    state = State(record.state)
-    return {
-        "id": record.contract,
-        "identity": identity,
-        "link": link,
-        "link_number": neighbour.number if neighbour is not None else world.peers.next_number(),
-        "destination": ip_network(record.destination) if found is None else found.grant.destination,
-        "prices": list(record.prices),
-        "data_limit_bytes": record.data_limit_bytes,
-        "lifetime_s": record.lifetime_s,
-        "state": State.ACTIVE if state in (State.RENEWING, State.HALTING) else state,
-        "reason": record.reason,
-        "used_to_bytes": record.used_to_bytes,
-        "used_from_bytes": record.used_from_bytes,
-        "charged_msat": record.charged_msat,
-        "opened_at_s": record.opened_at_s,
-        "expires_at_s": record.expires_at_s,
-    }
+    if neighbour is None:
+        return identity, link, world.peers.next_number(), destination
+    return neighbour.identity, neighbour.link, neighbour.number, destination
 
 
 def _begin_again(world: World, contract: Sale | Purchase) -> None:

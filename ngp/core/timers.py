@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 
-class Due(Enum):
-    """The purpose of a timer. Purpose and id (of a contract, an account or a payment) are a timer's key."""
+class Due(IntEnum):
+    """The purpose of a timer. Purpose and id (of a contract, an account or a payment) are a timer's key.
+
+    It is an IntEnum since that is hashed as fast as a number: there may be a timer for each of a million contracts.
+    """
 
     QUOTE = auto()  # a proposal's validity ends
     EXPIRY = auto()  # a contract's lifetime ends
@@ -37,9 +40,10 @@ class Timers:
 
     def set(self, due: Due, key: bytes, at_mono_s: float) -> None:
         """Set a timer to an instant; if it is set already, move it."""
-        self._at[due, key] = at_mono_s
+        name = (due, key)
+        self._at[name] = at_mono_s
         self._count += 1
-        heapq.heappush(self._heap, (at_mono_s, self._count, (due, key)))
+        heapq.heappush(self._heap, (at_mono_s, self._count, name))
         if len(self._heap) > 64 + 4 * len(self._at):
             self._heap = [(at, number, name) for number, (name, at) in enumerate(self._at.items())]
             self._count = len(self._heap)

@@ -67,7 +67,7 @@ def test_affordable_is_the_most_that_fits(prices: list[tuple[int, int]], amount:
 def test_repricing_leaves_earlier_bytes_alone(first: int, changes: list[tuple[int, int]], used: int) -> None:
     contract = Sale(
         id=b"c", identity=b"i", link=("e", b""), link_number=1, destination=host_prefix(HOST_ADDRESS),
-        prices=[(0, first)], data_limit_bytes=0, lifetime_s=0,
+        prices=((0, first),), data_limit_bytes=0, lifetime_s=0,
     )  # fmt: skip
     offset = 0
     for further, per_gib in changes:

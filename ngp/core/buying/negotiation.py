@@ -195,7 +195,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         link=neighbour.link,
         link_number=neighbour.number,
         destination=propose.destination,
-        prices=[(0, propose.price_msat_per_gib)],
+        prices=((0, propose.price_msat_per_gib),),
         data_limit_bytes=propose.data_limit_bytes,
         lifetime_s=propose.lifetime_s,
         state=State.ACTIVE if paid else State.ACCEPTED,

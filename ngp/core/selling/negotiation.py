@@ -70,7 +70,7 @@ def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 
         link=neighbour.link,
         link_number=neighbour.number,
         destination=terms.destination,
-        prices=[(0, terms.ask_msat_per_gib)],
+        prices=((0, terms.ask_msat_per_gib),),
         data_limit_bytes=world.settings.contract_data_bytes,
         lifetime_s=world.settings.contract_time_s,
     )
@@ -259,7 +259,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         renewal_off = reject.reason is RejectReason.NOT_RENEWING
         _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
         return False
-    sale.prices = [(0, price)]
+    sale.prices = ((0, price),)
     sale.round += 1
     world.move(sale, State.QUOTED, f"round {sale.round}")
     _propose(world, neighbour, sale, message_id)

@@ -1,0 +1,60 @@
+"""Coverage: the contract with the longest prefix is found, however a client chooses its destinations."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network, ip_address, ip_network
+
+from ngp.core.contract import State
+from ngp.core.coverage import Coverage
+from ngp.core.messages import Prefix
+from ngp.core.selling.sale import Sale
+
+WHO, ANOTHER = b"w" * 32, b"a" * 32
+ONE_HASH = (1 << 61) - 1
+"""Python hashes whole numbers that differ by a multiple of this to the same number, on 64-bit machines."""
+
+
+def sale(destination: Prefix, who: bytes = WHO) -> Sale:
+    return Sale(
+        id=bytes(16), identity=who, link=("mesh0", b""), link_number=1, destination=destination, prices=((0, 1),),
+        data_limit_bytes=0, lifetime_s=0, state=State.ACTIVE,
+    )  # fmt: skip
+
+
+def test_the_longest_prefix_is_found_until_it_is_removed() -> None:
+    coverage = Coverage[Sale]()
+    wide, narrow, wide6 = map(sale, map(ip_network, ("198.51.100.0/24", "198.51.100.7/32", "2001:db8::/33")))
+    for one in (narrow, wide, wide6, sale(ip_network("198.51.100.7/32"), ANOTHER)):
+        coverage.add(one)
+    assert coverage.find(WHO, ip_address("198.51.100.7")) is narrow
+    assert coverage.find(WHO, ip_address("198.51.100.8")) is wide
+    assert coverage.find(WHO, ip_address("2001:db8:7fff::1")) is wide6
+    for outside in ("198.51.101.7", "2001:db8:8000::1"):
+        assert coverage.find(WHO, ip_address(outside)) is None
+    coverage.remove(narrow)
+    assert coverage.find(WHO, ip_address("198.51.100.7")) is wide
+    assert coverage.exact(WHO, narrow.destination) is None and coverage.exact(WHO, wide.destination) is wide
+
+
+def test_a_contract_that_was_replaced_does_not_take_out_the_new_one() -> None:
+    coverage, destination = Coverage[Sale](), ip_network("2001:db8::1/128")
+    old, new = sale(destination), sale(destination)
+    coverage.add(old)
+    coverage.add(new)
+    coverage.remove(old)
+    assert coverage.exact(WHO, destination) is new
+    coverage.remove(new)
+    coverage.remove(new)
+    assert not coverage._contracts, "what a neighbour had is forgotten completely"
+
+
+def test_a_client_cannot_choose_addresses_that_all_have_one_hash() -> None:
+    first = 0x20010DB8 << 96
+    first += -first % ONE_HASH
+    chosen = [IPv6Network((first + number * ONE_HASH, 128)) for number in range(1000)]
+    assert len({hash(int(one.network_address)) for one in chosen}) == 1
+    coverage = Coverage[Sale]()
+    for each in chosen:
+        coverage.add(sale(each))
+    (of_length,) = coverage._contracts[WHO, 6].values()
+    assert len(set(map(hash, of_length))) == len(chosen), "each look-up would go through all of them"
