@@ -54,8 +54,6 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         bolt11=event.bolt11,
         preimage=event.preimage,
         created_at_s=world.now.utc_s,
-        settled_at_s=0,
-        reason="",
     )
     world.money.invoices[event.payment_hash] = record
     world.do(Persist(record, durable=True))  # once sent it may be paid: a power cut must not make us forget it

@@ -27,6 +27,16 @@ class PaymentNode:
     holds: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A payment that we make, or promised to make: of another node's invoice, with the highest fee for its routing."""
+
+    bolt11: str
+    payment_hash: bytes
+    amount_msat: int
+    fee_limit_msat: int
+
+
 @dataclass(slots=True, eq=False)
 class Money:
     """Our invoices and our payments; those that ended long ago are forgotten.

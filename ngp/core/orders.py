@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from ngp.core import networks
+from ngp.core.budget import broken_limit, room_msat
 from ngp.core.buying import metering
 from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
-from ngp.core.messages import Declined, DeclineReason, Paid, Role
+from ngp.core.messages import Declined, DeclineReason, Paid
+from ngp.core.money import Order
 from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
 from ngp.core.peers import Neighbour
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.timers import Due
-from ngp.core.topups import REMEMBERED_S, note_top_up, pause_s
+from ngp.core.topups import REMEMBERED_S, add_top_up, pause_s
 from ngp.core.world import World
 
 MOST_INVOICE_EXPIRY_S = 43_200
@@ -83,41 +86,53 @@ def backoff_of(world: World, account: ServerAccount) -> Backoff:
     return account.backoff if account.sent else world.buying.backoff
 
 
-def pay(
-    world: World,
-    identity: bytes,
-    kind: PaymentKind,
-    bolt11: str,
-    payment_hash: bytes,
-    amount_msat: int,
-    fee_limit_msat: int,
-    payee: bytes = b"",
-) -> None:
+def flaw_of(world: World, decoded: DecodedInvoice) -> DeclineReason | None:
+    """Return why another node's invoice isn't paid, whoever sends it and whatever it is for; None: nothing is wrong."""
+    if not networks.takes_invoice(world.node.network, decoded.network):
+        return DeclineReason.NETWORK
+    # An invoice that is valid for longer than we remember its payment might be paid twice.
+    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
+        return DeclineReason.LAPSED
+    # If we paid a used invoice, one payment would credit two accounts, and we would reveal its preimage.
+    return DeclineReason.TERMS if world.money.is_used(decoded) else None
+
+
+def broken_budget(world: World, identity: bytes, amount_msat: int) -> str | None:
+    """Name the budget that a payment would break together with its highest fee; None if it breaks none."""
+    cost_msat = amount_msat + world.settings.fee_limit.of_msat(amount_msat)
+    return broken_limit(world.settings.budgets, world.money.spending, identity, cost_msat, world.now)
+
+
+def affordable_msat(world: World, identity: bytes) -> int:
+    """Return the largest payment that the budgets allow together with its highest fee."""
+    room = room_msat(world.settings.budgets, world.money.spending, identity, world.now)
+    return world.settings.fee_limit.fits_msat(room)
+
+
+def pay(world: World, identity: bytes, kind: PaymentKind, order: Order) -> None:
     """Store a payment as pending, count it in the budgets with its highest possible fee, and order it.
 
-    Args:
-        identity: whose account the payment is for.
-        payee: the neighbour's payment node; b"": unknown.
+    Args: identity: whose account the payment is for; if it is a neighbour's, a channel to its node is preferred.
     """
+    neighbour = world.peers.any_link(identity)
     record = PaymentRecord(
         direction=Direction.OUT,
-        payment_hash=payment_hash,
+        payment_hash=order.payment_hash,
         kind=kind,
         identity=identity,
-        amount_msat=amount_msat,
-        fee_msat=fee_limit_msat,
+        amount_msat=order.amount_msat,
+        fee_msat=order.fee_limit_msat,
         state=PaymentState.PENDING,
-        bolt11=bolt11,
+        bolt11=order.bolt11,
         preimage=b"",
         created_at_s=world.now.utc_s,
-        settled_at_s=0,
-        reason="",
     )
-    world.money.payments[payment_hash] = record
-    world.money.spending.add(identity, amount_msat + fee_limit_msat, world.now.utc_s, world.now)
+    world.money.payments[order.payment_hash] = record
+    world.money.spending.add(identity, order.amount_msat + order.fee_limit_msat, world.now.utc_s, world.now)
     world.do(Persist(record, durable=True))
     world.tell_kernel_of(identity)  # a server that was paid may hold more first packets; our meter must count them too
-    world.do(PayInvoice(bolt11, payment_hash, fee_limit_msat, PAY_TIMEOUT_S, payee.hex() or None))
+    via_peer = neighbour.payee.hex() if neighbour is not None else ""
+    world.do(PayInvoice(order.bolt11, order.payment_hash, order.fee_limit_msat, PAY_TIMEOUT_S, via_peer or None))
 
 
 def payment_result(world: World, outcome: PaymentOutcome) -> None:
@@ -178,11 +193,8 @@ def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> 
 
 
 def _prepaid(world: World, server: ServerAccount, amount_msat: int) -> None:
-    server.paid_msat += amount_msat
-    if server.paid_msat == amount_msat:
-        world.first_paid(Role.CLIENT, server.identity)
     backoff_of(world, server).failures = 0
-    note_top_up(world, server, amount_msat)
+    add_top_up(world, server, amount_msat)
     if server.balance_msat > 0:
         metering.paid_for(world, server)
     world.save_account(server, durable=True)

@@ -133,8 +133,8 @@ class PaymentRecord:
     bolt11: str
     preimage: bytes
     created_at_s: int
-    settled_at_s: int
-    reason: str
+    settled_at_s: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

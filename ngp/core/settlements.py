@@ -7,13 +7,13 @@ from hashlib import sha256
 
 from ngp.core.account import Account
 from ngp.core.effects import Persist, ProveSettlement
-from ngp.core.messages import Paid, Role
+from ngp.core.messages import Paid
 from ngp.core.payment_node import Settlement
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.rental import landlord
 from ngp.core.selling import metering
 from ngp.core.timers import Due
-from ngp.core.topups import REMEMBERED_S, note_top_up
+from ngp.core.topups import REMEMBERED_S, add_top_up
 from ngp.core.world import World
 
 ASK_MORE_AFTER_S = 60.0
@@ -83,15 +83,12 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
     _invoice_over(account, record)
     if world.now.monotonic_s - account.budget_told_mono_s > ASK_MORE_AFTER_S:
         account.most_asked_msat *= 2  # a client that declined a large sum may pay more, step by step
-    account.paid_msat += amount_msat
     if record.kind is PaymentKind.RENT:
+        account.paid_msat += amount_msat
         landlord.paid(world, account, record.payment_hash, amount_msat)
         return
-    if account.paid_msat == amount_msat:  # its first payment: the kernel must no longer treat it as a newcomer
-        world.tell_kernel_of(record.identity)
-        world.first_paid(Role.SERVER, record.identity)
     account.invoice.declined = 0
-    note_top_up(world, account, amount_msat)
+    add_top_up(world, account, amount_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
     metering.paid_for(world, account)
     world.save_account(account, durable=True)

@@ -70,8 +70,11 @@ def grows(world: World, account: Account) -> bool:
     return soon and used_msat * 2 >= account.top_up.amount_msat > 0
 
 
-def note_top_up(world: World, account: Account, amount_msat: int) -> None:
-    """Remember a top-up that was paid, and what had been used by then: the next top-up's size depends on both."""
+def add_top_up(world: World, account: Account, amount_msat: int) -> None:
+    """Credit a top-up that was paid, and note what had been used by then: the next top-up's size depends on both."""
+    account.paid_msat += amount_msat
+    if account.paid_msat == amount_msat:
+        world.first_paid(account)
     account.top_up = TopUp(amount_msat, world.now.monotonic_s, account.used_msat)
     account.why_not = ""
 

@@ -197,10 +197,9 @@ class World:
     def tell_kernel(self, neighbour: Neighbour) -> None:
         """Bring a neighbour's entry in the kernel up to date."""
         who = neighbour.identity
-        has_paid = who in self.clients and self.clients[who].paid_msat > 0
-        was_paid = who in self.servers and self.servers[who].paid_msat > 0
         # A payment counts from its order on, so that our kernel knows no later than the neighbour's.
-        was_paid = was_paid or any(one.identity == who for one in self.money.payments.values())
+        was_paid = self.has_traded(Role.CLIENT, who) or any(one.identity == who for one in self.money.payments.values())
+        has_paid = self.has_traded(Role.SERVER, who)
         self.do(SetNeighbour(neighbour.for_kernel(who in self.peers.blocked, has_paid, was_paid)))
 
     def tell_kernel_of(self, identity: bytes) -> None:
@@ -324,18 +323,10 @@ class World:
 
     def kernel_grant(self, contract: Sale | Purchase) -> Grant:
         """Return the grant that describes a contract to the kernel."""
-        lasting = self.lasting_terms(contract)
         return Grant(
+            **self.lasting_terms(contract)._asdict(),
             contract=contract.id,
-            neighbour=lasting.neighbour,
-            role=lasting.role,
-            destination=lasting.destination,
-            account=lasting.account,
-            price_msat_per_gib=lasting.price_msat_per_gib,
-            limit_bytes=lasting.limit_bytes,
-            low_water_bytes=lasting.low_water_bytes,
             expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
-            blocked=lasting.blocked,
             used_to_base_bytes=contract.used_to_bytes,
             used_from_base_bytes=contract.used_from_bytes,
         )
@@ -441,12 +432,14 @@ class World:
             return True
         return self.strangers >= max(16, self.slots // 2) and not self.has_traded(role, identity)
 
-    def first_paid(self, role: Role, identity: bytes) -> None:
-        """Note that the first money has passed: from now on a neighbour's contracts don't take the strangers' room."""
-        for neighbour in self.peers.links_of(identity):
+    def first_paid(self, account: Account) -> None:
+        """Note that the first money has passed: neither we nor the kernel treat the neighbour as a newcomer now."""
+        for neighbour in self.peers.links_of(account.identity):
             for contract in neighbour.contracts.values():
-                if contract.role is role:
+                if contract.role is account.role:
                     self._is_no_strangers(contract)
+        if account.role is Role.SERVER:  # of our payment to a server, the kernel knows since its order
+            self.tell_kernel_of(account.identity)
 
     def _is_no_strangers(self, contract: Contract) -> None:
         self.strangers -= contract.of_stranger

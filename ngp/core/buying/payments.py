@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 
-from ngp.core import networks
-from ngp.core.budget import broken_limit, room_msat
 from ngp.core.buying.account import ServerAccount
 from ngp.core.messages import Declined, DeclineReason, Invoice
+from ngp.core.money import Order
 from ngp.core.orders import (
-    MOST_INVOICE_EXPIRY_S,
+    affordable_msat,
     backoff_of,
+    broken_budget,
+    flaw_of,
     is_from_announced_node,
     pay,
     pending,
@@ -42,8 +43,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     known = world.money.payments.get(payment_hash)
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
-    # An invoice that is valid for longer than we remember its payment might be paid twice.
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
+    if flaw_of(world, decoded) is DeclineReason.LAPSED:
         return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
     if not _buys_from(world, neighbour.identity):
         if (bought := world.servers.get(neighbour.identity)) is not None:
@@ -58,8 +58,8 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
         return True
     account.declined_hash = b""
     fee_limit_msat = world.settings.fee_limit.of_msat(invoice.amount_msat)
-    amounts = invoice.amount_msat, fee_limit_msat
-    pay(world, account.identity, PaymentKind.TOP_UP, invoice.bolt11, payment_hash, *amounts, neighbour.payee)
+    order = Order(invoice.bolt11, payment_hash, invoice.amount_msat, fee_limit_msat)
+    pay(world, account.identity, PaymentKind.TOP_UP, order)
     return False
 
 
@@ -71,7 +71,7 @@ def pay_now(world: World, account: ServerAccount) -> None:
     if not _buys_from(world, account.identity) or _needs_nothing(account):
         return
     bounds = sendable(world, account.identity)
-    most_msat = min(_ahead_msat(world, account, bounds), _room_msat(world, account.identity), bounds.most_msat)
+    most_msat = min(_ahead_msat(world, account, bounds), affordable_msat(world, account.identity), bounds.most_msat)
     amount_msat = 0 if bounds.why_not else _worth_asking(most_msat, bounds)
     if amount_msat:
         world.send(neighbour, Declined(account.declined_hash, DeclineReason.AMOUNT, amount_msat))
@@ -101,12 +101,9 @@ def _over(expires_in_s: int) -> str:
 def _objection(
     world: World, neighbour: Neighbour, account: ServerAccount, amount_msat: int, decoded: DecodedInvoice
 ) -> tuple[DeclineReason | None, int]:
-    if not networks.takes_invoice(world.node.network, decoded.network):
-        return DeclineReason.NETWORK, 0
-    if not is_from_announced_node(world, neighbour, decoded):
-        return DeclineReason.TERMS, 0
-    # If we paid a used invoice, one payment would credit two accounts, and we would reveal its preimage.
-    if account.disputed or world.money.is_used(decoded):
+    if (flaw := flaw_of(world, decoded)) is not None:
+        return flaw, 0
+    if account.disputed or not is_from_announced_node(world, neighbour, decoded):
         return DeclineReason.TERMS, 0
     if _needs_nothing(account):
         return DeclineReason.NOT_BUYING, 0
@@ -121,14 +118,12 @@ def _objection(
     ahead = _ahead_msat(world, account, bounds)
     if amount_msat > ahead:
         return DeclineReason.AMOUNT, _worth_asking(ahead, bounds)
-    fees = world.settings.fee_limit
-    cost = amount_msat + fees.of_msat(amount_msat)
-    limit = broken_limit(world.settings.budgets, world.money.spending, neighbour.identity, cost, world.now)
+    limit = broken_budget(world, neighbour.identity, amount_msat)
     if limit is None:
         return None, 0
     world.log(f"invoice of {amount_msat} msat from {neighbour.identity.hex()[:8]} declined: {limit}", logging.WARNING)
     account.why_not = limit
-    return DeclineReason.BUDGET, _worth_asking(_room_msat(world, neighbour.identity), bounds)
+    return DeclineReason.BUDGET, _worth_asking(affordable_msat(world, neighbour.identity), bounds)
 
 
 def _ahead_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
@@ -138,12 +133,6 @@ def _ahead_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
         most = max(most, 3 * account.top_up.amount_msat)
     unspent = account.paid_msat - account.used_msat - account.refunded_msat
     return most - unspent - pending_msat(world, account.identity)
-
-
-def _room_msat(world: World, identity: bytes) -> int:
-    """Return the largest payment to a server that the budgets allow together with its fee."""
-    room = room_msat(world.settings.budgets, world.money.spending, identity, world.now)
-    return world.settings.fee_limit.fits_msat(room)
 
 
 def _unsendable(

@@ -7,9 +7,9 @@ budgets, tracked to its end. The fees of routing come out of the landlord's pock
 
 from __future__ import annotations
 
-from ngp.core import networks
-from ngp.core.budget import broken_limit, room_msat
-from ngp.core.orders import MOST_INVOICE_EXPIRY_S, pay
+from ngp.core.messages import DeclineReason
+from ngp.core.money import Order
+from ngp.core.orders import affordable_msat, broken_budget, flaw_of, pay
 from ngp.core.payment_node import DecodedInvoice
 from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind
@@ -49,19 +49,21 @@ def asked(world: World, event: MoneyBackAsked) -> None:
     amount_msat = event.decoded.amount_msat or 0
     world.client(rental.id).refund.promised_msat += amount_msat
     fee_limit_msat = world.settings.fee_limit.of_msat(amount_msat)
-    pay(world, rental.id, PaymentKind.REFUND, event.bolt11, event.decoded.payment_hash, amount_msat, fee_limit_msat)
+    order = Order(event.bolt11, event.decoded.payment_hash, amount_msat, fee_limit_msat)
+    pay(world, rental.id, PaymentKind.REFUND, order)
     world.do(AnswerTenant(event.request, rental=rental.id, bolt11=event.bolt11))
 
 
 def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
     """Return why an invoice can't be paid, in words for the tenant; "" if it can."""
     amount_msat, most_msat = decoded.amount_msat, free_msat(world, rental)
-    if not networks.takes_invoice(world.node.network, decoded.network):
-        return f"the invoice is for {decoded.network}; this landlord is on {world.node.network}"
-    if world.money.is_used(decoded):
-        return "this invoice was sent before: make a new one"
-    if not 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S:
-        return "the invoice must be valid for at most 12 hours from now: make another one, and check both clocks"
+    match flaw_of(world, decoded):
+        case DeclineReason.NETWORK:
+            return f"the invoice is for {decoded.network}; this landlord is on {world.node.network}"
+        case DeclineReason.LAPSED:
+            return "the invoice must be valid for at most 12 hours from now: make another one, and check both clocks"
+        case DeclineReason.TERMS:
+            return "this invoice was sent before: make a new one"
     if not amount_msat or amount_msat > most_msat:
         return f"the invoice must be for {show_money(most_msat)} or less"
     if amount_msat < world.node.least_amount_msat:
@@ -69,11 +71,9 @@ def _why_not(world: World, rental: Rental, decoded: DecodedInvoice) -> str:
     if amount_msat < min(LEAST_PART_MSAT, most_msat):
         least, most = show_money(LEAST_PART_MSAT), show_money(most_msat)
         return f"a part is at least {least}: make an invoice for that, or for all that is left, {most}"
-    cost_msat = amount_msat + world.settings.fee_limit.of_msat(amount_msat)
-    broken = broken_limit(world.settings.budgets, world.money.spending, rental.id, cost_msat, world.now)
+    broken = broken_budget(world, rental.id, amount_msat)
     if broken is None:
         return ""
     world.log_seldom(("rental refund", rental.id), f"rental {rental.id.hex()[:8]} isn't paid its money back: {broken}")
-    room = room_msat(world.settings.budgets, world.money.spending, rental.id, world.now)
-    room = floor_to_sat_msat(world.settings.fee_limit.fits_msat(room))
+    room = floor_to_sat_msat(affordable_msat(world, rental.id))
     return f"the landlord pays at most {show_money(room)} now: make an invoice for that, or ask again in some hours"

@@ -19,6 +19,7 @@ from typing import ClassVar, TypeVar
 from ngp.core.account import Account
 from ngp.core.kernel import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit, Reading
 from ngp.core.messages import Role
+from ngp.core.money import Order
 from ngp.core.records import AccountRecord
 from ngp.core.selling.sale import Sale
 
@@ -99,16 +100,6 @@ def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
         table.pop(key, None)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingRefund:
-    """An invoice for a refund that waits until the kernel has reported what was spent (`refunds.account_counted`)."""
-
-    bolt11: str
-    payment_hash: bytes
-    amount_msat: int
-    fee_limit_msat: int
-
-
 @dataclass(slots=True)
 class Refunding:
     """The state of a client's refund.
@@ -121,7 +112,7 @@ class Refunding:
     """
 
     promised_msat: int = 0
-    pending: PendingRefund | None = None
+    pending: Order | None = None
     offered_msat: int = 0
     offered_mono_s: float = 0.0
     was_asked: bool = False

@@ -19,14 +19,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ngp.core import networks
 from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.events import AccountCounted
 from ngp.core.messages import Declined, DeclineReason, Refund
+from ngp.core.money import Order
 from ngp.core.orders import (
     FAILED_REFUND_PAUSE_S,
-    MOST_INVOICE_EXPIRY_S,
     REFUND_PAUSE_S,
+    flaw_of,
     is_from_announced_node,
     pay,
     tell_outcome,
@@ -36,7 +36,7 @@ from ngp.core.peers import Neighbour, named
 from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.selling import metering
-from ngp.core.selling.account import ClientAccount, PendingRefund
+from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets
 from ngp.core.topups import sendable
 from ngp.core.world import World
@@ -145,16 +145,15 @@ def _refunded_lately(world: World, identity: bytes) -> bool:
 
 def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: DecodedInvoice | None) -> bool:
     """Pay the invoice that answers our offer. Returns whether a message was sent in answer."""
-    ours = decoded is not None and networks.takes_invoice(world.node.network, decoded.network)
-    if decoded is None or decoded.amount_msat != refund.amount_msat or not ours:
+    flaw = flaw_of(world, decoded) if decoded is not None else None
+    if decoded is None or decoded.amount_msat != refund.amount_msat or flaw is DeclineReason.NETWORK:
         world.count("invoice_malformed")
         return False
     known = world.money.payments.get(decoded.payment_hash)
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
     account = world.clients.get(neighbour.identity)
-    is_payable = 0 < decoded.expires_in_s <= MOST_INVOICE_EXPIRY_S and not world.money.is_used(decoded)
-    if account is None or not is_payable or not is_from_announced_node(world, neighbour, decoded):
+    if account is None or flaw is not None or not is_from_announced_node(world, neighbour, decoded):
         world.count("refund_refused")
         return False
     valid = world.now.monotonic_s - account.refund.offered_mono_s < OFFER_VALID_S
@@ -171,7 +170,7 @@ def pay_back(world: World, neighbour: Neighbour, refund: Refund, decoded: Decode
     account.refund.offered_msat = 0
     fee_limit_msat = _fee_limit_msat(world, account, refund.amount_msat)
     account.refund.promised_msat += refund.amount_msat
-    account.refund.pending = PendingRefund(refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
+    account.refund.pending = Order(refund.bolt11, decoded.payment_hash, refund.amount_msat, fee_limit_msat)
     world.limit(account)
     if account.kernel.told is None:  # no contract runs that could spend it
         _pay_pending(world, account)
@@ -197,8 +196,7 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
     # with this hash, and with the payment the whole batch of records.
     is_used = world.money.knows(refund.payment_hash)
     if neighbour is not None and not missing_msat and not is_used:
-        amounts = refund.amount_msat, refund.fee_limit_msat
-        pay(world, account.identity, PaymentKind.REFUND, refund.bolt11, refund.payment_hash, *amounts, neighbour.payee)
+        pay(world, account.identity, PaymentKind.REFUND, refund)
         return
     account.refund.promised_msat -= refund.amount_msat
     world.limit(account)
