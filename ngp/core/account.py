@@ -86,7 +86,7 @@ class Account:
     @property
     def empty(self) -> bool:
         """True if nothing would be lost by forgetting the account."""
-        return not (self.paid_msat or self.used_msat or self.running or self.invoice.payment_hash)
+        return not (self.worth_keeping or self.used_msat)
 
     @property
     def worth_keeping(self) -> bool:

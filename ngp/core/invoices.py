@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from ngp.core.account import Account
 from ngp.core.buying.account import ServerAccount
 from ngp.core.effects import CancelInvoice, Persist
 from ngp.core.events import InvoiceFailed, InvoiceMade
@@ -67,8 +68,7 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
         account = account_for(world, event.kind, event.identity)
         account.invoice.payment_hash, account.invoice.asked = event.payment_hash, False
         if event.kind is PaymentKind.TOP_UP:
-            account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
-            world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
+            wait(world, account, RETRY_S)
     send_invoice(world, record)
 
 
@@ -83,12 +83,24 @@ def send_invoice(world: World, record: PaymentRecord) -> None:
         world.send(neighbour, Refund(record.amount_msat, record.bolt11))
 
 
+def send_again(world: World, account: Account) -> None:
+    """Send the account's open invoice once more, if there is one."""
+    record = world.money.invoices.get(account.invoice.payment_hash)
+    if record is not None and record.state is PaymentState.OPEN:
+        send_invoice(world, record)
+
+
+def wait(world: World, account: Account, for_s: float) -> None:
+    """Make and send no invoice for a while; then look whether the account needs one, as no reading may come by then."""
+    account.invoice.not_before_mono_s = world.now.monotonic_s + for_s
+    world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
+
+
 def invoice_failed(world: World, event: InvoiceFailed) -> None:
     """Go on without a top-up for a while: there may be credit left, and the node may come back by itself."""
     account = account_for(world, event.kind, event.identity)
     account.invoice.asked = False
-    account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
-    world.timers.set(Due.INVOICE, event.identity, account.invoice.not_before_mono_s)
+    wait(world, account, RETRY_S)
     who = event.identity.hex()[:8]
     if account.why_not != event.why:  # logged once, however often it is tried
         world.log(f"no invoice for {who}: {event.why}; ngp tries again every {RETRY_S:.0f} s", logging.WARNING)

@@ -13,7 +13,6 @@ from ngp.core.effects import Greet, Persist
 from ngp.core.events import MessageReceived
 from ngp.core.messages import Hello
 from ngp.core.peers import Neighbour
-from ngp.core.records import PaymentState
 from ngp.core.selling import first_packets, negotiation, statements
 from ngp.core.world import World
 
@@ -64,15 +63,13 @@ def tell_missed(world: World, neighbour: Neighbour) -> None:
     neighbour.missed = False
     account = world.clients.get(neighbour.identity)
     if account is not None:
-        record = world.money.invoices.get(account.invoice.payment_hash)
-        if record is not None and record.state is PaymentState.OPEN:
-            invoices.send_invoice(world, record)
+        invoices.send_again(world, account)
         statements.came_back(world, neighbour, account)
     bills.came_back(world, neighbour)
     negotiation.quote_again(world, neighbour)
     recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S
-    for payment in world.money.payments.values():
-        if payment.identity == neighbour.identity and payment.settled_at_s >= recent:
+    for payment in world.money.payments_to(neighbour.identity):
+        if payment.settled_at_s >= recent:
             orders.tell_outcome(world, neighbour, payment)
 
 

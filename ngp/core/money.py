@@ -56,6 +56,10 @@ class Money:
     unheard_of: set[bytes] = field(default_factory=set)
     cursor: int = 0
 
+    def payments_to(self, identity: bytes) -> list[PaymentRecord]:
+        """Return our payments for one account, whatever became of them."""
+        return [one for one in self.payments.values() if one.identity == identity]
+
     def knows(self, payment_hash: bytes) -> bool:
         """Say whether one of our payments or invoices here has this hash; the ledger would refuse a second one."""
         return payment_hash in self.payments or payment_hash in self.invoices

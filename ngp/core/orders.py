@@ -77,7 +77,7 @@ def pending(world: World, identity: bytes) -> list[PaymentRecord]:
     more. A server that holds payments back on purpose gains no more than one payment a day.
     """
     since_s = world.now.utc_s - LATE_S
-    records = [record for record in world.money.payments.values() if record.identity == identity]
+    records = world.money.payments_to(identity)
     return [one for one in records if one.state is PaymentState.PENDING and one.created_at_s > since_s]
 
 

@@ -198,7 +198,7 @@ class World:
         """Bring a neighbour's entry in the kernel up to date."""
         who = neighbour.identity
         # A payment counts from its order on, so that our kernel knows no later than the neighbour's.
-        was_paid = self.has_traded(Role.CLIENT, who) or any(one.identity == who for one in self.money.payments.values())
+        was_paid = self.has_traded(Role.CLIENT, who) or bool(self.money.payments_to(who))
         has_paid = self.has_traded(Role.SERVER, who)
         self.do(SetNeighbour(neighbour.for_kernel(who in self.peers.blocked, has_paid, was_paid)))
 

@@ -127,7 +127,7 @@ def _look_for_missing(world: World, account: ServerAccount, credited_msat: int) 
     missing_msat = account.paid_msat - credited_msat
     if missing_msat > 0:
         since_s = world.now.utc_s - CREDITED_WITHIN_S
-        paid = (one for one in world.money.payments.values() if one.identity == account.identity)
+        paid = world.money.payments_to(account.identity)
         top_ups = (one for one in paid if one.kind is PaymentKind.TOP_UP and one.state is PaymentState.SUCCEEDED)
         missing_msat -= sum(one.amount_msat for one in top_ups if one.settled_at_s >= since_s)
     account.missing_msat = max(0, missing_msat)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from ngp.core.account import Account
 from ngp.core.effects import MakeInvoice
 from ngp.core.events import ChannelsSeen
-from ngp.core.invoices import INVOICE_EXPIRY_S, RETRY_S, send_invoice, withdraw
+from ngp.core.invoices import INVOICE_EXPIRY_S, RETRY_S, send_again, wait, withdraw
 from ngp.core.messages import Declined, DeclineReason
 from ngp.core.pricing import ceil_to_sat_msat
 from ngp.core.reach import Bounds, Reach
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling.account import ClientAccount
-from ngp.core.timers import Due
 from ngp.core.topups import MOST_PAUSE_S, grows, note_why_not, pause_s, receivable, sendable, usual_msat
 from ngp.core.world import World
 
@@ -51,7 +50,8 @@ def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> 
     if account.invoice.asked or account.invoice.not_before_mono_s > world.now.monotonic_s:
         return
     if account.invoice.payment_hash:
-        _remind(world, account)
+        wait(world, account, RETRY_S)
+        send_again(world, account)  # the client may have been too busy to take it
         return
     bounds = receivable(world, account.identity)
     if bounds.why_not:
@@ -62,18 +62,6 @@ def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> 
     memo = f"ngp top-up for {account.identity.hex()[:16]}"
     amount = top_up_msat(world, account, bounds)
     world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, amount, memo, INVOICE_EXPIRY_S))
-
-
-def _remind(world: World, account: ClientAccount) -> None:
-    """Send the open invoice again while money is short: the client may have been too busy to take it.
-
-    The timer is needed because without money nothing is carried, and no reading calls this function again.
-    """
-    account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
-    world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
-    record = world.money.invoices.get(account.invoice.payment_hash)
-    if record is not None and record.state is PaymentState.OPEN:
-        send_invoice(world, record)
 
 
 def invoice_declined(world: World, record: PaymentRecord, declined: Declined) -> None:
@@ -96,9 +84,7 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     if not smaller:
         why_not = f"this neighbour declines our invoices ({_declined_for(declined)}); its log says more"
         note_why_not(world, account, why_not)
-    account.invoice.not_before_mono_s = world.now.monotonic_s + wait_s
-    if account.running:
-        world.timers.set(Due.INVOICE, account.identity, account.invoice.not_before_mono_s)
+    wait(world, account, wait_s)
 
 
 def _hurry(world: World, identity: bytes, amount_msat: int) -> None:

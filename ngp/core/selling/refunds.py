@@ -135,8 +135,8 @@ def _tell_of_ask(world: World, account: ClientAccount, amount_msat: int, why: st
 
 def _refunded_lately(world: World, identity: bytes) -> bool:
     """Say whether a neighbour had a refund lately. Looks at the payments, as these survive a restart."""
-    for record in world.money.payments.values():
-        if record.kind is PaymentKind.REFUND and record.identity == identity:
+    for record in world.money.payments_to(identity):
+        if record.kind is PaymentKind.REFUND:
             again_s = FAILED_REFUND_PAUSE_S if record.state is PaymentState.FAILED else REFUND_PAUSE_S
             if world.now.utc_s - max(record.created_at_s, record.settled_at_s) < again_s:
                 return True
@@ -218,9 +218,10 @@ def _fee_limit_msat(world: World, account: ClientAccount, amount_msat: int) -> i
     if not account.refund.was_asked:
         return limit
     bought = world.servers.get(account.identity)
-    ours = [one for one in world.money.payments.values() if one.identity == account.identity]
     got_msat = account.refunded_msat + (bought.paid_msat if bought is not None else 0)
-    got_msat += sum(one.amount_msat for one in ours if one.state is PaymentState.PENDING)
+    got_msat += sum(
+        one.amount_msat for one in world.money.payments_to(account.identity) if one.state is PaymentState.PENDING
+    )
     fees_msat = max(0, world.money.spending.by_neighbour.get(account.identity, 0) - got_msat)
     return min(limit, max(0, account.charged_msat - fees_msat))
 
