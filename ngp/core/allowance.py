@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
+
+from ngp.core.newest import Newest
 
 
 class Allowance:
@@ -46,18 +47,14 @@ class SharedAllowance:
         self, rate: float, part_rate: float, most: int, burst: float | None = None, part_burst: float | None = None
     ) -> None:
         self._all = Allowance(rate, burst)
-        self._part_rate, self._part_burst, self._most = part_rate, part_burst, most
-        self._parts: OrderedDict[Hashable, Allowance] = OrderedDict()
+        self._part_rate, self._part_burst = part_rate, part_burst
+        self._parts: Newest[Hashable, Allowance] = Newest(most)
 
     def take(self, who: Hashable, now: float) -> bool:
         """Take one use for a user. Returns False if the user, or all together, have none.
 
         Args: now: monotonic seconds.
         """
-        part = self._parts.get(who)
-        if part is None:
-            part = self._parts[who] = Allowance(self._part_rate, self._part_burst)
-            if len(self._parts) > self._most:
-                self._parts.popitem(last=False)
-        self._parts.move_to_end(who)
+        part = self._parts.get(who) or Allowance(self._part_rate, self._part_burst)
+        self._parts.note(who, part)
         return part.take(now) and self._all.take(now)

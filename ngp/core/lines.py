@@ -10,12 +10,12 @@ passes says how many were left out.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ngp.core.allowance import Allowance
 from ngp.core.effects import Effect, Log
+from ngp.core.newest import Newest
 
 # Lines of the log: at once; a second of a neighbour that money passed to or from; a second of all others together.
 MOST_AT_ONCE = 2000
@@ -34,7 +34,7 @@ class LineLimits:
     """The allowances of all neighbours."""
 
     def __init__(self) -> None:
-        self._of: OrderedDict[tuple[bytes, bool], _Held] = OrderedDict()  # longest silent first
+        self._of: Newest[tuple[bytes, bool], _Held] = Newest(MOST_HOLDERS)
 
     def __len__(self) -> int:
         return len(self._of)
@@ -64,10 +64,6 @@ class LineLimits:
         return passed
 
     def _holder(self, key: tuple[bytes, bool], rate: float) -> _Held:
-        held = self._of.get(key)
-        if held is None:
-            held = self._of[key] = _Held(Allowance(rate, MOST_AT_ONCE))
-            if len(self._of) > MOST_HOLDERS:
-                self._of.popitem(last=False)
-        self._of.move_to_end(key)
+        held = self._of.get(key) or _Held(Allowance(rate, MOST_AT_ONCE))
+        self._of.note(key, held)
         return held

@@ -32,6 +32,7 @@ from ngp.core.kernel import Grant, LastingTerms
 from ngp.core.lines import LineLimits
 from ngp.core.messages import Message, Role
 from ngp.core.money import Money, PaymentNode
+from ngp.core.newest import Newest
 from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.peers import Link, Neighbour, Peers
 from ngp.core.records import BilledRecord, ForgetLink, ForgetNeighbours, JournalRecord
@@ -60,7 +61,7 @@ class World:
         credit: outstanding grace, by link and interface.
         letting: what is let to tenants, whose accounts are among `clients`.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
-        logged: when `log_seldom` last wrote a line about something, the oldest first.
+        logged: when `log_seldom` last wrote a line about something.
         lines: how many lines of the log neighbours may cause.
         strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
             among them.
@@ -88,7 +89,7 @@ class World:
     room: int = 1 << 31
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
-    logged: dict[tuple[str, bytes], float] = field(default_factory=dict)
+    logged: Newest[tuple[str, bytes], float] = field(default_factory=lambda: Newest(MOST_LOGGED))
     lines: LineLimits = field(default_factory=LineLimits)
     counters: dict[str, int] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
@@ -111,10 +112,7 @@ class World:
         now = self.now.monotonic_s
         if now < self.logged.get(about, float("-inf")) + LOG_AGAIN_S:
             return
-        self.logged.pop(about, None)  # so that it moves to the end
-        self.logged[about] = now
-        if len(self.logged) > MOST_LOGGED:
-            del self.logged[next(iter(self.logged))]
+        self.logged.note(about, now)
         self.log(text, level)
 
     def count(self, name: str) -> None:

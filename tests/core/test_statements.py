@@ -16,7 +16,7 @@ from playbook import Sim, settings, tell
 from test_money import GRACE, HOSTS, OFTEN, actions, play
 
 from ngp.core import events as ev
-from ngp.core.buying import metering as buyer_meter
+from ngp.core.buying import memory
 from ngp.core.messages import Accept, Ask, Statement
 from ngp.core.selling import statements
 
@@ -81,7 +81,7 @@ def test_every_charge_is_billed_in_the_end(plan: list[tuple[object, ...]], seed:
 
 
 def test_more_bills_than_either_side_remembers_are_billed_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buyer_meter, "MOST_ENDED", 1)
+    monkeypatch.setattr(memory, "MOST_ENDED", 1)
     monkeypatch.setattr(statements, "MOST_UNSTATED", 2)
     monkeypatch.setattr(statements, "MOST_HELD", 1)
     sim = Sim(settings(**SHORT), settings(sells=False, **SHORT))

@@ -11,7 +11,6 @@ from ngp.core.messages import Cancel
 from ngp.core.peers import Neighbour
 from ngp.core.world import World
 
-MOST_ENDED = 4096  # most ended contracts that we remember
 WORTH_S = 60.0
 """A contract that ends within this time after its opening, and carried less than WORTH_BYTES, counts as unused.
 Otherwise a server could end each contract after one packet, and make us open another."""
@@ -67,15 +66,8 @@ def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
     if purchase.used_bytes < WORTH_BYTES and world.now.utc_s - purchase.opened_at_s < WORTH_S:
         world.count_opening(purchase)
     world.close(purchase)
-    _remember(world, purchase)
+    world.buying.ended.note(purchase.id, purchase)
     world.forget_if_gone(purchase.identity)
-
-
-def _remember(world: World, purchase: Purchase) -> None:
-    """Keep a contract that ended for the statement with its last bytes, which comes after the server's notice."""
-    world.buying.ended[purchase.id] = purchase
-    if len(world.buying.ended) > MOST_ENDED:
-        del world.buying.ended[next(iter(world.buying.ended))]
 
 
 def paid_for(world: World, account: ServerAccount) -> None:
