@@ -1,6 +1,9 @@
 """TLS: the server's end of one connection, in a few kilobytes.
 
 asyncio's own TLS has a buffer of 256 kB for each connection, so some hundred strangers would fill a router's memory.
+
+What a client sends besides its data is bounded: TLS lets it ask for new keys (KeyUpdate, RFC 8446, 4.6.3) as often as
+it likes. Each such message costs us more than it costs the client, and HTTP, which counts the data, never sees one.
 """
 
 from __future__ import annotations
@@ -11,6 +14,10 @@ import ssl
 from contextlib import suppress
 
 _READ_BYTES = 4096
+_MOST_BESIDES_BYTES = 5 * _READ_BYTES
+"""For the handshake, and again after it, as data counts only when its record, of up to 16 kB, has arrived."""
+_BESIDES_BYTES_OF_ONE = 64
+"""Each byte of data permits so many other bytes: the bytes around a record that has only one byte of data."""
 
 
 class TlsStream:
@@ -21,6 +28,7 @@ class TlsStream:
         self._writer = writer
         self._from_peer, self._to_peer = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._from_peer, self._to_peer, server_side=True)
+        self._besides_bytes = 0
 
     @classmethod
     async def over(cls, accepted: socket.socket, context: ssl.SSLContext) -> TlsStream:
@@ -49,13 +57,16 @@ class TlsStream:
             except ssl.SSLError:
                 await self._send()  # the alert, which tells the client why
                 raise
+        self._besides_bytes = 0
         await self._send()
 
     async def read(self) -> bytes:
         """Read some bytes; b"" if the client has closed the connection. Raises: OSError."""
         while True:
             try:
-                return self._tls.read(_READ_BYTES)
+                data = self._tls.read(_READ_BYTES)
+                self._besides_bytes = max(0, self._besides_bytes - _BESIDES_BYTES_OF_ONE * len(data))
+                return data
             except ssl.SSLWantReadError:
                 await self._send()
                 if not await self._receive():
@@ -82,6 +93,9 @@ class TlsStream:
 
     async def _receive(self) -> bool:
         data = await self._reader.read(_READ_BYTES)
+        self._besides_bytes += len(data)
+        if self._besides_bytes > _MOST_BESIDES_BYTES:
+            raise ConnectionAbortedError("the client sends TLS's own messages without end")
         self._from_peer.write(data)
         return bool(data)
 

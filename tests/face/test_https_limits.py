@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import ctypes.util
 import socket
 import ssl
 import time
@@ -123,6 +125,26 @@ def test_who_does_not_read_the_replies_loses_the_connection(tmp_path: Path) -> N
             while True:
                 connection.sendall(request_bytes("x", TERMS, None) * 10)
         await_none(shop.face._door)
+
+
+def test_who_asks_for_new_keys_without_end_loses_the_connection(shop: Shop) -> None:
+    """Python's ssl can't ask for new keys, so the client is OpenSSL itself."""
+    openssl = ctypes.CDLL(ctypes.util.find_library("ssl"))
+    for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
+        getattr(openssl, name).restype = ctypes.c_void_p
+    context = ctypes.c_void_p(openssl.SSL_CTX_new(ctypes.c_void_p(openssl.TLS_client_method())))
+    tls = ctypes.c_void_p(openssl.SSL_new(context))
+    with socket.create_connection(("127.0.0.1", shop.port), 30) as plain:
+        plain.setblocking(True)
+        openssl.SSL_set_fd(tls, plain.fileno())
+        assert openssl.SSL_connect(tls) == 1
+        asked = 0
+        while asked < 20_000 and openssl.SSL_key_update(tls, 1) == 1 and openssl.SSL_do_handshake(tls) == 1:
+            asked += 1
+    openssl.SSL_free(tls)
+    openssl.SSL_CTX_free(context)
+    assert 20 < asked < 20_000, "some are permitted"
+    assert is_served(shop)
 
 
 def test_requests_may_come_close_together(shop: Shop) -> None:
