@@ -15,9 +15,10 @@ from ipaddress import ip_network
 from pathlib import Path
 from unittest import mock
 
-from playbook import UTC_AT_START_S, settings
-from stand_ins import PAYEES, Kernel
+from playbook import settings
 
+from core_tests.simulate.simulation import UTC_AT_START_S
+from core_tests.simulate.stand_ins import PAYEES, Kernel
 from ngp import store
 from ngp.core import effects as fx
 from ngp.core import events as ev

@@ -1,43 +1,33 @@
 """Playbook: two simulated nodes with kernels, ledgers and a payment network, so that a test reads as a story.
 
-Only the core is real; `stand_ins` simulates the rest. A step's records are stored before any effect is carried out.
-Messages may be late, reordered, doubled or lost, and a crash may come between any two effects.
+Only the core is real; `core_tests.simulate` simulates the rest. Messages may be late, reordered, doubled or lost, and a
+crash may come between any two effects.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
-from itertools import count
 
-from stand_ins import PAYEES, Kernel, Ledger, PaymentNetwork
-
+from core_tests.simulate.simulation import Node as SimulatedNode
+from core_tests.simulate.simulation import Simulation
+from core_tests.simulate.stand_ins import PAYEES
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
-from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import HeldPacket, HintKind, Verdict
+from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Propose, Refund, Role, Statement
 from ngp.core.money import PaymentNode
 from ngp.core.payment_node import Settlement
-from ngp.core.peers import Peers
 from ngp.core.records import ContractRecord
-from ngp.core.restore import restore
 from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets, FeeLimit, Settings
-from ngp.core.values import Now
-from ngp.core.world import World
 
-UTC_AT_START_S = 1_700_000_000
 HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
-BILLS_A_PAGE = 2  # so that a few contracts already need several pages
 GIVE_UP_S = 15.0
-SETTLES_S = 0.01
 
 
 def settings(**changes: object) -> Settings:
@@ -83,29 +73,13 @@ def settings(**changes: object) -> Settings:
 
 
 @dataclass
-class Node:
-    """One simulated node."""
+class Node(SimulatedNode):
+    """One of the two nodes, with what tests look at and change."""
 
-    name: str
-    identity: bytes
-    link: tuple[str, bytes]  # as its neighbour sees it
-    settings: Settings
-    node: PaymentNode
-    kernel: Kernel = field(default_factory=Kernel)
-    ledger: Ledger = field(default_factory=Ledger)
-    boot: int = 1
-    gatekeeper: Gatekeeper = None  # type: ignore[assignment]
-    held: dict[int, Callable[[Verdict], None]] = field(default_factory=dict)
-    held_since: dict[int, float] = field(default_factory=dict)
     log: list[object] = field(default_factory=list)
     sends_to_peer: bool = True  # its kernel says that what it sends goes through the other node
     sends_to_host: str = ""  # if set, only packets to this host go there
-    settled: int = 0
     crash_after: int = -1
-
-    @property
-    def world(self) -> World:
-        return self.gatekeeper.world
 
     def sends_to(self, message: object) -> Prefix | None:
         """Return the part of a proposal's destination to which this node's traffic goes through the other node."""
@@ -114,8 +88,10 @@ class Node:
         return ip_network(self.sends_to_host) if self.sends_to_host else message.destination
 
 
-class Sim:
+class Sim(Simulation):
     """The simulation of a gateway and a client, with its own clock."""
+
+    bills_a_page = 2  # so that a few contracts already need several pages
 
     def __init__(
         self,
@@ -130,14 +106,8 @@ class Sim:
         client_network: str = "sandbox",
         gateway_network: str = "sandbox",
     ) -> None:
-        self.chance = random.Random(seed)
-        self.now = 1000.0
-        self.utc_ahead_s = 0
+        super().__init__(seed)
         self.loss, self.doubles, self.late_s, self.latency_s, self.proof = loss, doubles, late_s, latency_s, proof
-        self.payments = PaymentNetwork(self.chance)
-        self.pay_takes_s = 0.2
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._ids, self._handles = count(1 << 32), count(1)
         node = PaymentNode(gateway_network, False, True, 1000)
         gateways, clients = (replace(node, payee=PAYEES[name]) for name in ("gateway", "client"))
         clients = replace(clients, network=client_network)
@@ -148,29 +118,13 @@ class Sim:
         self.refusals: list[Verdict] = []
         self.silenced: set[type] = set()
         for node in (self.gateway, self.client):
-            self._fresh(node)
+            self.fresh(node)
             self._rounds(node)
         self.carry_out(self.client, [fx.Greet("eth1")])
         self.run(0.1)
 
     def peer(self, node: Node) -> Node:
         return self.client if node is self.gateway else self.gateway
-
-    def clock(self) -> Now:
-        return Now(UTC_AT_START_S + int(self.now) + self.utc_ahead_s, self.now)
-
-    def _fresh(self, node: Node) -> None:
-        world = World(
-            settings=node.settings,
-            node=node.node,
-            new_id=lambda: self.chance.randbytes(16),
-            now=self.clock(),
-            peers=Peers(first_number=node.boot * 1000),
-        )
-        node.gatekeeper = Gatekeeper(world)
-
-    def at(self, when: float, deed: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (when, next(self._handles), deed))
 
     def _rounds(self, node: Node) -> None:
         def read() -> None:
@@ -214,11 +168,8 @@ class Sim:
 
     # --- a node's daemon
 
-    def happen(self, node: Node, event: ev.Event) -> None:
-        """Step the core, store the records, then carry out the effects; or crash on the way."""
-        self.carry_out(node, node.gatekeeper.step(event, self.clock()))
-
     def carry_out(self, node: Node, effects: list[fx.Effect]) -> None:
+        """Store the records, then carry out the effects; or crash on the way."""
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 node.ledger.put(effect.record)
@@ -234,97 +185,11 @@ class Sim:
             node.log.append(effect)
             self._do(node, effect)
 
-    def crash(self, node: Node, reboot: bool = False, reading_takes_s: float = 0.0) -> None:
-        """Kill the daemon and start it again; held packets are lost, the kernel goes on unless the machine reboots.
+    def _send(self, node: Node, effect: fx.Send) -> None:
+        self._post(node, effect.message)
 
-        Args: reading_takes_s: how long the start takes to read the kernel's tables.
-        """
-        for decide in list(node.held.values()):
-            decide(Verdict.DROP)
-        node.held.clear()
-        node.held_since.clear()
-        node.boot += 1
-        if reboot:
-            node.kernel = Kernel()
-        self._fresh(node)
-        node.settled = node.ledger.cursor
-        adopted = node.kernel.adopted(self.now)
-        self.now += reading_takes_s
-        snapshot = node.ledger.load(self.clock().utc_s)
-        self.carry_out(node, restore(node.gatekeeper, snapshot, adopted, self.clock()))
-        self.carry_out(node, [fx.Greet("eth1")])
-
-    def _do(self, node: Node, effect: fx.Effect) -> None:
-        read = node.kernel.read
-        match effect:
-            case fx.Send():
-                self._post(node, effect.message)
-            case fx.Greet():
-                says = (node.settings.sells, node.settings.buys, (), "ngp", not effect.identity, node.node.payee)
-                about = Hello(node.node.network, *says)
-                self._post(node, about)
-            case fx.Decide():
-                assert effect.handle in node.held, f"handle {effect.handle} has its verdict already"
-                node.held_since.pop(effect.handle)
-                node.held.pop(effect.handle)(effect.verdict)
-            case fx.SetNeighbour():
-                node.kernel.neighbours[effect.neighbour.neighbour] = effect.neighbour
-            case fx.ForgetNeighbour():
-                node.kernel.neighbours.pop(effect.neighbour, None)
-            case fx.GrantContract():
-                node.kernel.grant([effect.grant], self.now)
-            case fx.HaltContract():
-                node.kernel.grant([effect.grant], self.now)
-                self._when_settled(node, lambda: ev.Halted(effect.grant.contract, *read([effect.grant.contract])))
-            case fx.RevokeContract():
-                node.kernel.revoke(effect.contract)
-            case fx.LimitAccount():
-                node.kernel.limit(effect.limit, self.now)
-            case fx.ForgetAccount():
-                node.kernel.forget(effect.account)
-            case fx.CountAccount():
-                spent, which = node.kernel.accounts[effect.account].spent, effect
-                self._when_settled(node, lambda: ev.AccountCounted(which.account, spent, read(which.contracts)))
-            case fx.MakeInvoice():
-                payment_hash = self.payments.invoice(node.name, effect.amount_msat)
-                made = ev.InvoiceMade(
-                    effect.identity, effect.kind, payment_hash.hex(), payment_hash, effect.amount_msat, 600
-                )
-                self._soon(node, made, 0.01)
-            case fx.CancelInvoice():
-                if self.payments.cancel(effect.payment_hash):
-                    self._soon(node, ev.InvoiceCancelled(effect.payment_hash), 0.01)
-            case fx.PayInvoice():
-                outcome = self.payments.pay(node.name, effect.payment_hash, effect.fee_limit_msat)
-                self._soon(node, outcome, self.pay_takes_s)
-            case fx.RecallBills():
-                page = node.ledger.unacknowledged(effect.identity, effect.after, BILLS_A_PAGE)
-                self._soon(node, ev.BillsRecalled(effect.identity, *page))
-            case fx.TrackPayment():
-                self._soon(node, self.payments.track(node.name, effect.payment_hash), 0.05)
-            case fx.Acknowledge() | fx.HandOver() | fx.Log() | fx.ProveSettlement():
-                pass  # tests look at the log of effects; the payment network settles by itself
-            case _:
-                raise AssertionError(f"nobody here carries out {effect!r}")
-
-    def _when_settled(self, node: Node, event: Callable[[], ev.Event]) -> None:
-        """Deliver a reading once every packet has left the meter."""
-        boot = node.boot
-
-        def read() -> None:
-            if node.boot == boot:
-                self.happen(node, event())
-
-        self.at(self.now + SETTLES_S, read)
-
-    def _soon(self, node: Node, event: ev.Event, in_s: float = 0.0) -> None:
-        boot = node.boot
-
-        def arrive() -> None:
-            if node.boot == boot:
-                self.happen(node, event)
-
-        self.at(self.now + in_s, arrive)
+    def _greet(self, node: Node, effect: fx.Greet) -> None:
+        self._post(node, self.hello(node, wants_reply=not effect.identity))
 
     # --- the link
 
@@ -408,15 +273,6 @@ class Sim:
                 client.kernel.carry(self.number(client), Role.CLIENT, source, size, False, self.now)
         self._hints(gateway)
         self._hints(client)
-
-    def _hints(self, node: Node) -> None:
-        if node.kernel.hints:
-            hints = tuple(node.kernel.hints)
-            node.kernel.hints.clear()
-            of_account = any(h.kind in (HintKind.ACCOUNT_LOW, HintKind.ACCOUNT_EXHAUSTED) for h in hints)
-            named = node.kernel.slots if of_account else dict.fromkeys(h.key for h in hints)
-            self._soon(node, ev.UsageRead(node.kernel.read(named)), 0.001)
-            self._soon(node, ev.Hinted(hints), 0.001)
 
     def flow(self, destination: str, bytes_a_second: int, seconds: float, size: int = 1000) -> None:
         """Send packets evenly over a time: one in twenty up, the others down."""

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import UTC_AT_START_S, Sim, account, bought, settings
-from stand_ins import PAYEES
+from playbook import Sim, account, bought, settings
 
+from core_tests.simulate.simulation import UTC_AT_START_S
+from core_tests.simulate.stand_ins import PAYEES
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.channels import Channel, ChannelEnd

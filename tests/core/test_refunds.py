@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from playbook import Node, Sim, account, bought, settings, tell
-from stand_ins import PAYEES
 from test_money import OFTEN
 from test_reach import channel, end
 
+from core_tests.simulate.stand_ins import PAYEES
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.refunds import INVOICE_PAUSE_S, why_not_ask

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from let import FEE, MONTH_S, RENT, SAT, Landlord, key, letting, offer
-from playbook import UTC_AT_START_S
 
+from core_tests.simulate.simulation import UTC_AT_START_S
 from ngp.core.rental.events import ReleaseRental, SwitchRental
 from ngp.core.rental.landlord import who_would_lose
 from ngp.core.rental.status import status

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from stand_ins import Kernel
 
+from core_tests.simulate.stand_ins import Kernel
 from ngp.core.kernel import AccountLimit, AccountReading, Adopted, Grant, Hint, Reading
 from ngp.core.messages import Role
 from tests.network_suite import BOUGHT, NEIGHBOUR, Bench, NetworkContract

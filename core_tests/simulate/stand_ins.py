@@ -30,6 +30,7 @@ from ngp.core.kernel import (
 )
 from ngp.core.messages import Prefix, Role, StatementLine
 from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus
+from ngp.core.prefixes import covers, host_prefix
 from ngp.core.records import (
     AccountRecord,
     BilledRecord,
@@ -94,6 +95,8 @@ class Kernel:
         self.hints: list[Hint] = []
         self.passed: dict[bytes, int] = {}
         self._seen: dict[bytes, tuple[int, int, int | None]] = {}
+        self._used: dict[bytes, None] = {}  # contracts in which something was counted or refused since the last call
+        self._drawn_on: dict[bytes, None] = {}  # accounts, likewise
         self._whose: dict[int, bytes] = {}
 
     def limit(self, limit: AccountLimit, now: float) -> None:
@@ -104,6 +107,7 @@ class Kernel:
         assert not any(slot.grant.account == account for slot in self.slots.values()), "an account with contracts"
         self.accounts.pop(account, None)
         self._seen.pop(account, None)
+        self._drawn_on.pop(account, None)
 
     def grant(self, grants: Sequence[Grant], now: float) -> None:
         for grant in grants:
@@ -121,6 +125,7 @@ class Kernel:
     def revoke(self, contract: bytes) -> None:
         slot = self.slots.pop(contract, None)
         self._seen.pop(contract, None)
+        self._used.pop(contract, None)
         if slot is not None:
             entries = self.entries[self._who(slot.grant.neighbour), slot.grant.role]
             if entries.get(slot.grant.destination) is slot:
@@ -143,21 +148,25 @@ class Kernel:
     def changed(self) -> tuple[Reading, ...]:
         """Read the contracts in which something was counted or refused since the last call."""
         news = []
-        for contract, slot in self.slots.items():  # runs twice a second, through days of simulated time
+        for contract in self._used:  # runs every second, through days of simulated time
+            slot = self.slots[contract]
             counted = (slot.used_to, slot.used_from, slot.mark)
             if self._seen.get(contract, UNSEEN) != counted:
                 self._seen[contract] = counted
                 news.append(contract)
+        self._used.clear()
         return self.read(news) if news else ()
 
     def changed_accounts(self, now: float) -> tuple[AccountReading, ...]:
         """Read the accounts in which something was spent or refused since the last call."""
         news = []
-        for account, entry in self.accounts.items():
+        for account in self._drawn_on:
+            entry = self.accounts[account]
             counted = (entry.spent, 0, entry.mark)
             if self._seen.get(account, UNSEEN) != counted:
                 self._seen[account] = counted
                 news.append(account)
+        self._drawn_on.clear()
         return self.read_accounts(news, now) if news else ()
 
     def adopted(self, now: float) -> Adopted:
@@ -181,32 +190,43 @@ class Kernel:
         return Adopted(tuple(accounts), tuple(contracts), now)
 
     def find(self, neighbour: int, role: Role, address: str) -> Slot | None:
-        where = ip_address(address)
-        found = [
-            (prefix.prefixlen, slot)
-            for prefix, slot in self.entries.get((self._who(neighbour), role), {}).items()
-            if where in prefix
-        ]
+        return self.find_host(neighbour, role, host_prefix(ip_address(address)))
+
+    def find_host(self, neighbour: int, role: Role, host: Prefix) -> Slot | None:
+        """Find the contract that covers an address: the longest prefix, and none is longer than the host's own."""
+        entries = self.entries.get((self._who(neighbour), role))
+        if not entries:
+            return None
+        if (slot := entries.get(host)) is not None:
+            return slot
+        found = [(prefix.prefixlen, slot) for prefix, slot in entries.items() if covers(prefix, host)]
         return max(found, key=lambda item: item[0])[1] if found else None
 
     def _who(self, neighbour: int) -> bytes:
         """Return what all links of a neighbour have in common: a packet of any of them counts in the same contract."""
-        known = self.neighbours.get(neighbour)
-        who = known.identity if known is not None and known.identity else str(neighbour).encode()
-        return self._whose.setdefault(neighbour, who)
+        who = self._whose.get(neighbour)
+        if who is None:
+            known = self.neighbours.get(neighbour)
+            who = known.identity if known is not None and known.identity else str(neighbour).encode()
+            self._whose[neighbour] = who
+        return who
 
     def carry(self, neighbour: int, role: Role, address: str, size: int, towards: bool, now: float) -> bool | None:
         """Let a packet through (True), refuse it (False), or say that no contract covers it (None).
 
         A buyer's meter counts by the same rule, but also lets through what it doesn't count.
         """
-        slot = self.find(neighbour, role, address)
+        return self.meter(self.find(neighbour, role, address), size, towards, now)
+
+    def meter(self, slot: Slot | None, size: int, towards: bool, now: float) -> bool | None:
+        """Let a packet of a contract through, or refuse it, as `carry` does."""
         if slot is None:
             return None
-        return self._charge(slot, size, towards, now) or role is Role.CLIENT
+        return self._charge(slot, size, towards, now) or slot.grant.role is Role.CLIENT
 
     def _charge(self, slot: Slot, size: int, towards: bool, now: float) -> bool:
         grant, used = slot.grant, slot.used
+        self._used[grant.contract] = None
         if grant.blocked or now >= slot.expires_at:
             return False
         if used + size > grant.limit_bytes:
@@ -228,6 +248,7 @@ class Kernel:
 
     def _spend(self, account: bytes, cost: int, now: float) -> bool:
         entry = self.accounts[account]
+        self._drawn_on[account] = None
         if entry.spent + cost > entry.most(now):
             if entry.mark != entry.most(now):
                 entry.mark = entry.most(now)
@@ -240,8 +261,8 @@ class Kernel:
         return True
 
 
-class Ledger:
-    """The last record of each key, for tests to look at. A restart reads the real ledger, which holds the same."""
+class Books:
+    """The last record of each key, to look at."""
 
     def __init__(self) -> None:
         self.neighbours: dict[object, NeighbourRecord] = {}
@@ -249,13 +270,9 @@ class Ledger:
         self.accounts: dict[tuple[bytes, Role], AccountRecord] = {}
         self.contracts: dict[bytes, ContractRecord] = {}
         self.payments: dict[tuple[Direction, bytes], PaymentRecord] = {}
-        self.journal: list[JournalRecord] = []
         self.cursor = 0
-        self._unwritten: list[Record] = []
-        self._folder = TemporaryDirectory(prefix="ngp-playbook-")
 
     def put(self, record: Record) -> None:
-        self._unwritten.append(record)
         match record:
             case NeighbourRecord():
                 self.neighbours[record.identity, record.interface, record.link_address] = record
@@ -272,8 +289,6 @@ class Ledger:
                 (self.blocked.add if record.blocked else self.blocked.discard)(record.identity)
             case CursorRecord():
                 self.cursor = record.cursor
-            case JournalRecord():
-                self.journal.append(record)
             case BilledRecord():
                 known = self.contracts.get(record.contract)
                 theirs = known is not None and (known.role, known.identity) == (record.role, record.identity)
@@ -287,7 +302,6 @@ class Ledger:
     def _forget(self, identities: tuple[bytes, ...]) -> None:
         self.neighbours = {key: one for key, one in self.neighbours.items() if one.identity not in identities}
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
-        self.journal = [line for line in self.journal if line.identity not in identities or line.payment_hash]
         self.contracts = {key: one for key, one in self.contracts.items() if one.identity not in identities}
 
     def unacknowledged(
@@ -300,6 +314,27 @@ class Ledger:
             if c.identity == identity and (c.closed_at_s, c.contract) > after
         )[:limit]
         return tuple(line for _, line in found), found[-1][0] if len(found) == limit else None
+
+
+class Ledger(Books):
+    """Books that also keep the journal and all that a restart reads: it reads the real ledger, which holds the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.journal: list[JournalRecord] = []
+        self._unwritten: list[Record] = []
+        self._folder = TemporaryDirectory(prefix="ngp-simulated-")
+
+    def put(self, record: Record) -> None:
+        self._unwritten.append(record)
+        if isinstance(record, JournalRecord):
+            self.journal.append(record)
+        else:
+            super().put(record)
+
+    def _forget(self, identities: tuple[bytes, ...]) -> None:
+        super()._forget(identities)
+        self.journal = [line for line in self.journal if line.identity not in identities or line.payment_hash]
 
     def written(self) -> int:
         """Return how much is written now, for `lose`."""
