@@ -22,7 +22,7 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 @pytest.mark.parametrize(
-    "tool", ["demo", "bench", "lightning-lab", "setup", "fresh-machine", "stock-kernel", "walk-through"]
+    "tool", ["demo", "bench", "lightning-lab", "setup", "simulate", "fresh-machine", "stock-kernel", "walk-through"]
 )
 def test_help_sets_nothing_up_before_the_first_set_up(tmp_path: Path, tool: str) -> None:
     shutil.copytree(TOOLS, tmp_path / "tools")

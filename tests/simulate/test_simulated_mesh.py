@@ -1,0 +1,176 @@
+"""The simulator: books that add up or fail the run, the same result for the same seed, and liars that gain little."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_tests.simulate.__main__ import main
+from core_tests.simulate.audit import BooksError, audit
+from core_tests.simulate.figures import Cost, figures, grace_msat, losses_msat
+from core_tests.simulate.graph import grid, read_graph
+from core_tests.simulate.lies import Lie
+from core_tests.simulate.scenarios import SCENARIOS, Run, run
+from ngp.core.messages import Role
+
+ROOT = Path(__file__).resolve().parents[2]
+TENTH = 10
+
+
+@cache
+def traffic() -> Run:
+    return run(replace(SCENARIOS["traffic"], time_s=120.0, flows_an_hour=60.0), grid(25), 1)
+
+
+@cache
+def lied_to() -> Run:
+    return run(replace(SCENARIOS["liars"], time_s=300.0, flows_an_hour=60.0, liars=0.36), grid(25), 2)
+
+
+def test_all_is_served_and_all_ledgers_sum_to_zero() -> None:
+    found = figures(traffic(), 1, Cost(1.0, 1.0))
+    assert found["served"]["flows"] == found["served"]["complete"] == 50 and found["served"]["share"] == 1.0
+    books = found["books"]
+    assert books["paid_msat"] == books["received_msat"] > 0 and books["wallets_msat"] == 0
+    assert books["charged_msat"] > 0 and books["uncharged_bytes"] == 0
+    json.dumps(found)
+
+
+def test_each_byte_is_charged_once_by_each_node_that_sells_it() -> None:
+    mesh, flows = traffic().mesh, traffic().traffic.flows
+    sold = sum(
+        one.used_to_bytes + one.used_from_bytes
+        for node in mesh.nodes for one in node.ledger.contracts.values() if one.role is Role.SERVER
+    )  # fmt: skip
+    assert sold == sum((flow.hops - 1) * (flow.delivered_bytes + 2 * 60) for flow in flows)
+
+
+def test_a_ledger_that_differs_by_one_msat_fails_the_run() -> None:
+    done = run(replace(SCENARIOS["traffic"], time_s=60.0, flows_an_hour=60.0), grid(9), 1)
+    audit(done.mesh)
+    node, key = next((n, k) for n in done.mesh.nodes for k, a in n.ledger.accounts.items() if a.paid_msat)
+    accounts, before = node.ledger.accounts, node.ledger.accounts[key]
+    for field in ("paid_msat", "charged_msat"):
+        if field == "charged_msat" and before.role is Role.CLIENT:
+            continue
+        accounts[key] = replace(before, **{field: getattr(before, field) + 1})
+        with pytest.raises(BooksError, match=f"node .*{node.number}"):
+            audit(done.mesh)
+    accounts[key] = before
+    wallet = done.mesh.wallets.wallet(node.name)
+    wallet.sent_msat += 1
+    with pytest.raises(BooksError, match=f"node {node.number} booked"):
+        audit(done.mesh)
+    wallet.sent_msat -= 1
+    seller = next(n for n in done.mesh.nodes if any(c.role is Role.SERVER for c in n.ledger.contracts.values()))
+    contract = next(c for c in seller.ledger.contracts.values() if c.role is Role.SERVER)
+    seller.kernel.passed[contract.contract] += 1
+    with pytest.raises(BooksError, match=f"node {seller.number}'s contract {contract.contract.hex()[:8]}"):
+        audit(done.mesh)
+
+
+def test_a_first_packet_waits_for_one_round_trip_more_at_each_gate(tmp_path: Path) -> None:
+    links = [[node, node + 1, 1, 1, "vpn"] for node in range(4)]
+    file = tmp_path / "line.json"
+    file.write_text(json.dumps({"nodes": 5, "links": links, "flows": [[0, 4, 100_000]]}))
+    done = run(replace(SCENARIOS["traffic"], time_s=60.0), read_graph(file), 1)
+    (flow,) = done.traffic.flows
+    assert flow.complete and flow.hops == 4 and flow.answered_at is not None
+    assert flow.answered_at - flow.began_at == pytest.approx((4 + 3) * 0.020)
+
+
+def test_who_pays_nothing_costs_each_neighbour_at_most_the_grace() -> None:
+    mesh = lied_to().mesh
+    audit(mesh)
+    losses = losses_msat(mesh, Lie.PAYS_NOTHING)
+    assert max(losses.values()) > 0, "nobody lied to anybody"
+    assert max(losses.values()) <= grace_msat(mesh)
+
+
+def test_who_bills_too_much_gains_what_was_prepaid_and_a_tenth() -> None:
+    mesh = lied_to().mesh
+    trust = mesh.nodes[0].settings.payment_amount_msat
+    losses = losses_msat(mesh, Lie.BILLS_TOO_MUCH)
+    assert max(losses.values()) > 0, "nobody lied to anybody"
+    for (client, liar), loss in losses.items():
+        account = mesh.nodes[client].ledger.accounts[mesh.nodes[liar].identity, Role.CLIENT]
+        assert loss <= 2 * trust + account.metered_msat // TENTH
+
+
+def test_liars_are_reported_by_kind() -> None:
+    told = figures(lied_to(), 2, Cost(1.0, 1.0))["liars"]
+    assert [told[lie.value]["nodes"] for lie in Lie] == [3, 3, 3]
+
+
+def test_nodes_that_were_off_come_back_with_their_books() -> None:
+    done = run(replace(SCENARIOS["churn"], time_s=300.0, flows_an_hour=60.0, outages_an_hour=6.0), grid(16), 3)
+    assert all(node.awake for node in done.mesh.nodes) and sum(node.boot > 1 for node in done.mesh.nodes) >= 5
+    audit(done.mesh)
+    late = [flow for flow in done.traffic.flows if flow.began_at > done.mesh.began + 240]
+    assert late and sum(flow.complete for flow in late) > len(late) // 2
+
+
+def test_dry_channels_refuse_payments_until_they_are_refilled_at_a_cost() -> None:
+    done = run(replace(SCENARIOS["liquidity"], time_s=300.0, flows_an_hour=240.0), grid(16), 3)
+    audit(done.mesh)
+    wallets = done.mesh.wallets.of.values()
+    assert sum(one.refusals for one in wallets) > 0 and sum(one.swaps for one in wallets) > 0
+    assert sum(one.fees_msat for one in wallets) > 0 and sum(one.coins_msat for one in wallets) == 0
+    mesh, size = done.mesh, SCENARIOS["liquidity"].channel_msat
+    for node in mesh.nodes:
+        for number in node.edges:
+            ends = (node.name, mesh.nodes[number].name)
+            assert mesh.wallets.end_msat(*ends) + mesh.wallets.end_msat(*reversed(ends)) == size
+            assert mesh.wallets.end_msat(*ends) >= 0
+
+
+def simulated(out: Path, hash_seed: int, seed: int) -> dict[str, Any]:
+    """Return what a run of the command reports, without what depends on the machine."""
+    words = ["liars", "--nodes", "16", "--time", "60", "--flows", "60", "--seed", str(seed), "--out", str(out)]
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-m", "core_tests.simulate", *words], check=True, env=environment, capture_output=True
+    )
+    found: dict[str, Any] = json.loads((out / "liars.json").read_text())
+    assert found.pop("machine")["wall_s"] > 0
+    assert {file.suffix for file in out.iterdir()} == {".json", ".png"} and len(list(out.iterdir())) == 5
+    return found
+
+
+def test_the_same_seed_gives_the_same_result(tmp_path: Path) -> None:
+    first, again = (simulated(tmp_path / str(number), number, 5) for number in (1, 2))
+    assert first == again
+    assert simulated(tmp_path / "other", 1, 6) != first
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["traffic", "--nodes", "50"], 3, "--nodes 50: a grid is a square of 4 to 100000 nodes; 49 and 64 are such"),
+        (["traffic", "--graph", "/nowhere.json"], 3, "/nowhere.json: can't be read: "),
+        (["traffic", "--time", "1"], 2, "--time 1: must be from 60 to 86400"),
+        (["liars", "--liars", "95"], 2, "--liars 95: must be from 0 to 90"),
+        (["traffic", "--time", "nan"], 2, "--time nan: must be from 60 to 86400"),
+        (["traffic", "--out", "/dev/null/here"], 1, "--out /dev/null/here: "),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], code: int, why: str
+) -> None:
+    assert main(words) == code
+    assert f"simulate: {why}" in capsys.readouterr().err
+
+
+def test_help_names_each_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert all(f"  {name}" in told and one.about in told for name, one in SCENARIOS.items())
