@@ -13,11 +13,12 @@ from pathlib import Path
 import grpc
 
 from core_tests.daemon import Daemon
-from core_tests.host import Host
-from core_tests.lab import Lab
+from core_tests.host import QUIET, Host
+from core_tests.lab import OFFLOADS_OFF, Lab
 from core_tests.session import MissingError, Position, Session
 from core_tests.session_xml import SessionFile
 from core_tests.shell import ROOT, await_until, sh
+from ngp.errors import RunningError
 
 ADDRESS = "localhost:50051"  # grpcaddress and grpcport of core.conf
 TIMEOUT_S = 300.0
@@ -34,9 +35,10 @@ class CoreHost(Host):
     """A node of CORE: `vnoded` has made its namespaces, and `folder` is its folder."""
 
     def set_up(self) -> None:
-        """Give the node's network a name for iproute2."""
+        """Give the node's network a name for iproute2, and the settings that other hosts of a laboratory have."""
         self.pid = int(self.folder.with_suffix(".pid").read_text())
         sh("ip", "netns", "attach", self.namespace, str(self.pid))
+        self.sysctl(QUIET)
 
     def clean_up(self) -> None:
         """End what the laboratory started here, and forget the name; CORE ends the node."""
@@ -72,6 +74,7 @@ def in_core(lab: Lab, file: SessionFile) -> Session:
         for name, own in zip(link.nodes, link.interfaces, strict=True):
             if own is not None:
                 hosts[name].addresses[own.name] = [text for text in (own.v4, own.v6) if text]
+                hosts[name].offloads(own.name, **OFFLOADS_OFF)
     daemons = {name: hosts[name].adopt_daemon() for name, device in file.devices.items() if "ngp" in device.services}
     keys = {name: _key(daemon) for name, daemon in daemons.items()}
 
@@ -84,8 +87,15 @@ def in_core(lab: Lab, file: SessionFile) -> Session:
 
 
 def _key(daemon: Daemon) -> str:
-    status = await_until(lambda: daemon.ask("status"), what=f"an answer of the daemon on {daemon.name}")
-    return str(status["identity"])
+    """Return the public key of a daemon that CORE started a moment ago. Raises: LabError when none answers."""
+
+    def answer() -> str:
+        try:
+            return str(daemon.ask("status")["identity"])
+        except RunningError:
+            return ""
+
+    return await_until(answer, what=f"the service ngp on {daemon.name} runs; the log of core-daemon says why not")
 
 
 def _call(channel: grpc.Channel, method: str, request: bytes) -> bytes:

@@ -14,7 +14,6 @@ class NgpService(CoreService):  # type: ignore[misc]
     group = "Payment"
     files = ["net.conf"]
     executables = ["ngp"]
-    dependencies = ["IPForward", "StaticRoute", "DefaultRoute", "NAT"]
     startup = [
         "mkdir -p -m 700 state && NGP_STATE_DIR=$PWD/state ngp start -v --config net.conf >log 2>&1",
     ]

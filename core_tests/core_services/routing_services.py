@@ -13,7 +13,6 @@ class BabeldService(CoreService):  # type: ignore[misc]
     group = "Routing"
     files = ["babeld.conf"]
     executables = ["babeld"]
-    dependencies = ["IPForward", "StaticRoute"]
     startup = ["babeld -D -I babeld.pid -S babeld.state -L babeld.log -c babeld.conf"]
 
     def get_text_template(self, name: str) -> str:
@@ -32,7 +31,6 @@ class BirdService(CoreService):  # type: ignore[misc]
     group = "Routing"
     files = ["bird.conf"]
     executables = ["bird"]
-    dependencies = ["IPForward", "StaticRoute"]
     startup = ["bird -s bird.ctl -c bird.conf"]
 
     def get_text_template(self, name: str) -> str:
