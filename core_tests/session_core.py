@@ -17,7 +17,7 @@ from core_tests.host import QUIET, Host
 from core_tests.lab import OFFLOADS_OFF, Lab
 from core_tests.session import MissingError, Position, Session
 from core_tests.session_xml import SessionFile
-from core_tests.shell import ROOT, await_until, sh
+from core_tests.shell import ROOT, LabError, await_until, sh
 from ngp.errors import RunningError
 
 ADDRESS = "localhost:50051"  # grpcaddress and grpcport of core.conf
@@ -28,6 +28,7 @@ REMEDY = (
     f"/opt/core/etc/core.conf (custom_services_dir = {SERVICES}), see that `ngp` is in the PATH of core-daemon, and "
     "start that as root; or leave out --backend core"
 )
+UNKNOWN_SERVICE = "service does not exist"  # what CORE says when core.conf doesn't name the folder
 VARINT, BYTES, FLOAT = 0, 2, 5  # wire types of protobuf
 
 
@@ -45,13 +46,14 @@ class CoreHost(Host):
         self.end_own()
         sh("ip", "netns", "del", self.namespace)
 
-    def inside(self, *command: str) -> list[str]:
-        """Return the command line that runs a command in this node."""
-        return ["nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *command]
-
     def adopt_daemon(self) -> Daemon:
         """Return the daemon that CORE has started here as a service."""
-        daemon = Daemon(self.name, self.namespace, self.folder, self.pids, self.inside, None)
+
+        def inside(*command: str) -> list[str]:
+            """Enter all namespaces of the node: a daemon that is started anew needs its mounts and its /proc."""
+            return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--uts", *command]
+
+        daemon = Daemon(self.name, self.namespace, self.folder, self.pids, inside, None)
         self.daemons.append(daemon)
         return daemon
 
@@ -99,15 +101,20 @@ def _key(daemon: Daemon) -> str:
 
 
 def _call(channel: grpc.Channel, method: str, request: bytes) -> bytes:
-    """Call a method of CORE's API; messages are bytes. Raises: MissingError with what CORE says."""
+    """Call a method of CORE's API; messages are bytes.
+
+    Raises: MissingError when nobody answers or CORE has no ngp; LabError for what else CORE says.
+    """
     ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
         f"/core.CoreApi/{method}", request_serializer=bytes, response_deserializer=bytes
     )
     try:
         return ask(request, timeout=TIMEOUT_S)
     except grpc.RpcError as error:
-        said = f"{error.code().name}: {error.details()}"
-        raise MissingError(f"CORE at {ADDRESS}, {method}: {said}\n{REMEDY}") from None
+        said = f"CORE at {ADDRESS}, {method}: {error.code().name}: {error.details()}"
+        if error.code() is grpc.StatusCode.UNAVAILABLE or UNKNOWN_SERVICE in str(error.details()):
+            raise MissingError(f"{said}\n{REMEDY}") from None
+        raise LabError(said) from None
 
 
 # --- protobuf, as far as these calls need it (protobuf.dev/programming-guides/encoding)
@@ -135,14 +142,21 @@ def _bytes(number: int, value: bytes) -> bytes:
 
 def _read_numbers(message: bytes) -> dict[int, int]:
     """Read a message whose fields are all numbers. Raises: ValueError for others."""
-    values, value, shift = [], 0, 0
-    for byte in message:
+    fields, at = {}, 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        if tag & 7 != VARINT:
+            raise ValueError(f"not numbers alone: {message.hex()}")
+        fields[tag >> 3], at = _read_varint(message, at)
+    return fields
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the number at a place, and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = message[at]
         value |= (byte & 0x7F) << shift
-        shift += 7
+        at, shift = at + 1, shift + 7
         if byte < 0x80:
-            values.append(value)
-            value = shift = 0
-    fields = dict(zip(values[::2], values[1::2], strict=True))
-    if any(tag & 7 != VARINT for tag in fields):
-        raise ValueError(f"not numbers alone: {message.hex()}")
-    return {tag >> 3: value for tag, value in fields.items()}
+            return value, at

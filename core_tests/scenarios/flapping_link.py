@@ -22,7 +22,7 @@ def expect(session: Session) -> None:
     for flap in range(1 + FLAPS):
         if flap:
             gateway.ip("link", "set", "mesh0", "down")
-            await_until(lambda: not client.carriers(), what="the client loses the link")
+            await_until(lambda: not gateway.carriers(), what="the link is gone")
             gateway.ip("link", "set", "mesh0", "up")
             await_until(lambda: client.carriers() and gateway.carriers(), what="the link is back")
         for remote in REMOTES.values():
