@@ -13,7 +13,7 @@ from core_tests import traffic
 from core_tests.counter import Counter
 from core_tests.lab import Lab
 from core_tests.market import V4, V6, open_market
-from core_tests.mesh_market import Mesh, open_mesh
+from core_tests.mesh_market import LANDLORD, Mesh, open_mesh
 from core_tests.shell import await_until
 
 PRICE = Fraction(1000, 1024)  # msat a byte: a sat for a kilobyte
@@ -159,6 +159,27 @@ def test_autopay_pays_what_this_machine_has_counted_too_and_no_more(mesh: Mesh) 
     mesh.await_reached()
     mesh.done("autopay", "--once")
     assert mesh.let()["credit_msat"] > 500_000, "what was paid by hand is accepted"
+
+
+@pytest.mark.parametrize("by_node", [True, False])
+def test_a_price_that_ends_leaves_no_charge_in_dispute(mesh: Mesh, by_node: bool) -> None:
+    sinks = Sinks(mesh)
+    sinks.send(V4, 30)
+    await_until(lambda: mesh.let()["charged_msat"] > 30_000, what="the traffic is charged")
+    by_time = {"LANDLORD_INITIAL_CREDIT_MIN": "100 sat", "LANDLORD_PAYMENT_MIN": "100 sat"}
+    assert mesh.lets.reload({**LANDLORD, **by_time}).returncode == 0
+    if by_node:
+        mesh.done("add", V4, "--amount", "200", "--yes")
+    else:
+        added = mesh.tenant.popen(*mesh.command("add", V4, "--amount", "200", "--no-pay"))
+        await_until(lambda: mesh.let()["unpaid_invoice"], what="the invoice")
+        assert mesh.lets.cli("server", f"payment {V4} 200 sat").returncode == 0
+        assert added.wait(60) == 0
+    row = mesh.let()
+    assert (row["payments"], row["price_msat_per_gib"]) == (2, 0)
+    mesh.done("add", V4, "--amount", "200", "--yes")
+    mesh.done("autopay", "--once")
+    assert mesh.let()["payments"] > 3, "both go on, although the books alone would have more credit"
 
 
 def test_an_offer_names_the_limit_that_refuses_its_price(mesh: Mesh) -> None:

@@ -208,7 +208,7 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, landlord: Landlord, quote: Quo
     if call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=True)
         status = renting.wait_until_paid(landlord, tunnel, quote, streams.note)
-        autopay.take_over(home, tunnel, status)
+        autopay.take_over(home, tunnel, quote, status)
     else:
         status = tenant_service.pay(call.place, home, tunnel, quote)
     if not home.conf_path(tunnel).exists():

@@ -75,7 +75,7 @@ def _add_credit(call: _Call, wants_new: bool | None = None) -> int:
     _show_status(call, tunnel, landlord, status, quote.real_money)
     if quote.asked.is_first:
         _show_configuration(call, renting.keep_configuration(home, landlord, tunnel, status), in_json=False)
-    autopay.take_over(home, tunnel, status)
+    autopay.take_over(home, tunnel, quote, status)
     return 0
 
 

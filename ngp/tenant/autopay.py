@@ -91,26 +91,41 @@ async def look(kept: Kept) -> float:
 async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
     """Pay an invoice that the user agreed to. Only fee limit and budgets hold, not the limits of automatic payments.
 
+    What the landlord charged for traffic until now is accepted with it: our books don't have it yet, and the price may
+    end with this payment, so that they are compared from then on.
+
     Returns: the status when the landlord has counted the payment. Raises: NgpError.
     """
     with _alone(kept):
-        books = await kept.payer.finish()
+        books, before = await kept.payer.finish(), quote.asked.status
         if books.account.started:
-            _refuse_disagreement(kept, books, quote.asked.status)
-        books = (await kept.payer.pay(quote)).accepted(int(time.time()))
+            _refuse_disagreement(kept, books, before)
+        carried_msat = before.credit_msat if _is_metered(books, before) else None
+        books = (await kept.payer.pay(quote, carried_msat)).accepted(int(time.time()))
         kept.books.write(books)
         status = await _confirmed(kept, books, quote)
-        await asyncio.to_thread(_configure, kept, _compared(kept, books, status), status)
+        outcome = f"{show_money(quote.amount_msat)} were paid, and nothing more is"
+        await asyncio.to_thread(_configure, kept, _compared(kept, books, status, outcome), status)
         return status
 
 
-def take_over(home: Home, tunnel: Tunnel, status: Status) -> None:
-    """Take over a payment that was made by hand from another wallet. Raises NgpError."""
+def take_over(home: Home, tunnel: Tunnel, quote: Quote, status: Status) -> None:
+    """Take over a payment that was made by hand from another wallet, and what traffic was charged before it.
+
+    Args: quote: what was paid. status: after the payment. Raises: NgpError.
+    """
     file = BooksFile(home.state_path(tunnel))
     with alone_with(home, tunnel):
         books = file.read()
+        if _is_metered(books, quote.asked.status):
+            books = replace(books, account=traffic.up_to_date(books.account, quote.asked.status))
         if books.pending is None and not disagreements(books.account, status, time.time()):
             file.write(replace(books, account=follow(books.account, status)).accepted(int(time.time())))
+
+
+def _is_metered(books: Books, status: Status) -> bool:
+    """Say whether a running rental's traffic has a price, so that its credit isn't known by our books alone."""
+    return books.account.started and bool(status.price_msat_per_gib)
 
 
 def _alone(kept: Kept) -> AbstractContextManager[None]:
@@ -205,9 +220,9 @@ def _status(kept: Kept, books: Books) -> Status | None:
     return status if status.payments or books.account.started else None
 
 
-def _compared(kept: Kept, books: Books, status: Status) -> Books:
+def _compared(kept: Kept, books: Books, status: Status, outcome: str = "nothing is paid") -> Books:
     """Compare the landlord's word with our books, and take over payments that were made by hand."""
-    _refuse_disagreement(kept, books, status)
+    _refuse_disagreement(kept, books, status, outcome)
     account = follow(books.account, status)
     if account != books.account:
         books = replace(books, account=account)
@@ -245,9 +260,9 @@ def _ask(kept: Kept, books: Books, amount_msat: int, terms: SaleTerms, is_first:
     return quote
 
 
-def _refuse_disagreement(kept: Kept, books: Books, status: Status) -> None:
+def _refuse_disagreement(kept: Kept, books: Books, status: Status, outcome: str = "nothing is paid") -> None:
     if wrong := disagreements(books.account, status, time.time()):
-        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: nothing is paid")
+        raise PaymentError(f"landlord {kept.landlord.place}: {'; '.join(wrong)}: {outcome}")
 
 
 async def _confirmed(kept: Kept, books: Books, quote: Quote) -> Status:

@@ -189,6 +189,7 @@ def _order(values: dict[str, Any]) -> Order:
         node=str(values["node"]),
         fee_limit_msat=int(values["fee_limit_msat"]),
         sent_at_s=int(values["time"]),
+        carried_msat=None if values.get("carried_msat") is None else int(values["carried_msat"]),
     )
 
 
@@ -222,6 +223,7 @@ def _values(books: Books) -> dict[str, Any]:
         "node": order.node,
         "fee_limit_msat": order.fee_limit_msat,
         "time": order.sent_at_s,
+        "carried_msat": order.carried_msat,
     }
     values["Traffic"] = asdict(books.traffic) if books.traffic is not None else None
     values["Payments"] = [

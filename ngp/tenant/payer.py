@@ -84,15 +84,16 @@ class Payer:
         await self._refuse_above_balance(amount_msat)
         self._refuse_over_budget(amount_msat + self._fee_limit.of_msat(amount_msat))
 
-    async def pay(self, quote: Quote) -> Books:
+    async def pay(self, quote: Quote, carried_msat: int | None = None) -> Books:
         """Pay an invoice that passed its checks, and return the books with it.
 
+        Args: carried_msat: the landlord's word on the credit just before, which the user accepts; None: by our books.
         Raises: PaymentError: it was not paid, or its outcome isn't known and it stays pending.
         """
         books = self._books.read()
         if books.pending is not None:
             raise PaymentError("an earlier payment is on its way: nothing is paid until its outcome is known")
-        order = await self._order(quote)
+        order = replace(await self._order(quote), carried_msat=carried_msat)
         books = self._with_pending(books, order)
         try:
             outcome = await self._payment.pay(quote.asked.bolt11, order.fee_limit_msat, PAY_S)

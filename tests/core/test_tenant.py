@@ -275,6 +275,15 @@ def test_where_traffic_has_a_price_the_credit_is_the_landlords_word_and_all_else
     assert "payments" in disagreements(account, replace(metered, payments=0), 200)[0]
 
 
+def test_a_payment_by_hand_accepts_what_traffic_was_charged_and_the_fee_is_charged_once() -> None:
+    account = paid(Account(), order(1, True, 1000 * SAT, 100))
+    account = paid(account, replace(order(2, False, 500 * SAT, 200), carried_msat=10 * SAT))
+    assert account.credit_msat(200) == 510 * SAT
+    assert not disagreements(account, status(account, 200, credit_msat=510 * SAT), 200)
+    first = replace(order(1, True, 1000 * SAT, 100), carried_msat=7)
+    assert paid(Account(), first).credit_msat(100) == 1000 * SAT
+
+
 def test_what_others_paid_is_taken_over_and_nothing_else() -> None:
     account = paid(Account(), order(1, True, 1000 * SAT, 100))
     same = status(account, 200, credit_msat=10**9)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ngp.core.kernel import UNITS_PER_MSAT
+from ngp.core.tenant.account import Order
 from ngp.core.tenant.terms import TenantSettings
 from ngp.core.tenant.traffic import Traffic
 from ngp.errors import ConfigError, PaymentError
@@ -23,6 +24,13 @@ def test_the_next_process_goes_on_from_there(tmp_path: Path, traffic: Traffic | 
     BooksFile(tmp_path / "books").write(Books(traffic=TRAFFIC))
     BooksFile(tmp_path / "books").write(Books(traffic=traffic))
     assert BooksFile(tmp_path / "books").read().traffic == traffic
+
+
+@pytest.mark.parametrize("carried_msat", [None, 0, 4321])
+def test_the_charge_that_a_payment_by_hand_accepts_outlives_a_kill(tmp_path: Path, carried_msat: int | None) -> None:
+    order = Order(bytes(32), 1000, 1000, False, 0.5, 7, "node", 10, 8, carried_msat)
+    BooksFile(tmp_path / "books").write(Books(pending=order))
+    assert BooksFile(tmp_path / "books").read().pending == order
 
 
 @pytest.mark.parametrize("written", ["Traffic: 7", "Traffic: {source: a}", "Traffic: []"])

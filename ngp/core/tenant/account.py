@@ -61,6 +61,8 @@ class Order:
         rate_sat_s: the rent that the landlord promised for this payment.
         at_s: when its invoice was made, by the landlord's clock: from then on that rent counts.
         node: public key of the payment node.
+        carried_msat: the credit just before by the landlord's word, as a user who pays by hand accepts what traffic was
+            charged until then. None: the credit by our books.
     """
 
     payment_hash: bytes
@@ -72,6 +74,7 @@ class Order:
     node: str
     fee_limit_msat: int
     sent_at_s: int
+    carried_msat: int | None = None
 
     @property
     def fee_msat(self) -> int:
@@ -194,7 +197,8 @@ def follow(account: Account, status: Status) -> Account:
 
 def paid(account: Account, order: Order) -> Account:
     """Count a payment that arrived: a period at the promised rent begins when its invoice was made."""
-    carried_msat = -order.fee_msat if order.is_first else account.credit_msat(order.at_s)
+    before_msat = account.credit_msat(order.at_s) if order.carried_msat is None else order.carried_msat
+    carried_msat = -order.fee_msat if order.is_first else before_msat
     return replace(
         account,
         started=True,
