@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from ngp import invoice
 from ngp.core.host_port import split_host_port
+from ngp.core.messages import Prefix
 from ngp.core.payment_node import DecodedInvoice
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import Account, disagreements, faults_of_invoice
@@ -159,8 +160,8 @@ def keep_configuration(
                     f"the landlord's configuration has the address {one}, which isn't of the rented networks "
                     f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
                 )
-    _refuse_local_end(landlord, configuration)
     networks = status.networks if status is not None else ()
+    _refuse_surroundings(landlord, configuration, networks)
     ours = interface.own_addresses(but=tunnel.interface)
     for network in (*networks, *(one.network for one in configuration.addresses)):
         if taken := next((one for one in ours if one in network), None):
@@ -176,8 +177,12 @@ def keep_configuration(
     return KeptConfiguration(configuration, text, path, linked, why_not)
 
 
-def _refuse_local_end(landlord: Landlord, configuration: TunnelConfiguration) -> None:
-    """Refuse a tunnel that ends at a local address (private, multicast, ...), unless the landlord is trusted at one."""
+def _refuse_surroundings(landlord: Landlord, configuration: TunnelConfiguration, networks: Sequence[Prefix]) -> None:
+    """Refuse a tunnel that ends at a local address (private, multicast, ...), or whose networks have local addresses.
+
+    This machine may be in such a network later, and then all that it sends would go into the tunnel. A landlord that is
+    trusted at a local address may do both.
+    """
     trusted_at = landlord.place.host
     if not trusted_at or _is_local(trusted_at):
         return
@@ -186,6 +191,12 @@ def _refuse_local_end(landlord: Landlord, configuration: TunnelConfiguration) ->
         if _is_local(host):
             raise LandlordError(
                 f"landlord {landlord.place} says that the tunnel ends at {host}, an address of this machine or of its "
+                "surroundings: no file was written; ask the landlord, or, if that is right, trust it by such an address"
+            )
+    for network in (*networks, *(one.network for one in configuration.addresses)):
+        if _is_local(str(network[0])) or _is_local(str(network[-1])):
+            raise LandlordError(
+                f"landlord {landlord.place} says that {network} is rented, which has addresses of this machine's "
                 "surroundings: no file was written; ask the landlord, or, if that is right, trust it by such an address"
             )
 

@@ -207,13 +207,33 @@ def test_a_landlord_elsewhere_has_no_end_of_a_tunnel_in_our_surroundings(
     home = Home(tmp_path / "elsewhere")
     tunnel = home.add_tunnel("one", LandlordPlace("9.9.9.9", 443, "00" * 32))
     peer = {"public_key": tunnel.public_key, "endpoint_host": host, "endpoint_port": 1, "allowed_ips": ["::/0"]}
-    answer = {"addresses": ["2001:db8::1"], "peers": [peer]}
+    answer = {"addresses": ["2606:4700::9"], "peers": [peer]}
     landlord = mock.Mock(place=home.landlord(tunnel), configuration=lambda _: read_configuration(answer))
-    with pytest.raises(LandlordError, match="surroundings"):
+    with pytest.raises(LandlordError, match="tunnel ends at .* surroundings"):
         renting.keep_configuration(home, landlord, tunnel, None)
     assert not home.conf_path(tunnel).exists()
     landlord.place = LandlordPlace("192.168.1.1", 443, "00" * 32)
     assert renting.keep_configuration(home, landlord, tunnel, None).path.exists()
+
+
+@pytest.mark.parametrize("network", ["192.168.0.0/16", "10.0.0.0/16", "100.64.0.0/16", "fdab:cdef::/32"])
+def test_a_landlord_elsewhere_lets_no_networks_of_our_surroundings(
+    router: Router, tmp_path: Path, network: str
+) -> None:
+    """This machine's next address may be in them, and what it sends from a rented network goes to the landlord."""
+    home = Home(tmp_path / "elsewhere")
+    tunnel = home.add_tunnel("one", LandlordPlace("9.9.9.9", 443, "00" * 32))
+    peer = {"public_key": tunnel.public_key, "endpoint_host": "9.9.9.9", "endpoint_port": 1, "allowed_ips": ["::/0"]}
+    answer = {"addresses": ["8.8.1.9"], "peers": [peer]}
+    landlord = mock.Mock(place=home.landlord(tunnel), configuration=lambda _: read_configuration(answer))
+    said = dict.fromkeys(("start_time", "current_time", "TimeRemaining", "Credit", "CurrentRate"), 0)
+    said |= dict.fromkeys(("total_paid", "NumberOfPayments", "ActivationFee"), 0)
+    status = read_status({**said, "Networks": ["8.8.1.9/32", network]})
+    with pytest.raises(LandlordError, match="surroundings"):
+        renting.keep_configuration(home, landlord, tunnel, status)
+    assert not home.conf_path(tunnel).exists()
+    landlord.place = LandlordPlace("192.168.1.1", 443, "00" * 32)
+    assert renting.keep_configuration(home, landlord, tunnel, status).path.exists()
 
 
 def test_the_first_error_is_told_although_the_new_keys_cannot_be_dropped(router: Router) -> None:
