@@ -7,86 +7,12 @@ from ipaddress import ip_network
 import pytest
 
 from core_tests import traffic
-from core_tests.daemon import Daemon
-from core_tests.host import Host
 from core_tests.lab import End, Lab
+from core_tests.routers import BITS, REMOTE, REMOTE_NET, Line, add_route_back, addresses, agree, cable, rows
 from core_tests.shell import await_until
 
-REMOTE = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
-REMOTE_NET = {4: "198.51.100.0/24", 6: "2001:db8:ffff::/64"}
-BITS = {4: 32, 6: 128}
 PING_BYTES = {4: 84, 6: 104}
 PINGS = 5
-
-
-def addresses(net: int, host: int) -> tuple[str, str]:
-    """Return the addresses of a host on one of the cables."""
-    return f"10.77.{net}.{host}/24", f"2001:db8:{net}::{host}/64"
-
-
-def cable(lab: Lab, near: Host, far: Host, net: int, names: tuple[str, str]) -> None:
-    """Connect two hosts, and make `far` the default gateway of `near`."""
-    lab.link(End(near, names[0], *addresses(net, 2)), End(far, names[1], *addresses(net, 1)))
-    near.route("default", via=far.address(names[1], 4))
-    near.route("::/0", via=far.address(names[1], 6))
-
-
-def add_route_back(router: Host, net: int, via: Host, interface: str) -> None:
-    """Give a router a route to a network."""
-    router.route(f"10.77.{net}.0/24", via=via.address(interface, 4))
-    router.route(f"2001:db8:{net}::/64", via=via.address(interface, 6))
-
-
-def rows(daemon: Daemon, role: str) -> dict[str, tuple[int, int]]:
-    """Return the bytes that each contract of a role carried, to its destination and back."""
-    listed = daemon.json("contracts", "--all")
-    return {row["destination"]: (row["used_to_bytes"], row["used_from_bytes"]) for row in listed if row["role"] == role}
-
-
-def agree(seller: Daemon, buyer: Daemon) -> bool:
-    """Say whether two neighbours counted the same bytes, and the buyer has the bill for them."""
-    bought = {row["destination"]: row for row in buyer.json("contracts", "--all") if row["role"] == "client"}
-    sold = [row for row in seller.json("contracts", "--all") if row["role"] == "server"]
-    return all(
-        (row["used_to_bytes"], row["used_from_bytes"])
-        == (bought[row["destination"]]["used_to_bytes"], bought[row["destination"]]["used_from_bytes"])
-        and row["used_to_bytes"] + row["used_from_bytes"] == bought[row["destination"]]["billed_bytes"]
-        for row in sold
-        if row["destination"] in bought
-    )
-
-
-class Line:
-    """household - A - B - C - internet; interfaces are `north` towards the internet and `south` away from it."""
-
-    def __init__(self, lab: Lab, masquerade: bool) -> None:
-        self.household, self.internet = lab.host("household"), lab.host("internet")
-        self.a, self.b, self.c = (lab.host(name, forward=True) for name in "abc")
-        chain = (self.household, self.a, self.b, self.c, self.internet)
-        for net, (near, far) in enumerate(zip(chain, chain[1:], strict=False), 1):
-            cable(lab, near, far, net, ("north", "south"))
-        for version in (4, 6):
-            self.internet.owns(REMOTE_NET[version])
-        for router, below, nets in (
-            (self.b, self.a, (1,)),
-            (self.c, self.b, (1, 2)),
-            (self.internet, self.c, (1, 2, 3)),
-        ):
-            for net in nets:
-                add_route_back(router, net, below, "north")
-        if masquerade:
-            for router in (self.a, self.c):
-                router.masquerade("north")
-        lab.await_carriers()
-        self.daemons = tuple(
-            host.daemon({"MESH_INTERFACES": names})
-            for host, names in ((self.a, "north"), (self.b, ["north", "south"]), (self.c, "south"))
-        )
-
-    def await_acquainted(self) -> None:
-        """Wait until each daemon knows its neighbours."""
-        for daemon, number in zip(self.daemons, (1, 2, 1), strict=True):
-            await_until(lambda d=daemon, n=number: len(d.json("neighbours")) == n, what="neighbours found")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("version", "masquerade"), [(4, True), (4, False), (6, False)])
@@ -96,7 +22,7 @@ def test_a_line_of_routers_as_shipped_each_pays_the_next(lab: Lab, version: int,
     line = Line(lab, masquerade)
     line.await_acquainted()
     a, b, c = line.daemons
-    sender = line.a if begins == "router" else line.household
+    sender = line.routers[0] if begins == "router" else line.household
     pings = traffic.ping(sender, REMOTE[version], count=PINGS)
     assert pings.received == PINGS
     each = {f"{REMOTE[version]}/{BITS[version]}": (PINGS * PING_BYTES[version],) * 2}
@@ -136,9 +62,9 @@ def test_a_visiting_household_pays_and_the_visited_one_does_not(lab: Lab, versio
     assert traffic.ping(star.households[0], there, count=PINGS).received == PINGS
     await_until(lambda: agree(hub, a) and agree(b, hub), 60, "bills")
     each = (PINGS * PING_BYTES[version],) * 2
-    whole, host = str(ip_network(f"{there}/{24 if version == 4 else 64}", strict=False)), f"{there}/{BITS[version]}"
+    whole = str(ip_network(f"{there}/{24 if version == 4 else 64}", strict=False))
     assert rows(hub, "server") == rows(a, "client") == {whole: each}, "the hub sells the prefix of its route"
-    assert rows(b, "server") == rows(hub, "client") == {host: each}
+    assert rows(b, "server") == rows(hub, "client") == {whole: each}, "and buys it as a whole"
     assert rows(a, "server") == rows(b, "client") == {}
 
 

@@ -34,11 +34,11 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from ngp.core import messages
-from ngp.core.messages import Address, Message, Prefix, StatementLine
+from ngp.core.messages import MARK_BYTES, MOST_HOPS, Address, Message, Prefix, StatementLine
 from ngp.errors import PeerError
 
-VERSION = 2
-SIGNED_PREFIX = b"ngp message v2\n"
+VERSION = 3
+SIGNED_PREFIX = b"ngp message v3\n"
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 MAX_DATAGRAM_BYTES = 1280  # the smallest MTU of IPv6 (RFC 8200)
@@ -53,6 +53,8 @@ MAX_DATA_BYTES = 2**60
 MAX_LIFETIME_S = 10 * 31_557_600
 MAX_QUOTE_VALID_S = 86_400
 MAX_ROUND = 255
+MAX_WAIT_MS = 60_000
+MAX_PATH = MOST_HOPS
 MAX_BOLT11_CHARS = 990
 MAX_ADDRESSES = 32
 MAX_LINES = 20
@@ -238,6 +240,7 @@ _DATA = _number(MAX_DATA_BYTES)
 _PRICE = _number(MAX_PRICE_MSAT_PER_GIB)
 _LIFETIME = _number(MAX_LIFETIME_S)
 _CONTRACT = _octets(CONTRACT_BYTES)
+_PATH = _many(_octets(MARK_BYTES), MAX_PATH)
 _LINE = _record(
     StatementLine,
     (("contract", _CONTRACT), ("used_to_bytes", _DATA), ("used_from_bytes", _DATA), ("charged_msat", _MSAT)),
@@ -276,6 +279,8 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
             ("data_limit_bytes", _DATA),
             ("lifetime_s", _LIFETIME),
             ("contract", _octets(0, CONTRACT_BYTES)),
+            ("wait_ms", _number(MAX_WAIT_MS)),
+            ("path", _PATH),
         ),
     ),
     messages.Propose: (
@@ -289,6 +294,7 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
             ("quote_valid_s", _number(MAX_QUOTE_VALID_S)),
             ("from_offset_bytes", _DATA),
             ("round", _number(MAX_ROUND, least=1)),
+            ("path", _PATH),
         ),
     ),
     messages.Accept: (4, (("contract", _CONTRACT), ("price_msat_per_gib", _PRICE), ("data_limit_bytes", _DATA))),
@@ -298,6 +304,7 @@ FIELDS: dict[type[Message], tuple[int, tuple[tuple[str, _Codec], ...]]] = {
             ("contract", _octets(0, CONTRACT_BYTES)),
             ("reason", _word(messages.RejectReason)),
             ("counter_msat_per_gib", _optional(_PRICE)),
+            ("destination", _optional(_PREFIX)),
         ),
     ),
     messages.Invoice: (6, (("bolt11", _bolt11(may_be_empty=False)), ("amount_msat", _MSAT))),

@@ -31,7 +31,7 @@ SINCE = "2027-01-15T08:00:00Z"
 KEYS = {
     rows.ContractRow: "id role neighbour interface link_address destination state reason price_msat_per_gib "
     "data_limit_bytes used_to_bytes used_from_bytes charged_msat opened_at expires_at closed_at "
-    "real_money billed_bytes rate_bytes_s",
+    "real_money rests_on hops billed_bytes rate_bytes_s",
     rows.DestinationRow: "role destination contracts used_to_bytes used_from_bytes charged_msat real_money",
     rows.AccountRow: "role neighbour balance_msat reserved_msat grace_left_bytes paid_msat charged_msat refunded_msat "
     "on_its_way_msat on_its_way_since billed_msat metered_msat contracts disputed why_not real_money networks",

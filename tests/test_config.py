@@ -14,7 +14,7 @@ from ngp.config.units import (
     ALL_MONEY_MSAT,
 )
 from ngp.core.rental.terms import LettingSettings, Terms, TunnelSettings
-from ngp.core.settings import Budgets, FreeDestination, PriceRule, Settings
+from ngp.core.settings import Budgets, FreeDestination, Margin, PriceRule, Settings
 from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import ConfigError, ExitCode
 
@@ -50,14 +50,27 @@ def test_the_smallest_file_has_the_documented_defaults() -> None:
     assert got.mesh_interfaces == ("eth1",)
     assert (got.link_modules, got.network_module, got.payment_module) == (("udp",), "ip", "sandbox")
     assert got.sells and got.buys
-    assert {got.sell_msat_per_gib, got.sell_min_msat_per_gib, got.buy_msat_per_gib, got.buy_max_msat_per_gib} == {
-        5_242_880
-    }
+    assert {got.sell_msat_per_gib, got.sell_min_msat_per_gib, got.buy_msat_per_gib} == {5_242_880}
+    assert (got.buy_max_msat_per_gib, got.resale_margin) == (2 * 5_242_880, Margin(100_000, 0))
     assert (got.contract_data_bytes, got.contract_time_s) == (100 << 20, 3600)
     assert (got.data_renewal_bytes, got.time_renewal_s, got.never_renews) == (None, None, False)
     assert (got.payment_amount_msat, got.grace_data_bytes, got.grace_time_s) == (100_000, 256 << 10, 10)
     assert (got.queue_number, got.state_dir, got.contracts_max) == (10325, "/var/lib/ngp", 131_072)
     assert got.budgets.neighbour_msat is None and got.budgets.total_msat is None
+
+
+@pytest.mark.parametrize(
+    ("text", "margin"),
+    [
+        ("10 %", Margin(100_000, 0)),
+        ("1 msat", Margin(0, KB_PRICE)),
+        ("0.5 % + 1.5 msat", Margin(5_000, KB_PRICE * 3 // 2)),
+        ("1 msat + 10 %", Margin(100_000, KB_PRICE)),
+        ("0", Margin(0, 0)),
+    ],
+)
+def test_a_margin_is_a_share_an_amount_or_both(text: str, margin: Margin) -> None:
+    assert settings(f"RESALE_MARGIN: {text}").resale_margin == margin
 
 
 def test_the_original_demonstration_file_keeps_its_meaning() -> None:
@@ -115,7 +128,7 @@ def test_prices_that_are_not_written_never_contradict_those_that_are() -> None:
     assert settings("SELL_PRICE_MIN: 7").sell_msat_per_gib == 7 * KB_PRICE
     assert settings("BUY_PRICE_MAX: 3").buy_msat_per_gib == 3 * KB_PRICE
     assert settings("SELL_PRICE: 9").sell_min_msat_per_gib == 5 * KB_PRICE
-    assert settings("BUY_PRICE: 2").buy_max_msat_per_gib == 5 * KB_PRICE
+    assert settings("BUY_PRICE: 2").buy_max_msat_per_gib == 10 * KB_PRICE
 
 
 def test_each_entry_of_prices_becomes_a_price_rule() -> None:
@@ -277,7 +290,12 @@ BAD_LINES = [
     ("DATA_RENEWAL: 100 MB", "DATA_RENEWAL: '100 MB'", "less than CONTRACT_DATA (100 MB)"),
     ("TIME_RENEWAL: 1 h", "TIME_RENEWAL: '1 h'", "less than CONTRACT_TIME (1 h)"),
     ("TIME_RENEWAL: none", "TIME_RENEWAL: 'none'", "is not a duration"),
-    ("BUY_PRICE: 6", "BUY_PRICE: '6'", "above BUY_PRICE_MAX (5 msat/kB)"),
+    ("BUY_PRICE: 11", "BUY_PRICE: '11'", "above BUY_PRICE_MAX (10 msat/kB)"),
+    ("RESALE_MARGIN: 10", "RESALE_MARGIN: '10'", "has no unit: write 10 % or 10 msat"),
+    ("RESALE_MARGIN: 101 %", "RESALE_MARGIN: '101 %'", "the most is 100 %"),
+    ("RESALE_MARGIN: 1 msat + 2 msat", "RESALE_MARGIN", "one share and one amount"),
+    ("RESALE_MARGIN: none", "RESALE_MARGIN: 'none'", "write for example"),
+    ("BUY_PRICE_MAX: DEFAULT_PRICE", "BUY_PRICE_MAX: 'DEFAULT_PRICE'", "is not a price"),
     ("SELL: maybe", "SELL: 'maybe'", "write yes or no"),
     ("SELL: 1", "SELL: '1'", "write yes or no"),
     ("WHEN_STOPPED: shut", "WHEN_STOPPED: 'shut'", "open or closed"),
@@ -338,7 +356,7 @@ BAD_LINES = [
     ("PRICES: [{prefix: 10.0.0.0/8, rent: 5}]", "PRICES: 'rent'", "known are prefix, sell"),
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, interface: 'eth*'}]", "PRICES: 'eth*'", "name of one interface"),
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell_min: 6}]", "PRICES", "sell_min 6 msat/kB above sell 5 msat/kB"),
-    ("PRICES: [{prefix: 10.0.0.0/8, buy: 6}]", "PRICES", "buy 6 msat/kB above buy_max 5 msat/kB"),
+    ("PRICES: [{prefix: 10.0.0.0/8, buy: 11}]", "PRICES", "buy 11 msat/kB above buy_max 10 msat/kB"),
     ("PRICES: [{prefix: 10.0.0.0/8, buy: 1}, {prefix: 10.0.0.0/8, buy: 2}]", "PRICES", "second price"),
     ("FREE_DESTINATIONS: 192.0.2.1 80", "FREE_DESTINATIONS: '192.0.2.1 80'", "port without its protocol"),
     ("FREE_DESTINATIONS: [{prefix: 192.0.2.1, port: 80}]", "FREE_DESTINATIONS", "port without its protocol"),

@@ -26,7 +26,7 @@ def settings(*lines: str) -> Settings:
         (["CONTRACT_DATA: 2999 B"], "CONTRACT_DATA", "these wait for renewals or never pass"),
         (["DATA_RENEWAL: 1499"], "DATA_RENEWAL", "a little more left isn't renewed, and the next packet doesn't fit"),
         (["GRACE_DATA: 1 kB"], "GRACE_DATA", "(1,500 bytes): no full packet passes on credit"),
-        (["DEFAULT_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "1465 msat: traffic waits"),
+        (["DEFAULT_PRICE: 1 sat", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "2930 msat: traffic waits"),
         (["PRICES: [{prefix: 0.0.0.0/0, buy_max: 1 sat}]", "PAYMENT_AMOUNT: 1 sat"], "PAYMENT_AMOUNT", "1465 msat"),
     ],
 )  # fmt: skip

@@ -27,13 +27,14 @@ B = bytes(SigningKey(b"b" * 32).verify_key)
 SEQUENCE = (7 << 32) + 9
 
 _16 = bytes(range(16))
+_PATH = (_16[:8],) * wire.MAX_PATH
 _MANY_ADDRESSES = tuple(IPv6Address(2**128 - 1 - i) for i in range(32))
 LARGEST: list[m.Message] = [
     m.Hello("n" * 16, True, True, _MANY_ADDRESSES, "s" * 64, True, b"p" * 33, "z" * 128),
-    m.Ask(IPv6Network("2001:db8::/32"), wire.MAX_DATA_BYTES, wire.MAX_LIFETIME_S, _16),
-    m.Propose(_16, IPv6Network("::/0"), 2**50, 2**60, wire.MAX_LIFETIME_S, 86400, 2**60, 255),
+    m.Ask(IPv6Network("2001:db8::/32"), wire.MAX_DATA_BYTES, wire.MAX_LIFETIME_S, _16, wire.MAX_WAIT_MS, _PATH),
+    m.Propose(_16, IPv6Network("::/0"), 2**50, 2**60, wire.MAX_LIFETIME_S, 86400, 2**60, 255, _PATH),
     m.Accept(_16, 2**50, 2**60),
-    m.Reject(_16, m.RejectReason.NOT_RENEWING, 2**50),
+    m.Reject(_16, m.RejectReason.NOT_RENEWING, 2**50, IPv6Network("2001:db8::/32")),
     m.Cancel(_16, "r" * 200),
     m.Declined(b"h" * 32, m.DeclineReason.NOT_BUYING, wire.MAX_MSAT),
     m.Invoice("l" * wire.MAX_BOLT11_CHARS, wire.MAX_MSAT),
@@ -244,7 +245,7 @@ def test_refusals_name_their_reason() -> None:
     assert reason(b"x" * 1281) == "oversized"
     assert reason(sealed_raw(good), max_bytes=100) == "oversized"
     assert reason(sealed_raw([1, *good[1:]])) == "version"
-    assert reason(sealed_raw([3, *good[1:]])) == "version"
+    assert reason(sealed_raw([wire.VERSION + 1, *good[1:]])) == "version"
     assert reason(sealed_raw([True, *good[1:]])) == "version"
     assert reason(sealed_raw([wire.VERSION, A, A[::-1], *good[3:]])) == "foreign"
     assert reason(sealed_raw([wire.VERSION, B, B, *good[3:]])) == "own"

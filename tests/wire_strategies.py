@@ -35,6 +35,7 @@ price = numbers(wire.MAX_PRICE_MSAT_PER_GIB)
 data = numbers(wire.MAX_DATA_BYTES)
 lifetime = numbers(wire.MAX_LIFETIME_S)
 contract = octets(16)
+paths = st.lists(octets(m.MARK_BYTES), max_size=wire.MAX_PATH).map(tuple)
 bolt11 = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=60).map(lambda t: "lnbc" + t)
 
 
@@ -55,7 +56,9 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
         st.one_of(st.just(b""), st.binary(min_size=wire.PAYEE_BYTES, max_size=wire.PAYEE_BYTES)),
         text(wire.MAX_PROOF_BYTES),
     ),
-    m.Ask: st.builds(m.Ask, prefixes, data, lifetime, st.one_of(st.just(b""), contract)),
+    m.Ask: st.builds(
+        m.Ask, prefixes, data, lifetime, st.one_of(st.just(b""), contract), numbers(wire.MAX_WAIT_MS), paths
+    ),
     m.Propose: st.builds(
         m.Propose,
         contract,
@@ -66,6 +69,7 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
         numbers(wire.MAX_QUOTE_VALID_S),
         data,
         numbers(wire.MAX_ROUND, 1),
+        paths,
     ),
     m.Accept: st.builds(m.Accept, contract, price, data),
     m.Reject: st.builds(
@@ -73,6 +77,7 @@ BY_TYPE: dict[type[m.Message], st.SearchStrategy[m.Message]] = {
         st.one_of(st.just(b""), contract),
         st.sampled_from(m.RejectReason),
         st.one_of(st.none(), price),
+        st.one_of(st.none(), prefixes),
     ),
     m.Cancel: st.builds(m.Cancel, contract, text(wire.MAX_REASON_BYTES)),
     m.Declined: st.builds(m.Declined, st.one_of(st.just(b""), octets(32)), st.sampled_from(m.DeclineReason), msat),

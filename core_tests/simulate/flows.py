@@ -136,7 +136,8 @@ class Traffic:
                 self._gate(flow, path, position)
 
         node.held[handle], node.held_since[handle] = decide, mesh.now
-        mesh.happen(node, HeldPacket(handle, path[position - 1].link, flow.target.address, self._host(flow.target)))
+        onward = mesh.onward(node, self._host(flow.target))
+        mesh.happen(node, HeldPacket(handle, path[position - 1].link, flow.target.address, onward))
 
     def _answer(self, flow: Flow, path: list[MeshNode]) -> None:
         """Send the answer back to the source, if it isn't lost on the way."""

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from core_tests.simulate.graph import Edge, Graph, Routes
+from core_tests.simulate.graph import NOWHERE, Edge, Graph, Routes
 from core_tests.simulate.lies import Lie, told_by
 from core_tests.simulate.money import Wallets
 from core_tests.simulate.simulation import Node, Simulation
 from core_tests.simulate.stand_ins import Books, Ledger
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.kernel import Verdict
-from ngp.core.messages import Hello, Invoice, Message, Prefix, Propose, Refund, Role, Statement
+from ngp.core.kernel import Onward, Router, Verdict
+from ngp.core.messages import Ask, Hello, Invoice, Message, Prefix, Propose, Refund, Role, Statement
 from ngp.core.money import PaymentNode
 from ngp.core.payment_node import PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.settings import Settings
@@ -230,9 +230,10 @@ class Mesh(Simulation):
             if isinstance(message, Statement | Invoice):
                 self._read_before_a_bill(other, node.identity)
             sends_to = self._sends_to(other, node, message.destination) if isinstance(message, Propose) else None
-            self.happen(
-                other, ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, sends_to)
-            )
+            asks = isinstance(message, Ask) and not message.contract
+            onward = self.onward(other, message.destination) if asks else Onward()
+            heard = node.identity, node.link, boot, message, message_id, decoded, sends_to, onward
+            self.happen(other, ev.MessageReceived(*heard))
             if wants_receipt(message) and node.boot == boot:
                 self._soon(node, ev.Delivered(other.identity, other.link, message), delay_s)
 
@@ -247,6 +248,14 @@ class Mesh(Simulation):
         if bought:
             self.happen(node, ev.UsageRead(node.kernel.read(bought)))
 
+    def onward(self, node: MeshNode, destination: Prefix) -> Onward:
+        """Say where packets to a destination go on from a node; not by a router if the destination is the next node."""
+        target = int(destination.network_address) - int(FIRST_ADDRESS)
+        following = self.routes.next_hop(node.number, target)
+        if following in (NOWHERE, target):
+            return Onward()
+        return Onward(destination, Router(*self.nodes[following].link))
+
     def _sends_to(self, node: MeshNode, server: MeshNode, destination: Prefix) -> Prefix | None:
         """Return a proposal's destination if the node's route to it leads through the server; never on the link."""
         target = int(destination.network_address) - int(FIRST_ADDRESS)
@@ -256,7 +265,7 @@ class Mesh(Simulation):
 
 
 def _made(number: int, graph: Graph, settings: Settings, restarts: bool) -> MeshNode:
-    identity = number.to_bytes(32, "big")
+    identity = number.to_bytes(32, "little")
     payee = b"\2" + identity
     return MeshNode(
         name=payee.hex(),

@@ -97,6 +97,7 @@ class Simulation:
             new_id=lambda: self.chance.randbytes(16),
             now=self.clock(),
             peers=Peers(first_number=node.boot * 1000),
+            identity=node.identity,
         )
         node.gatekeeper = Gatekeeper(world)
 

@@ -31,6 +31,7 @@ from ngp.core.kernel import (
     HeldPacket,
     Hint,
     KernelNeighbour,
+    Onward,
     Reading,
     Verdict,
 )
@@ -274,6 +275,13 @@ class Datapath(HostQuestions):
             return destination if leads else None
         return contracts.sent_lately(links, destination)
 
+    def onward(self, destination: Address) -> Onward:
+        """Say where packets to a destination go on from here; as if they left the mesh, if the kernel doesn't say."""
+        try:
+            return self._open_host().onward(destination, self._required().desired.mesh_interfaces)
+        except KernelError:
+            return Onward()
+
     def uncovered(self) -> list[tuple[int, Address, float]]:
         """Return what we sent to sellers without a contract: the link's number, the destination, and its age in s."""
         return self._required().contracts.uncovered()
@@ -464,11 +472,7 @@ class Datapath(HostQuestions):
     def _held(self, packet: HeldPacket) -> None:
         if self._on_held is None:
             return
-        try:
-            route = self._open_host().route_prefix(packet.destination)
-        except KernelError:
-            route = None
-        self._on_held(replace(packet, route=route))
+        self._on_held(replace(packet, onward=self.onward(packet.destination)))
 
     def _expire(self) -> None:
         if self._queue is not None:

@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import errno
 import fnmatch
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from ngp.core.kernel import Onward, Router
 from ngp.core.messages import Address, Prefix
 from ngp.core.policy import LEAST_NETWORK_BITS
 from ngp.errors import KernelError
@@ -65,7 +67,7 @@ class Host:
         self._interfaces_at_s: float | None = None
         self._addresses: list[OwnAddress] = []
         self._addresses_at_s: float | None = None
-        self._routes: OrderedDict[Address, tuple[float, Prefix | None]] = OrderedDict()
+        self._routes: OrderedDict[Address, tuple[float, rtnetlink.Route | None]] = OrderedDict()
         self._bell: Bell | None = None
 
     def interfaces(self) -> dict[str, Interface]:
@@ -324,17 +326,54 @@ class Host:
 
         Raises: KernelError if the kernel doesn't answer.
         """
+        route = self._route(destination)
+        return _prefix(destination, route) if route is not None and route.has_gateway else None
+
+    def onward(self, destination: Address, mesh: Collection[str]) -> Onward:
+        """Say where packets to a destination go on from here.
+
+        If traffic is shared among several routers, the first one on a mesh interface counts. The kernel is asked to
+        find out a link address that it doesn't know yet: a packet that went there would wait for it, too.
+
+        Args: mesh: names of the mesh interfaces.
+
+        Raises: KernelError if the kernel doesn't answer.
+        """
+        route = self._route(destination)
+        if route is None:
+            return Onward()
+        prefix = _prefix(destination, route)
+        for hop in route.hops:
+            name = next((name for name in mesh if _index(name) == hop.index), None)
+            on_link = hop.gateway is None and name is not None and self.has_link_addresses(name)
+            if name is not None and not (on_link or (hop.gateway is None and route.of_own_address)):
+                return Onward(prefix, Router(name, self._router_at(name, hop), hop.gateway))
+        return Onward(prefix if route.has_gateway else None)
+
+    def _router_at(self, interface: str, hop: rtnetlink.Hop) -> bytes | None:
+        """Return the link address of the router at a hop; None if the kernel doesn't know it yet, but looks for it."""
+        if hop.gateway is None or not self.has_link_addresses(interface):
+            return b""
+        found = self.link_address_of(interface, hop.gateway)
+        if not found:
+            with contextlib.suppress(OSError):
+                rtnetlink.resolve(self._kernel, hop.index, hop.gateway)
+        return found or None
+
+    def _route(self, destination: Address) -> rtnetlink.Route | None:
+        """Return the unicast route that a destination takes, remembered for some seconds; None if there is none."""
         now_s = self._now_s()
         known = self._routes.get(destination)
         if known is not None and now_s - known[0] <= _ROUTE_MAX_AGE_S:
             self._routes.move_to_end(destination)
             return known[1]
-        prefix = self._look_up(destination)
-        self._routes[destination] = (now_s, prefix)
+        route = self._get_route(destination, rtnetlink.RTM_F_FIB_MATCH)
+        found = route if route is not None and route.is_unicast else None
+        self._routes[destination] = (now_s, found)
         self._routes.move_to_end(destination)
         if len(self._routes) > _ROUTES_MAX:
             self._routes.popitem(last=False)
-        return prefix
+        return found
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], pause_s: float = 0.2) -> None:
         """Call on_change in the loop after links, addresses or routes changed, at most once in each pause.
@@ -365,14 +404,6 @@ class Host:
         self.stop_watching()
         self._kernel.close()
 
-    def _look_up(self, destination: Address) -> Prefix | None:
-        """Ask the kernel for the route that a destination takes."""
-        route = self._get_route(destination, rtnetlink.RTM_F_FIB_MATCH)
-        if route is None or not (route.is_unicast and route.has_gateway):
-            return None
-        network_class = IPv4Network if destination.version == 4 else IPv6Network
-        return network_class((destination.packed, route.prefix_length), strict=False)
-
     def _get_route(self, destination: Address, flags: int = 0) -> rtnetlink.Route | None:
         """Ask the kernel which route a destination takes; None if there is none."""
         try:
@@ -381,6 +412,18 @@ class Host:
             if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH):
                 return None
             raise KernelError(f"the kernel didn't say which route {destination} takes: {error}; try again") from error
+
+
+def _prefix(destination: Address, route: rtnetlink.Route) -> Prefix:
+    network_class = IPv4Network if destination.version == 4 else IPv6Network
+    return network_class((destination.packed, route.prefix_length), strict=False)
+
+
+def _index(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:  # it is gone
+        return 0
 
 
 class Bell:

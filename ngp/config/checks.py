@@ -15,7 +15,7 @@ from ngp.config import keys, landlord, landlord_keys, tenant, tenant_keys
 from ngp.config.document import NOT_SHOWN, Finding, Node, show
 from ngp.config.key import Key
 from ngp.config.modules import LINK, NETWORK, PAYMENT
-from ngp.config.units import show_data, show_time
+from ngp.config.units import MOST_PRICE_MSAT_PER_GIB, show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
 from ngp.config.written import FAMILIES, Check, Written
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money, show_price
@@ -40,7 +40,7 @@ class Prices:
 
 
 def general_prices(written: Written) -> Prices:
-    """Fill in missing general prices from DEFAULT_PRICE.
+    """Fill in missing general prices from DEFAULT_PRICE; the most that is paid is twice that.
 
     A price that the operator left out adapts to a written one, unless the operator could then pay more than was
     written: a lower SELL_PRICE lowers SELL_PRICE_MIN, a lower BUY_PRICE_MAX lowers BUY_PRICE; BUY_PRICE_MAX is never
@@ -48,7 +48,8 @@ def general_prices(written: Written) -> Prices:
     """
     default = written[keys.DEFAULT_PRICE]
     sell, sell_min = _sell_pair(written[keys.SELL_PRICE], written[keys.SELL_PRICE_MIN], default, default)
-    buy, buy_max = _buy_pair(written[keys.BUY_PRICE], written[keys.BUY_PRICE_MAX], default, default)
+    most = min(2 * default, MOST_PRICE_MSAT_PER_GIB)
+    buy, buy_max = _buy_pair(written[keys.BUY_PRICE], written[keys.BUY_PRICE_MAX], default, most)
     return Prices(sell, sell_min, buy, buy_max)
 
 

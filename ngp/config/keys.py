@@ -23,7 +23,7 @@ from ngp.config.units import (
     time_s,
 )
 from ngp.core.pricing import SAT_MSAT
-from ngp.core.settings import FeeLimit
+from ngp.core.settings import FeeLimit, Margin
 from ngp.errors import ConfigError, UnseenError
 from ngp.module_keys import KeyText, ModuleKey
 
@@ -33,6 +33,7 @@ MOST_CSV_DELAY_BLOCKS = 10_000  # peers take 2,016, unless their bitcoin.maxloca
 
 
 _price = values.quantity(price_msat_per_gib)
+DOUBLE_DEFAULT = "2 x DEFAULT_PRICE"
 _price_or_default = values.or_word("DEFAULT_PRICE", _price)
 _money = values.quantity(money_msat)
 _data = values.quantity(data_bytes)
@@ -64,6 +65,18 @@ def _fee_limit(text: str) -> FeeLimit:
         return FeeLimit(0, limit_msat)
     share = share_ppm(text)
     return FeeLimit(share, SAT_MSAT if share else 0)
+
+
+def _margin(text: str) -> Margin:
+    """Read a margin: a share, an amount per kilobyte, or both: `10 %`, `1 msat`, `10 % + 1 msat`."""
+    parts = [part.strip() for part in text.split("+")]
+    shares = [part for part in parts if part.endswith("%")]
+    amounts = [part for part in parts if not part.endswith("%")]
+    if len(shares) > 1 or len(amounts) > 1:
+        raise ConfigError("isn't one share and one amount: write for example 10 %, 1 msat, or 10 % + 1 msat")
+    if amounts and amounts[0][-1:].isdigit() and not shares and amounts[0] != "0":
+        raise ConfigError(f"has no unit: write {text} % or {text} msat")
+    return Margin(share_ppm(shares[0]) if shares else 0, price_msat_per_gib(amounts[0]) if amounts else 0)
 
 
 def _bounded_money(node: Node) -> int:
@@ -152,7 +165,7 @@ DEFAULT_PRICE = Key(
     "price",
     _price,
     "5 msat",
-    "per kilobyte: asked when selling, and the most paid when buying, unless SELL_ and BUY_ keys say otherwise",
+    "per kilobyte: asked when selling, and paid when buying, unless SELL_ and BUY_ keys say otherwise",
     ("default_msat_per_gib",),
 )
 SELL = Key(
@@ -191,10 +204,18 @@ BUY_PRICE = Key(
 BUY_PRICE_MAX = Key(
     "BUY_PRICE_MAX",
     "price",
-    _price_or_default,
-    "DEFAULT_PRICE",
+    values.or_word(DOUBLE_DEFAULT, _price),
+    DOUBLE_DEFAULT,
     "per kilobyte: the most accepted",
     ("buy_max_msat_per_gib",),
+)
+RESALE_MARGIN = Key(
+    "RESALE_MARGIN",
+    "share, price, or both",
+    values.quantity(_margin),
+    "10 %",
+    "added to the cost of what we buy ourselves to sell it; we never sell it for less",
+    ("resale_margin",),
 )
 PRICES = Key(
     "PRICES",
@@ -372,8 +393,8 @@ CONTRACTS_MAX = Key(
 KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, LAN_INTERFACE,
     NGP_INTERFACE, ACCOUNT_ID, CSV_DELAY,
-    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, PRICES, CONTRACT_DATA,
-    CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
+    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, RESALE_MARGIN, PRICES,
+    CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
     PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
     STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS, *tenant_keys.KEYS,

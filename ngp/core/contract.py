@@ -1,7 +1,7 @@
 """Contract: what two neighbours agreed for one destination, and the only moves it can make.
 
-    quoted -> accepted -> active -> renewing -> halting -> closed(exhausted | expired | unpaid | cancelled)
-    quoted -> rejected -> quoted (bounded rounds), quoted -> lapsed
+    quoting -> quoted -> accepted -> active -> renewing -> halting -> closed(exhausted | expired | unpaid | cancelled)
+    quoted -> rejected -> quoted (bounded rounds), quoted -> lapsed; quoting -> rejected | lapsed
 
 An `accepted` contract runs on grace, an `active` one on a payment. States are stored by name. An illegal move raises
 an error and changes nothing; the diagram in docs/protocol.md is drawn from `MOVES`. `Sale` adds what only the server
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import ClassVar, Self
 
 from ngp.core.kernel import Reading
-from ngp.core.messages import Prefix, Role
+from ngp.core.messages import MARK_BYTES, Prefix, Role
 from ngp.core.openings import Pools
 from ngp.core.pricing import amount_due_msat
 from ngp.core.rate import Rate
@@ -25,6 +26,7 @@ from ngp.core.records import ContractRecord
 class State(StrEnum):
     """How far a contract has come; docs/protocol.md says under "Contract states" what each state means."""
 
+    QUOTING = "quoting"
     QUOTED = "quoted"
     ACCEPTED = "accepted"
     ACTIVE = "active"
@@ -41,10 +43,12 @@ class CloseReason(StrEnum):
     EXHAUSTED = "exhausted"  # its data was used up, and it wasn't renewed
     EXPIRED = "expired"  # its lifetime was over, or it carried nothing in an hour from its start
     UNPAID = "unpaid"  # its credit was used up, or the time of its credit was over
+    UPSTREAM = "upstream"  # the purchase that the sale rested on is over, or costs more now
     CANCELLED = "cancelled"  # blocked, ended by the other side, or its link belongs to another identity now
 
 
 MOVES: dict[State, frozenset[State]] = {
+    State.QUOTING: frozenset({State.QUOTED, State.REJECTED, State.LAPSED}),
     State.QUOTED: frozenset({State.ACCEPTED, State.ACTIVE, State.REJECTED, State.LAPSED}),
     State.REJECTED: frozenset({State.QUOTED}),
     State.LAPSED: frozenset(),
@@ -81,6 +85,8 @@ class Contract:
         rate: bytes carried a second; `rate.at_mono_s` is when the contract last carried traffic.
         returned_mono_s: when the latest bytes from the destination were counted.
         renewed_at_bytes: what had been used at the last renewal.
+        path: who sells to whom: a mark of each node from the contract's server on; see `Propose`.
+        rests_on: id of the purchase with which a sale's traffic goes on; b"": the traffic leaves without one.
         pools: the pools in which the contract is counted until it is used (see `openings`).
         of_stranger: no money has passed to or from the neighbour, and contracts with such neighbours have limited room.
     """
@@ -109,6 +115,8 @@ class Contract:
     rate: Rate = field(default_factory=Rate)
     returned_mono_s: float = 0.0
     renewed_at_bytes: int = 0
+    path: tuple[bytes, ...] = ()
+    rests_on: bytes = b""
     pools: Pools = ()
     of_stranger: bool = False
 
@@ -154,6 +162,14 @@ class Contract:
         self.unsaved_msat += due_msat
         return due_msat
 
+    @property
+    def highest_msat_per_gib(self) -> int:
+        """The highest price of bytes that may still come."""
+        if len(self.prices) == 1:
+            return self.prices[0][1]
+        to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]
+        return max([self.price_msat_per_gib, *to_come])
+
     def reprice(self, from_offset_bytes: int, price_msat_per_gib: int) -> None:
         """Set the price from an offset on; earlier bytes keep theirs. Setting the same price again changes nothing."""
         if price_msat_per_gib == self.price_msat_per_gib:
@@ -197,6 +213,8 @@ class Contract:
             charged_msat=record.charged_msat,
             opened_at_s=record.opened_at_s,
             expires_at_s=record.expires_at_s,
+            path=tuple(record.path[at : at + MARK_BYTES] for at in range(0, len(record.path), MARK_BYTES)),
+            rests_on=record.rests_on,
         )
 
     def record(self) -> ContractRecord:
@@ -221,4 +239,6 @@ class Contract:
             opened_at_s=self.opened_at_s,
             expires_at_s=self.expires_at_s,
             closed_at_s=self.closed_at_s,
+            path=b"".join(self.path),
+            rests_on=self.rests_on,
         )

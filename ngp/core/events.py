@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ngp.core.channels import Channel
-from ngp.core.kernel import AccountReading, HeldPacket, Hint, Reading
+from ngp.core.kernel import AccountReading, HeldPacket, Hint, Onward, Reading
 from ngp.core.messages import Message, Prefix, StatementLine
 from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, Settlement
 from ngp.core.records import PaymentKind
@@ -22,6 +22,7 @@ class MessageReceived:
 
     `decoded` belongs to an Invoice, or to a Refund with an invoice: the payment module's reading of its BOLT11 string.
     `sends_to` belongs to a Propose: the part of its destination to which our traffic goes through this neighbour.
+    `onward` belongs to an Ask: where packets to the first address of its destination go on from here.
     """
 
     identity: bytes
@@ -31,6 +32,7 @@ class MessageReceived:
     message_id: int
     decoded: DecodedInvoice | None = None
     sends_to: Prefix | None = None
+    onward: Onward = Onward()
 
 
 @dataclass(frozen=True, slots=True)

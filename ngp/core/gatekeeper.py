@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import blocking, invoices, meeting, orders, settlements
+from ngp.core import blocking, invoices, meeting, orders, settlements, upstream
 from ngp.core.buying import bills, payments, renewal
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying import negotiation as buyer
@@ -211,15 +211,14 @@ class Gatekeeper:
         world, message, number = self.world, event.message, event.message_id
         match message:
             case Propose():
-                return buyer.proposed(world, neighbour, message, number, event.sends_to)
+                return self._proposed(neighbour, message, event)
             case Accept():
                 return seller.accepted(world, neighbour, message, number)
             case Ask():
-                seller.asked(world, neighbour, message, number)
+                seller.asked(world, neighbour, message, number, event.onward)
                 return True
             case Reject():
-                buyer.rejected(world, neighbour, message)
-                return seller.rejected(world, neighbour, message, number)
+                return self._rejected(neighbour, message, number)
             case Invoice():
                 return payments.invoice_received(world, neighbour, message, event.decoded)
             case Paid():
@@ -241,6 +240,30 @@ class Gatekeeper:
             case Ack() | Hello():
                 return True
         return False
+
+    def _proposed(self, neighbour: Neighbour, propose: Propose, event: MessageReceived) -> bool:
+        """Handle a proposal, then go on with the sales that waited for it."""
+        world, purchase = self.world, self.world.running_purchase(propose.contract)
+        before = purchase.price_msat_per_gib if purchase is not None else 0
+        replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
+        if purchase is not None and purchase.price_msat_per_gib > before:
+            seller.costs_more(world, purchase.id, purchase.price_msat_per_gib)
+        seller.answered(world, neighbour.identity, propose.destination)
+        if purchase is not None:
+            seller.shed(world, purchase.id)
+        return replied
+
+    def _rejected(self, neighbour: Neighbour, reject: Reject, number: int) -> bool:
+        """Handle a refusal, then go on with the sales that waited for an answer."""
+        world, purchase = self.world, self.world.running_purchase(reject.contract)
+        buyer.rejected(world, neighbour, reject)
+        replied = seller.rejected(world, neighbour, reject, number)
+        if purchase is not None and purchase.identity == neighbour.identity:
+            seller.answered(world, purchase.identity, purchase.destination)
+            seller.shed(world, purchase.id)
+        elif reject.destination is not None:
+            seller.answered(world, neighbour.identity, reject.destination)
+        return replied
 
     def _refund(self, neighbour: Neighbour, refund: Refund, event: MessageReceived) -> bool:
         """Handle a refund message: a client's request or its invoice for our offer, or a server's offer to us."""
@@ -278,6 +301,7 @@ class Gatekeeper:
             contract = self.world.contracts.get(reading.contract)
             if isinstance(contract, Purchase):
                 buyer_meter.usage_read(self.world, contract, reading)
+                upstream.keep_up(self.world, contract)
             elif contract is not None and (account := seller_meter.contract_read(self.world, contract, reading)):
                 touched[account.identity] = account
         for account in touched.values():

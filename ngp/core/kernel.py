@@ -183,19 +183,47 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
+class Router:
+    """The next router on a route.
+
+    Attributes:
+        interface: a mesh interface.
+        link_address: None: the kernel doesn't know it yet, and looks for it.
+        address: None on an interface whose other end needs none.
+    """
+
+    interface: str
+    link_address: bytes | None
+    address: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """Where packets to a destination go on from here.
+
+    Attributes:
+        route: our route, if it leads through a router; None: it doesn't, or isn't known.
+        router: the next router, if it is on a mesh interface; None: it isn't.
+    """
+
+    route: Prefix | None = None
+    router: Router | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HeldPacket:
     """A packet that no contract covers, and that waits in the kernel's queue.
 
     Attributes:
         handle: names the packet for one verdict.
         link: (interface, link address) that the packet came from.
-        route: our route to the destination; None: unknown.
+        onward: where it would go on from here.
     """
 
     handle: int
     link: tuple[str, bytes]
     destination: Address
-    route: Prefix | None = None
+    onward: Onward = Onward()
 
 
 class Verdict(Enum):

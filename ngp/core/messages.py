@@ -12,6 +12,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 MOST_DATA_BYTES = 1 << 60
 """The largest data limit that a message can carry."""
+MARK_BYTES = 8
+"""A node's mark in a path: the first bytes of its identity."""
+MOST_HOPS = 16
+"""Most nodes in a path."""
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -39,6 +43,8 @@ class RejectReason(StrEnum):
     BLOCKED = "blocked"
     TERMS = "terms"
     BUSY = "busy"
+    LOOP = "loop"
+    UPSTREAM = "upstream"
 
 
 class DeclineReason(StrEnum):
@@ -91,12 +97,16 @@ class Ask:
         destination: the prefix that the client wants to reach.
         data_limit_bytes, lifetime_s: what the client would like; 0: the server chooses.
         contract: id of the contract to renew, or empty.
+        wait_ms: how long the client waits for the answer; 0: the server chooses.
+        path: who asks for whom: a mark of each node from the first client to the sender.
     """
 
     destination: Prefix
     data_limit_bytes: int
     lifetime_s: int
     contract: bytes = b""
+    wait_ms: int = 0
+    path: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,7 @@ class Propose:
         quote_valid_s: how long the server honours an accept at this price.
         from_offset_bytes: cumulative byte offset from which the price holds; 0 for a new contract.
         round: 1 for the first proposal; grows with each counter-offer.
+        path: who sells to whom: a mark of each node from the sender to the last one that sells. Empty in a renewal.
     """
 
     contract: bytes
@@ -120,6 +131,7 @@ class Propose:
     quote_valid_s: int
     from_offset_bytes: int
     round: int
+    path: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +150,13 @@ class Reject:
     Attributes:
         contract: the contract's id; empty if this refuses an `Ask` for a quote.
         counter_msat_per_gib: the counter-offer: the price that the sender would agree to; None: no counter-offer.
+        destination: that of the `Ask` for a quote; None in all other cases.
     """
 
     contract: bytes
     reason: RejectReason
     counter_msat_per_gib: int | None = None
+    destination: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ngp.core.selling.sale import Sale
 Link = tuple[str, bytes]
 
 TELL_EVERY_S, TOLD_IN_A_ROW = 3.0, 4
+QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW = 100, 256
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +26,7 @@ class Neighbour:
     Attributes:
         missed: the neighbour was away, and we haven't sent yet what it may have missed.
         tells: how often we may send what the neighbour may have missed.
+        questions: how often we may ask others for quotes on the neighbour's behalf.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.
@@ -49,6 +51,7 @@ class Neighbour:
     met_mono_s: float = 0.0
     missed: bool = False
     tells: Allowance = field(default_factory=lambda: Allowance(1 / TELL_EVERY_S, TOLD_IN_A_ROW))
+    questions: Allowance = field(default_factory=lambda: Allowance(QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW))
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)

@@ -7,7 +7,7 @@ can agree to the other's price. Whatever the neighbour says, we stay within the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers, host_prefix
@@ -75,6 +75,16 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
     if _inner_rules(settings, destination, interface):  # a part of it has a price of its own
         destination = host
     return SellTerms(destination, ask, least)
+
+
+def above_cost(settings: Settings, terms: SellTerms, cost_msat_per_gib: int) -> SellTerms:
+    """Raise prices to the least that we take for what we buy at this cost ourselves, msat per GiB."""
+    least = settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
+    return replace(
+        terms,
+        ask_msat_per_gib=max(terms.ask_msat_per_gib, least),
+        least_msat_per_gib=max(terms.least_msat_per_gib, least),
+    )
 
 
 def _is_sold_whole(prefix: Prefix) -> bool:

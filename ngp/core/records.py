@@ -92,6 +92,7 @@ class ContractRecord(NamedTuple):
     prices only if the traffic is metered.
     `billed_bytes` says how far the bill has got. A client's record has what the server billed; a server's record has
     what its client acknowledged after the contract's end.
+    `path` has the marks of its sellers, one after the other; `rests_on` is a purchase (`ngp.core.contract`).
     """
 
     contract: bytes
@@ -113,6 +114,8 @@ class ContractRecord(NamedTuple):
     expires_at_s: int
     closed_at_s: int
     kind: str = "traffic"
+    path: bytes = b""
+    rests_on: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,8 @@ def _limits(
             for contract in contracts:
                 if world.peers.of(contract) is None or contract.identity in world.peers.blocked:
                     world.halt(contract, CloseReason.CANCELLED)
+                elif contract.rests_on and world.running_purchase(contract.rests_on) is None:
+                    world.halt(contract, CloseReason.UPSTREAM)  # it was agreed, but not bought yet
                 elif contract.id not in found_as_is:
                     world.grant(contract)
     for identity in found:

@@ -30,6 +30,18 @@ class PriceRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Margin:
+    """What is added to the cost of what we sell on: a share of it, in millionths, and an amount, msat per GiB."""
+
+    share_ppm: int
+    msat_per_gib: int
+
+    def least_msat_per_gib(self, cost_msat_per_gib: int) -> int:
+        """Return the least price, rounded up, of what costs us this much."""
+        return cost_msat_per_gib - (-cost_msat_per_gib * self.share_ppm // 1_000_000) + self.msat_per_gib
+
+
+@dataclass(frozen=True, slots=True)
 class Budgets:
     """Spending limits, msat with fees: for a payment, for a neighbour, in an hour, in a day, in all. None: no limit."""
 
@@ -97,6 +109,7 @@ class Settings:
     sell_min_msat_per_gib: int
     buy_msat_per_gib: int
     buy_max_msat_per_gib: int
+    resale_margin: Margin
     prices: tuple[PriceRule, ...]
     contract_data_bytes: int
     contract_time_s: int

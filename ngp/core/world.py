@@ -30,7 +30,7 @@ from ngp.core.effects import (
 )
 from ngp.core.kernel import Grant, LastingTerms
 from ngp.core.lines import LineLimits
-from ngp.core.messages import Message, Role
+from ngp.core.messages import Message, Prefix, Role
 from ngp.core.money import Money, PaymentNode
 from ngp.core.newest import Newest
 from ngp.core.openings import Openings, Pools, pools_of
@@ -66,6 +66,9 @@ class World:
         strangers: how many of `contracts` are with neighbours that no money passed to or from. Quotes and refusals are
             among them.
         room: slots of the kernel's contract table.
+        identity: our public key.
+        resting: by purchase, the sales that rest on it or on the quote for it.
+        awaited: by server and destination, the sales that wait for its answer: for a quote, or for a renewal.
         unflushed: contracts whose latest totals the ledger doesn't have yet.
     """
 
@@ -87,6 +90,9 @@ class World:
     timers: Timers = field(default_factory=Timers)
     strangers: int = 0
     room: int = 1 << 31
+    identity: bytes = bytes(32)
+    resting: dict[bytes, dict[bytes, Sale]] = field(default_factory=dict)
+    awaited: dict[tuple[bytes, Prefix], dict[bytes, Sale]] = field(default_factory=dict)
     unflushed: set[bytes] = field(default_factory=set)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: Newest[tuple[str, bytes], float] = field(default_factory=lambda: Newest(MOST_LOGGED))
@@ -247,6 +253,16 @@ class World:
         found = self.contracts.get(contract_id)
         return found if isinstance(found, Purchase) else None
 
+    def running_purchase(self, contract_id: bytes) -> Purchase | None:
+        """Return a contract that we buy, if it is running."""
+        found = self.purchase(contract_id)
+        return found if found is not None and found.running else None
+
+    def rest(self, sale: Sale, contract_id: bytes) -> None:
+        """Rest a sale on a purchase, or on the quote for one."""
+        sale.rests_on = contract_id
+        self.resting.setdefault(contract_id, {})[sale.id] = sale
+
     def bought(self, contract_id: bytes) -> Purchase | None:
         """Return a contract that we buy, or one that we bought and that ended lately."""
         return self.purchase(contract_id) or self.buying.ended.get(contract_id)
@@ -271,6 +287,8 @@ class World:
         self.strangers += contract.of_stranger
         if isinstance(contract, Sale):
             self.sales.add(contract)
+            if contract.rests_on:
+                self.rest(contract, contract.rests_on)
         else:
             self.purchases.add(contract)
         neighbour = self.peers.of(contract)
@@ -285,12 +303,35 @@ class World:
         self._is_no_strangers(contract)
         if isinstance(contract, Sale):
             self.sales.remove(contract)
+            self._rests_no_more(contract)
+            self.stop_waiting(contract)
         else:
             self.purchases.remove(contract)
         neighbour = self.peers.of(contract)
         if neighbour is not None:
             neighbour.contracts.pop(contract.id, None)
         self.do(RevokeContract(contract.id))
+
+    def _rests_no_more(self, sale: Sale) -> None:
+        sales = self.resting.get(sale.rests_on, {})
+        sales.pop(sale.id, None)
+        if not sales:
+            self.resting.pop(sale.rests_on, None)
+
+    def wait_for(self, sale: Sale, server: bytes, destination: Prefix) -> None:
+        """Let a sale wait for what a server answers about a destination."""
+        sale.waits_for = server, destination
+        self.awaited.setdefault(sale.waits_for, {})[sale.id] = sale
+
+    def stop_waiting(self, sale: Sale) -> None:
+        """Let a sale wait no more; if none does, the next one asks again."""
+        if sale.waits_for is None:
+            return
+        sales = self.awaited.get(sale.waits_for, {})
+        sales.pop(sale.id, None)
+        if not sales:
+            self.awaited.pop(sale.waits_for, None)
+        sale.waits_for = None
 
     def open(self, contract: Contract) -> None:
         """Count a contract that was agreed now."""
@@ -300,9 +341,12 @@ class World:
         self.count_opening(contract)
 
     def begin_lifetime(self, contract: Contract) -> None:
-        """Start a contract's lifetime, at its accept or at a renewal."""
-        contract.expires_at_s = self.now.utc_s + contract.lifetime_s
-        contract.expires_mono_s = self.now.monotonic_s + contract.lifetime_s
+        """Start a contract's lifetime, at its accept or at a renewal; it ends no later than what it rests on."""
+        lasts_s, purchase = contract.lifetime_s, self.running_purchase(contract.rests_on)
+        if purchase is not None:
+            lasts_s = min(lasts_s, int(purchase.expires_mono_s - self.now.monotonic_s))
+        contract.expires_at_s = self.now.utc_s + lasts_s
+        contract.expires_mono_s = self.now.monotonic_s + lasts_s
         self.watch_end(contract)
 
     def watch_end(self, contract: Contract) -> None:
@@ -379,11 +423,16 @@ class World:
         )
 
     def halt(self, contract: Sale | Purchase, reason: CloseReason) -> None:
-        """Begin to close a running contract: the kernel stops it first, then its last reading closes the books."""
+        """Begin to close a running contract: the kernel stops it first, then its last reading closes the books.
+
+        With a purchase the sales that rest on it end: nothing would carry their traffic on, or nobody pay for it.
+        """
         if contract.running:
             contract.move(State.HALTING)
             contract.reason = reason.value
             self.do(HaltContract(self.kernel_grant(contract)))
+            for sale in list(self.resting.get(contract.id, {}).values()):
+                self.halt(sale, CloseReason.UPSTREAM)
 
     def close(self, contract: Sale | Purchase) -> None:
         """Record the end of a contract that was halted and read for the last time, and take it out of all tables."""

@@ -137,6 +137,7 @@ async def open_parts(options: StartOptions, settings: Settings) -> tuple[Parts, 
         clock = SystemClock()
         peers = Peers(first_number=(boot & 0x7FFF) << 16)
         world = World(settings, node, lambda: secrets.token_bytes(16), clock.now(), peers)
+        world.identity = identity.public_key(private_key)
         world.letting.clock.boot = boot_number()
         network = make_network(settings, options.state_dir)
         gatekeeper = Gatekeeper(world)

@@ -21,7 +21,7 @@ from ngp.core.effects import Effect
 from ngp.core.events import Event, MessageReceived, SettingsChanged, Stopping, Tick
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import HeldPacket, Hint, Verdict
-from ngp.core.messages import Hello, Invoice, Propose, Statement
+from ngp.core.messages import Ask, Hello, Invoice, Propose, Statement
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import LettingSettings
@@ -360,6 +360,8 @@ class Node:
                     effects += parts.gatekeeper.step(self._readings.before_a_bill(event.identity), now)
                 elif isinstance(event.message, Propose):
                     event = self._readings.with_route(event, event.message)
+                elif isinstance(event.message, Ask):
+                    event = self._readings.with_onward(event, event.message)
             effects += parts.gatekeeper.step(event, now)
         self._finish_batch()
         if self._events:

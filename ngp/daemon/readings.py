@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ngp.core.events import Event, Hinted, MessageReceived, UsageRead
 from ngp.core.kernel import Hint, HintKind, Reading
-from ngp.core.messages import Propose, Role
+from ngp.core.messages import Ask, Propose, Role
 from ngp.core.world import World
 from ngp.ports import Network
 
@@ -69,6 +69,12 @@ class Readings:
         if not links:
             return received
         return replace(received, sends_to=self._network.sends_to(links, proposed.destination))
+
+    def with_onward(self, received: MessageReceived, asked: Ask) -> MessageReceived:
+        """Add to a question for a quote where traffic to its destination goes on from here."""
+        if asked.contract or not self._world.settings.sells:
+            return received
+        return replace(received, onward=self._network.onward(asked.destination.network_address))
 
     def _tell_in_parts(self, readings: Sequence[Reading]) -> None:
         for start in range(0, len(readings), READINGS_AT_ONCE):

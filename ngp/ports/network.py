@@ -15,6 +15,7 @@ from ngp.core.kernel import (
     HeldPacket,
     Hint,
     KernelNeighbour,
+    Onward,
     Reading,
     Verdict,
 )
@@ -280,6 +281,9 @@ class Network(Protocol):
             if we sent a packet to that host over one of these links in the last seconds and no contract covered the
             packet. None if there was no such packet, or if the destination is on the link itself.
         """
+
+    def onward(self, destination: Address) -> Onward:
+        """Say where packets to a destination go on from here."""
 
     def uncovered(self) -> list[tuple[int, Address, float]]:
         """Return the destinations to which we lately sent packets through sellers while no contract covered them.

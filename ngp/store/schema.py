@@ -124,4 +124,10 @@ _SIXTH = tuple(
 # the neighbour that rents over the mesh link
 _SEVENTH = ("ALTER TABLE rentals ADD COLUMN peer BLOB NOT NULL DEFAULT x''",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
+# who sells to whom, and the purchase that a sale rests on
+_EIGHTH = (
+    "ALTER TABLE contracts ADD COLUMN path BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE contracts ADD COLUMN rests_on BLOB NOT NULL DEFAULT x''",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH)

@@ -17,13 +17,13 @@ from core_tests.simulate.stand_ins import PAYEES
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
-from ngp.core.kernel import HeldPacket, Verdict
+from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Propose, Refund, Role, Statement
 from ngp.core.money import PaymentNode
 from ngp.core.payment_node import Settlement
 from ngp.core.records import ContractRecord
 from ngp.core.selling.account import ClientAccount
-from ngp.core.settings import Budgets, FeeLimit, Settings
+from ngp.core.settings import Budgets, FeeLimit, Margin, Settings
 
 HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
@@ -50,6 +50,7 @@ def settings(**changes: object) -> Settings:
         sell_min_msat_per_gib=5 * MSAT_PER_KB,
         buy_msat_per_gib=5 * MSAT_PER_KB,
         buy_max_msat_per_gib=5 * MSAT_PER_KB,
+        resale_margin=Margin(100_000, 0),
         prices=(),
         contract_data_bytes=100 << 20,
         contract_time_s=3600,
@@ -261,7 +262,7 @@ class Sim(Simulation):
 
         gateway.held[handle] = decide
         gateway.held_since[handle] = self.now
-        packet = HeldPacket(handle, self.client.link, ip_address(destination), ip_network("0.0.0.0/0"))
+        packet = HeldPacket(handle, self.client.link, ip_address(destination), Onward(ip_network("0.0.0.0/0")))
         self.happen(gateway, packet)
 
     def down(self, source: str, size: int = 1000, lost: bool = False) -> None:

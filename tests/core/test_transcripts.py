@@ -74,8 +74,10 @@ def test_a_buyer_knows_why_it_got_no_contract_until_it_gets_one() -> None:
     told = [effect for _ in range(2) for effect in tell(sim, sim.client, Reject(b"", RejectReason.BLOCKED))]
     assert gateway.why_not_bought == "its operator blocks us (its answer: blocked)"
     assert len([one for one in told if isinstance(one, fx.Log) and "sells us nothing now" in one.text]) == 1
-    effects = tell(sim, sim.gateway, Ask(ip_network("203.0.113.0/24"), 0, 0))
-    assert [one.message for one in effects if isinstance(one, fx.Send)] == [Reject(b"", RejectReason.BLOCKED)]
+    there = ip_network("203.0.113.0/24")
+    effects = tell(sim, sim.gateway, Ask(there, 0, 0))
+    refusal = Reject(b"", RejectReason.BLOCKED, destination=there)
+    assert [one.message for one in effects if isinstance(one, fx.Send)] == [refusal]
 
 
 @pytest.mark.parametrize("who", ["gateway", "client"])

@@ -44,6 +44,23 @@ def test_blocks_of_an_older_ledger_stay(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(snapshot.neighbours) == 3
 
 
+def test_contracts_of_an_older_ledger_rest_on_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.db"
+    everything = schema.MIGRATIONS
+    monkeypatch.setattr(schema, "MIGRATIONS", everything[:7])
+    older = SqliteLedger.open(path)
+    row = (b"c" * 16, "client", ALICE, "a", b"", "192.0.2.0/24", "active", "", "[[0,5]]", 9, 9, 1, 2, 3, 0, NOW, NOW, 0)
+    older._connection.execute(f"INSERT INTO contracts VALUES ({', '.join('?' * len(row))}, 'traffic')", row)
+    older.close()
+    monkeypatch.setattr(schema, "MIGRATIONS", everything)
+    ledger = SqliteLedger.open(path)
+    (found,) = ledger.load(NOW).contracts
+    assert (found.path, found.rests_on, found.kind, found.charged_msat) == (b"", b"", "traffic", 3)
+    ledger.commit([found._replace(path=b"p" * 16, rests_on=b"r" * 16)])
+    (found,) = ledger.load(NOW).contracts
+    assert (found.path, found.rests_on) == (b"p" * 16, b"r" * 16)
+
+
 def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = filled(tmp_path / "ledger.db")
     broken = ("DROP TABLE contracts", "ALTER TABLE nowhere ADD COLUMN x")
@@ -68,7 +85,8 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     for column in ("metered_msat", "tolerated_msat"):
         run(f"ALTER TABLE accounts DROP COLUMN {column}")
     run("DROP TABLE rentals")
-    run("ALTER TABLE contracts DROP COLUMN kind")
+    for column in ("kind", "path", "rests_on"):
+        run(f"ALTER TABLE contracts DROP COLUMN {column}")
     run("DROP TABLE blocks")
     run("ALTER TABLE neighbours ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0")
     for column in ("grace_data_bytes", "grace_price_msat_per_gib"):

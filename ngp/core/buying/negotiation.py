@@ -13,13 +13,25 @@ from __future__ import annotations
 import logging
 
 from ngp.core import networks
+from ngp.core.buying.memory import Quote
 from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import MOST_QUOTED_LIFETIME_S, live_until, renewal_over, renewal_proposed
 from ngp.core.contract import CloseReason, State
-from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
+from ngp.core.messages import (
+    MARK_BYTES,
+    Accept,
+    Address,
+    Ask,
+    Cancel,
+    Prefix,
+    Propose,
+    Reject,
+    RejectReason,
+    Role,
+)
 from ngp.core.peers import Neighbour
-from ngp.core.policy import LEAST_NETWORK_BITS, answer_proposal, buy_terms
+from ngp.core.policy import LEAST_NETWORK_BITS, MOST_ROUNDS, answer_proposal, buy_terms
 from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
@@ -31,6 +43,8 @@ _WHY_NOT_SOLD = {
     RejectReason.NOT_SELLING: "it doesn't sell to us",
     RejectReason.BLOCKED: "its operator blocks us",
     RejectReason.BUSY: "it has too many contracts, or we refused the same destination lately",
+    RejectReason.LOOP: "its route to there comes back to us, or is too long",
+    RejectReason.UPSTREAM: "it can't buy it for us further up",
 }
 
 
@@ -49,6 +63,9 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     if propose.contract in world.buying.ended:  # a new contract can't have the id of one that ended
         world.send(neighbour, Cancel(propose.contract), message_id)
         return True
+    about = neighbour.identity, propose.destination
+    if world.awaited.get(about):
+        sends_to = propose.destination  # we asked because our route leads there
     objection = _objection(world, neighbour, propose, sends_to)
     if objection is not None:
         reason, why = objection
@@ -58,8 +75,14 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         elif sends_to is not None and reason is RejectReason.NOT_BUYING:
             _ask(world, neighbour, sends_to)
         return True
+    world.buying.quotes.pop(about, None)
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
-    price = answer_proposal(terms, propose.price_msat_per_gib, propose.round)
+    # What we sell on isn't haggled over: each round would cost each node of the path a round trip.
+    round = MOST_ROUNDS if world.awaited.get(about) else propose.round
+    price = answer_proposal(terms, propose.price_msat_per_gib, round)
+    if price == propose.price_msat_per_gib and world.awaited.get(about):
+        _keep_quote(world, neighbour, propose)
+        return False
     if price == propose.price_msat_per_gib:
         _accept(world, neighbour, propose, message_id)
     else:
@@ -69,6 +92,27 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
             why = f"{show_price(propose.price_msat_per_gib)} is above {key} {show_price(terms.most_msat_per_gib)}"
             _note_decline(world, neighbour, propose.destination, why)
             world.log(f"proposal of {neighbour.identity.hex()[:8]} for {propose.destination} declined: {why}")
+    return True
+
+
+def _keep_quote(world: World, neighbour: Neighbour, propose: Propose) -> None:
+    """Keep an offer that we asked for on behalf of a client: it is accepted when the client accepts ours."""
+    until = world.now.monotonic_s + propose.quote_valid_s
+    world.buying.quotes.note((neighbour.identity, propose.destination), Quote(propose, neighbour.link, until))
+
+
+def accept_quote(world: World, identity: bytes, quote: Quote) -> bool:
+    """Accept an offer that was kept. Returns False if we don't deal with the server any more, or not at this price."""
+    propose = quote.propose
+    neighbour = world.peers.neighbours.get((identity, quote.link))
+    del world.buying.quotes[identity, propose.destination]
+    # Our traffic went through this server when it offered.
+    if neighbour is None or not neighbour.up or _objection(world, neighbour, propose, propose.destination):
+        return False
+    terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
+    if propose.price_msat_per_gib > terms.most_msat_per_gib:
+        return False
+    _accept(world, neighbour, propose, 0)
     return True
 
 
@@ -134,8 +178,8 @@ def _objection(
         return RejectReason.BUSY, "we have too many contracts: raise CONTRACTS_MAX"
     if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY, f"it offers a contract for {propose.lifetime_s} s, longer than ngp agrees to"
-    if _sells_it_the_same(world, neighbour, destination):
-        why = "that neighbour buys the same destination from us, so our routes form a loop"
+    if _sells_it_the_same(world, neighbour, destination) or world.identity[:MARK_BYTES] in propose.path:
+        why = "that neighbour gets the same destination from us, so our routes form a loop"
         world.log(f"proposal of {who} for {destination} declined: {why}")
         return RejectReason.NOT_BUYING, why
     if world.settings.never_renews and _bought_before(world, neighbour, destination):
@@ -198,6 +242,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         prices=((0, propose.price_msat_per_gib),),
         data_limit_bytes=propose.data_limit_bytes,
         lifetime_s=propose.lifetime_s,
+        path=propose.path,
         state=State.ACTIVE if paid else State.ACCEPTED,
     )
     neighbour.why_not_bought = ""
@@ -231,6 +276,8 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
 def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     """Remember why a server doesn't sell what we asked for: the server drops our traffic to that destination."""
     why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
+    if reject.destination is not None:
+        why = f"{reject.destination}: {why}"
     neighbour.why_not_bought = f"{why} (its answer: {reject.reason.value})"
     about = ("not sold", neighbour.identity)
     world.log_seldom(about, f"{neighbour.identity.hex()[:8]} sells us nothing now: {neighbour.why_not_bought}")

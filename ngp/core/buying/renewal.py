@@ -45,10 +45,18 @@ def renew_if_due(world: World, purchase: Purchase) -> None:
         return
     limit = purchase.data_limit_bytes
     wanted = settings.contract_data_bytes + (limit if by_data else purchase.used_bytes)
-    wanted = min(max(limit, wanted), MOST_DATA_BYTES)
+    ask_renewal(world, purchase, min(max(limit, wanted), MOST_DATA_BYTES))
+
+
+def ask_renewal(world: World, purchase: Purchase, limit_bytes: int) -> bool:
+    """Ask for a larger limit and a new lifetime. Returns False if the server is away, or the contract isn't running."""
+    neighbour = world.peers.of(purchase)
+    if neighbour is None or not neighbour.up or purchase.state not in (State.ACCEPTED, State.ACTIVE):
+        return False
     world.move(purchase, State.RENEWING)
     world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + RENEWAL_ANSWER_S)
-    world.send(neighbour, Ask(purchase.destination, wanted, purchase.lifetime_s, purchase.id))
+    world.send(neighbour, Ask(purchase.destination, limit_bytes, purchase.lifetime_s, purchase.id))
+    return True
 
 
 def _renews_poorly(world: World, purchase: Purchase) -> bool:

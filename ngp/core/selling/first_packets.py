@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 
+from ngp.core import upstream
 from ngp.core.contract import State
 from ngp.core.effects import Decide, Greet
 from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.peers import Neighbour, Unheard
 from ngp.core.policy import sell_terms
-from ngp.core.selling.negotiation import may_quote, quote, trades
+from ngp.core.selling.negotiation import Wish, may_quote, offer_again, quote, trades
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 from ngp.core.world import World
@@ -38,13 +39,15 @@ def packet_held(world: World, packet: HeldPacket) -> None:
     if sale is not None:
         _hold_for_contract(world, sale, packet)
         return
+    if upstream.is_unknown(world, packet.onward.router):  # the kernel looks for it, and the sender repeats the packet
+        world.do(Decide(packet.handle, Verdict.DROP))
+        return
     if not may_quote(world, neighbour):
         world.count("quotes_refused")
         world.do(Decide(packet.handle, Verdict.DROP))
         return
-    terms = sell_terms(world.settings, packet.destination, packet.link[0], packet.route)
-    sale = quote(world, neighbour, terms)
-    sale.held.append(packet.handle)
+    terms = sell_terms(world.settings, packet.destination, packet.link[0], packet.onward.route)
+    quote(world, neighbour, Wish(terms, packet.onward, packet))
 
 
 def _hold_for_stranger(world: World, packet: HeldPacket) -> None:
@@ -111,7 +114,9 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
 
 
 def _hold_for_contract(world: World, sale: Sale, packet: HeldPacket) -> None:
-    if sale.state is State.QUOTED and len(sale.held) < MOST_HELD_PER_CONTRACT:
+    if sale.state in (State.QUOTING, State.QUOTED) and len(sale.held) < MOST_HELD_PER_CONTRACT:
+        if sale.state is State.QUOTED and sale.asked and not (sale.held or sale.agreed):
+            offer_again(world, sale)
         sale.held.append(packet.handle)
     else:  # if the contract runs, the kernel decides; if it was refused, waiting is useless
         world.do(Decide(packet.handle, Verdict.REPEAT if sale.running else Verdict.DROP))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
+from ngp.core import upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import CountAccount, Decide
 from ngp.core.events import AccountCounted
@@ -26,10 +27,16 @@ EXHAUSTED_LINGER_S = 2.0  # how long a contract whose data is used up waits for 
 
 
 def release(world: World, sale: Sale) -> None:
-    """Send held packets through the gate again, which charges them, if there is money or credit for them."""
+    """Send held packets through the gate again, which charges them, if there is money or credit for them.
+
+    Only then is that bought on which the contract rests. If it isn't sold any more, the contract ends.
+    """
     account = world.client(sale.identity)
     if account.funds_msat > 0 or account.credit is not None or not sale.price_msat_per_gib:
-        decide(world, sale, Verdict.REPEAT)
+        if upstream.secure(world, sale):
+            decide(world, sale, Verdict.REPEAT)
+        else:
+            world.halt(sale, CloseReason.UPSTREAM)
 
 
 def decide(world: World, sale: Sale, verdict: Verdict) -> None:

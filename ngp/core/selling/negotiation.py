@@ -1,19 +1,22 @@
 """Negotiation, as the seller: propose, agree or refuse, and renew.
 
 A first packet is held, a contract is proposed and accepted, and then the kernel, which knows both contract and account,
-lets the packet through.
+lets the packet through. If its traffic goes on to a neighbour that sells to us, the contract rests on a purchase there
+(`ngp.core.upstream`): then a quote is first asked for, and later more data or time. Meanwhile the client waits.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 
-from ngp.core import networks
+from ngp.core import networks, upstream
 from ngp.core.contract import CloseReason, State
-from ngp.core.kernel import Verdict
-from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
+from ngp.core.kernel import HeldPacket, Onward, Verdict
+from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import SellTerms, answer_counter, ask_terms
+from ngp.core.policy import SellTerms, above_cost, answer_counter, ask_terms
+from ngp.core.prefixes import host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
@@ -24,6 +27,8 @@ from ngp.core.world import World
 QUOTE_VALID_S = 10
 REFUSAL_S = 30.0  # how long the kernel drops a client's packets to a destination that the client refused
 SILENCE_S = 5.0  # how long the kernel drops them if the client didn't answer in time, or may open no more contracts
+ASKED_AGAIN_S = 0.05  # a client that sends without accepting what it asked for may have asked for others: offer again
+LEAST_WORTH_BYTES = 64 * 1024  # least that a contract carries, if the purchase that it rests on has little room
 MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN, MOST_QUOTED_STRANGER_AGAIN = 256, 16
 _WHY_DECLINED = {
@@ -34,6 +39,25 @@ _WHY_DECLINED = {
     RejectReason.NOT_RENEWING: "it has renewal switched off, and bought that already",
     RejectReason.BUSY: "it has too many contracts",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client wants a quote for: it sent a first packet, or it asked.
+
+    Attributes:
+        onward: where the traffic goes on from here.
+        packet: the packet, which waits; None if the client asked. reply_to: id of its question; 0 if it sent.
+        path: marks of those on whose behalf the client asks, as it says.
+        wait_s: how long the client waits.
+    """
+
+    terms: SellTerms
+    onward: Onward = Onward()
+    packet: HeldPacket | None = None
+    reply_to: int = 0
+    path: tuple[bytes, ...] = ()
+    wait_s: float = upstream.ANSWER_S
 
 
 def trades(world: World, neighbour: Neighbour) -> bool:
@@ -62,8 +86,10 @@ def may_quote(world: World, neighbour: Neighbour) -> bool:
     return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16))
 
 
-def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 0) -> Sale:
-    """Propose a new contract, and count it among the neighbour's open quotes."""
+def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
+    """Propose a new contract, or find out first what it would rest on. Count it among the neighbour's open quotes."""
+    terms, packet = wish.terms, wish.packet
+    seller = upstream.seller_to(world, terms.destination, wish.onward.router)
     sale = Sale(
         id=world.new_id(),
         identity=neighbour.identity,
@@ -73,17 +99,122 @@ def quote(world: World, neighbour: Neighbour, terms: SellTerms, reply_to: int = 
         prices=((0, terms.ask_msat_per_gib),),
         data_limit_bytes=world.settings.contract_data_bytes,
         lifetime_s=world.settings.contract_time_s,
+        state=State.QUOTED if seller is None else State.QUOTING,
+        path=(upstream.mark(world.identity),),
+        held=[] if packet is None else [packet.handle],
+        first=None if packet is None else packet.destination,
+        asked=wish.reply_to,
+        asked_by=tuple(dict.fromkeys((*wish.path, upstream.mark(neighbour.identity)))),
+        seller=b"" if seller is None else seller.identity,
     )
     world.add_contract(sale)
     neighbour.quotes += 1
-    _propose(world, neighbour, sale, reply_to)
-    return sale
+    if seller is None:
+        _propose(world, neighbour, sale, wish.reply_to)
+    elif not _covers(wish.onward.route, terms.destination):
+        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+    else:
+        _find_basis(world, neighbour, sale, wish.wait_s)
+
+
+def _covers(route: Prefix | None, destination: Prefix) -> bool:
+    """Say whether a route is one for all of a destination: parts of the destination may go another way."""
+    return route is not None and route.prefixlen <= destination.prefixlen
+
+
+def _find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0.0) -> None:
+    """Quote a contract that rests on a purchase. If that isn't possible yet, ask the server for what is missing.
+
+    Args: wait_s: how long the client waits for our answer; 0: we asked already.
+    """
+    found = upstream.basis(world, sale)
+    if upstream.is_loop(world, sale, found.path if found is not None else ()):
+        _give_up(world, neighbour, sale, RejectReason.LOOP)
+        return
+    wanted = world.settings.contract_data_bytes
+    fits = found is not None and found.lasts and found.free_bytes >= wanted // 2
+    if not fits and wait_s and neighbour.questions.take(world.now.monotonic_s):
+        world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + wait_s)
+        asked = upstream.extend(world, sale, wanted - found.free_bytes) if found else upstream.ask(world, sale, wait_s)
+        if asked:
+            return
+    least = min(wanted, LEAST_WORTH_BYTES) if found is not None and found.is_bought else 1
+    if found is None or found.free_bytes < least or found.lifetime_s <= 0:
+        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+        return
+    terms = _terms(world, sale, found)
+    sale.prices = ((0, terms.ask_msat_per_gib),)
+    sale.data_limit_bytes = min(wanted, found.free_bytes)
+    sale.lifetime_s = min(world.settings.contract_time_s, found.lifetime_s)
+    sale.path = (upstream.mark(world.identity), *found.path)
+    world.rest(sale, found.contract)
+    world.move(sale, State.QUOTED)
+    _propose(world, neighbour, sale, sale.asked)
+
+
+def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
+    """Refuse a quote, since what it would rest on isn't sold to us. For a network, try the packet's address alone."""
+    destination = sale.destination
+    if reason is not RejectReason.LOOP and sale.first is not None and destination.prefixlen < destination.max_prefixlen:
+        terms = ask_terms(world.settings, host_prefix(sale.first), sale.link[0])
+        packet = HeldPacket(sale.held.pop(0), sale.link, sale.first)
+        router = upstream.router_of(world, sale)
+        forget(world, sale)
+        quote(world, neighbour, Wish(terms, Onward(terms.destination, router), packet))
+        return
+    if sale.asked:
+        world.send(neighbour, Reject(b"", reason, destination=destination), sale.asked)
+    world.move(sale, State.REJECTED, reason.value)
+    _refuse(world, sale, SILENCE_S)
+
+
+def _terms(world: World, sale: Sale, found: upstream.Basis | None) -> SellTerms:
+    terms = ask_terms(world.settings, sale.destination, sale.link[0])
+    return terms if found is None else above_cost(world.settings, terms, found.cost_msat_per_gib)
+
+
+def answered(world: World, identity: bytes, destination: Prefix) -> None:
+    """Go on with the contracts that waited for a server's answer about a destination."""
+    for sale in list(world.awaited.get((identity, destination), {}).values()):
+        world.stop_waiting(sale)
+        neighbour = world.peers.of(sale)
+        if neighbour is None:
+            continue
+        if sale.state is State.QUOTING:
+            _find_basis(world, neighbour, sale)
+        elif sale.agreed and sale.state is State.QUOTED:
+            room = upstream.room(world, sale)
+            if room is not None and room >= sale.data_limit_bytes:
+                _open(world, sale)
+            else:
+                quote_due(world, sale)
+        elif sale.wanted is not None and sale.running:
+            ask, sale.wanted = sale.wanted, None
+            _renewal_asked(world, neighbour, ask, 0, may_wait=False)
+
+
+def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
+    """End the contracts that rest on a purchase and are sold too cheaply for what it costs from now on."""
+    least = world.settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
+    for sale in list(world.resting.get(purchase_id, {}).values()):
+        if sale.price_msat_per_gib < least:
+            world.halt(sale, CloseReason.UPSTREAM)
+
+
+def shed(world: World, purchase_id: bytes) -> None:
+    """End contracts that rest on a purchase, the latest first, until it can carry what the others still may."""
+    for sale in reversed(list(world.resting.get(purchase_id, {}).values())):
+        room = upstream.room(world, sale)
+        if room is None or room >= 0:
+            return
+        world.halt(sale, CloseReason.UPSTREAM)
 
 
 def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
     """Send the terms that wait for the client's answer: of a new contract, or of a renewal."""
     terms, renews = sale.renewal_offer or sale, sale.renewal_offer is not None
-    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + QUOTE_VALID_S)
+    valid_s = int(min(QUOTE_VALID_S, upstream.valid_s(world, sale)))
+    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + valid_s)
     world.send(
         neighbour,
         Propose(
@@ -92,9 +223,10 @@ def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) 
             price_msat_per_gib=terms.price_msat_per_gib,
             data_limit_bytes=terms.data_limit_bytes,
             lifetime_s=terms.lifetime_s,
-            quote_valid_s=QUOTE_VALID_S,
+            quote_valid_s=valid_s,
             from_offset_bytes=sale.data_limit_bytes if renews else 0,
             round=1 if renews else sale.round,
+            path=() if renews else sale.path,
         ),
         reply_to,
     )
@@ -104,37 +236,57 @@ def quote_again(world: World, neighbour: Neighbour) -> None:
     """Repeat the open quotes to a neighbour that was away when they were sent."""
     traded = world.has_traded(Role.SERVER, neighbour.identity)
     for sale in islice(neighbour.contracts.values(), MOST_QUOTED_AGAIN if traded else MOST_QUOTED_STRANGER_AGAIN):
-        if isinstance(sale, Sale) and sale.state is State.QUOTED:
+        if isinstance(sale, Sale) and sale.state is State.QUOTED and upstream.valid_s(world, sale) >= 1:
             _propose(world, neighbour, sale)
 
 
-def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
-    """Answer a client that wants a quote before it sends, or a renewal."""
+def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward: Onward) -> None:
+    """Answer a client that wants a quote before it sends, or a renewal.
+
+    Args: onward: where traffic to the destination goes on from here.
+    """
+    destination = None if ask.contract else ask.destination
     if not trades(world, neighbour):
         blocked = neighbour.identity in world.peers.blocked
         reason = RejectReason.BLOCKED if blocked else RejectReason.NOT_SELLING
-        world.send(neighbour, Reject(ask.contract, reason), message_id)
+        world.send(neighbour, Reject(ask.contract, reason, destination=destination), message_id)
         return
     if ask.contract:
         _renewal_asked(world, neighbour, ask, message_id)
         return
     terms = ask_terms(world.settings, ask.destination, neighbour.link[0])
     existing = world.sales.exact(neighbour.identity, terms.destination)
-    if existing is not None and existing.state is State.QUOTED:
-        _propose(world, neighbour, existing, message_id)
+    if existing is not None and existing.state is State.QUOTING:
+        existing.asked = message_id
         return
+    if existing is not None and existing.state is State.QUOTED:
+        if upstream.valid_s(world, existing) >= upstream.LEAST_VALID_S:
+            _propose(world, neighbour, existing, message_id)
+            existing.asked = message_id
+            if existing.held:
+                offer_again(world, existing)
+            return
+        forget(world, existing)
+        existing = None
     covering = existing or world.sales.find(neighbour.identity, terms.destination.network_address)
     # A client that refused a destination and asks now has other terms, or wants only a part of that destination.
     if covering is not None and covering.refused:
         forget(world, covering)
         existing = world.sales.exact(neighbour.identity, terms.destination)
-    if existing is not None or not may_quote(world, neighbour):
-        world.send(neighbour, Reject(b"", RejectReason.BUSY), message_id)
-    else:
-        quote(world, neighbour, terms, message_id)
+    unknown = upstream.is_unknown(world, onward.router)
+    if existing is not None or unknown or not may_quote(world, neighbour):
+        world.send(neighbour, Reject(b"", RejectReason.BUSY, destination=destination), message_id)
+        return
+    wait_s = min(ask.wait_ms / 1000 or upstream.ANSWER_S, upstream.ANSWER_S)
+    quote(world, neighbour, Wish(terms, onward, None, message_id, ask.path, wait_s))
 
 
-def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int) -> None:
+def offer_again(world: World, sale: Sale) -> None:
+    """Repeat, in a moment, a quote that the client asked for, unless it accepts: the client sends there already."""
+    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + ASKED_AGAIN_S)
+
+
+def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:
     sale = _own_contract(world, neighbour, ask.contract)
     if sale is None or not sale.running:
         world.send(neighbour, Cancel(ask.contract), message_id)
@@ -143,11 +295,24 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
         if sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour):
             world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
             return
-        terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
+        found = upstream.basis(world, sale) if sale.rests_on else None
+        lifetime_s = world.settings.contract_time_s
+        if found is not None:
+            grows = limit - sale.data_limit_bytes
+            lacks = grows > found.free_bytes or not found.lasts
+            if lacks and may_wait and upstream.extend(world, sale, grows - found.free_bytes):
+                sale.wanted = ask
+                return
+            limit = sale.data_limit_bytes + max(0, min(grows, found.free_bytes))
+            lifetime_s = min(lifetime_s, found.lifetime_s)
+            if lacks and limit == sale.data_limit_bytes:
+                world.send(neighbour, Reject(ask.contract, RejectReason.UPSTREAM), message_id)
+                return
+        terms = _terms(world, sale, found)
         price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
-        sale.renewal_offer = Offer(limit, world.settings.contract_time_s, price)  # if possible, at the same price
+        sale.renewal_offer = Offer(limit, lifetime_s, price)  # if possible, at the same price
         world.move(sale, State.RENEWING)
     _propose(world, neighbour, sale, message_id)
 
@@ -190,8 +355,21 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         world.move(sale, State.REJECTED, RejectReason.BUSY.value)
         _refuse(world, sale, SILENCE_S)
         return True
-    _open(world, sale)
-    return False
+    return _bought(world, neighbour, sale, message_id)
+
+
+def _bought(world: World, neighbour: Neighbour, sale: Sale, message_id: int) -> bool:
+    """Open a contract that its client accepted, as soon as there is room on what it rests on. Returns as `accepted`."""
+    room = upstream.room(world, sale)
+    if room is not None and room >= sale.data_limit_bytes:
+        _open(world, sale)
+        return False
+    if room is not None and upstream.extend(world, sale, sale.data_limit_bytes - room):
+        sale.agreed = True
+        return False
+    world.send(neighbour, Reject(sale.id, RejectReason.LAPSED), message_id)
+    forget(world, sale)
+    return True
 
 
 def _open(world: World, sale: Sale) -> None:
@@ -245,10 +423,9 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         _renewal_over(world, sale)
     if sale.state is not State.QUOTED:
         return False
-    terms = ask_terms(world.settings, sale.destination, neighbour.link[0])
-    price = None
-    if reject.counter_msat_per_gib is not None:
-        price = answer_counter(terms, reject.counter_msat_per_gib, sale.round)
+    found, price = upstream.basis(world, sale) if sale.rests_on else None, None
+    if reject.counter_msat_per_gib is not None and (found is not None or not sale.rests_on):
+        price = answer_counter(_terms(world, sale, found), reject.counter_msat_per_gib, sale.round)
     world.move(sale, State.REJECTED, reject.reason.value)
     if price is None:
         world.log(
@@ -282,7 +459,7 @@ def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
 
 def _renewal_over(world: World, sale: Sale) -> None:
     """Give up a renewal: the terms stay those that were agreed before."""
-    sale.renewal_offer = None
+    sale.renewal_offer, sale.wanted = None, None
     world.timers.clear(Due.QUOTE, sale.id)
     unpaid = world.client(sale.identity).unpaid
     world.move(sale, State.ACCEPTED if sale.id in unpaid else State.ACTIVE)
@@ -292,7 +469,23 @@ def quote_due(world: World, sale: Sale) -> None:
     """Let a quote or a renewal lapse. A quote's held packets are dropped, and so are later ones, for SILENCE_S."""
     if sale.state is State.RENEWING:
         _renewal_over(world, sale)
+        return
+    neighbour = world.peers.of(sale)
+    if sale.state is State.QUOTING:
+        if sale.asked and neighbour is not None:
+            world.send(neighbour, Reject(b"", RejectReason.UPSTREAM, destination=sale.destination), sale.asked)
+        world.move(sale, State.LAPSED)
+        _refuse(world, sale, SILENCE_S)
     elif sale.state is State.QUOTED:
+        if sale.asked and not sale.agreed and neighbour is not None:
+            asked, sale.asked = sale.asked, 0
+            if asked and sale.held and upstream.valid_s(world, sale) >= 1:
+                _propose(world, neighbour, sale)
+            else:
+                forget(world, sale)  # nobody sends there
+            return
+        if sale.agreed and neighbour is not None:
+            world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
         world.move(sale, State.LAPSED)
         _refuse(world, sale, SILENCE_S)
 
@@ -303,6 +496,7 @@ def _refuse(world: World, sale: Sale, for_s: float) -> None:
     The packets that are held for the contract get their verdict now.
     """
     world.timers.clear(Due.QUOTE, sale.id)
+    world.stop_waiting(sale)
     metering.decide(world, sale, Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP)
     sale.expires_mono_s = world.now.monotonic_s + for_s
     world.grant(sale)

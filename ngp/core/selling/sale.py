@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
 from ngp.core.kernel import UNITS_PER_MSAT
-from ngp.core.messages import Role
+from ngp.core.messages import Address, Ask, Prefix, Role
 from ngp.core.pricing import cost_units
 
 
@@ -29,6 +28,13 @@ class Sale(Contract):
         round: round of the negotiation, from 1.
         renewal_offer: a renewal that waits for the client's accept, in state `renewing`.
         held: handles of the first packets, which wait for the client's answer.
+        first: destination of the first of them; None if the client asked before it sent.
+        asked: id of the client's `Ask` that waits for an answer; 0: none does.
+        asked_by: a mark of each node on whose behalf we sell this; the last one is the client.
+        seller: identity of the neighbour to which the traffic goes on, if we buy it there; b"": we don't.
+        waits_for: server and destination of the question whose answer this contract waits for.
+        agreed: the client has accepted, and waits until the purchase has room.
+        wanted: the renewal that the client asked for, and that waits until the purchase has room.
     """
 
     role: ClassVar[Role] = Role.SERVER
@@ -37,6 +43,19 @@ class Sale(Contract):
     round: int = 1
     renewal_offer: Offer | None = None
     held: list[int] = field(default_factory=list)
+    first: Address | None = None
+    asked: int = 0
+    asked_by: tuple[bytes, ...] = ()
+    seller: bytes = b""
+    waits_for: tuple[bytes, Prefix] | None = None
+    agreed: bool = False
+    wanted: Ask | None = None
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What the client may still send and receive, by the terms that were agreed or offered; 0 if it isn't open."""
+        offered = self.renewal_offer.data_limit_bytes if self.renewal_offer is not None else 0
+        return max(0, max(offered, self.data_limit_bytes) - self.used_bytes) if self.open else 0
 
     @property
     def refused(self) -> bool:
@@ -47,14 +66,6 @@ class Sale(Contract):
     def priced(self) -> bool:
         """True if any of its bytes cost something: then its charge may be rounded up, even if the price is 0 now."""
         return any(price for _, price in self.prices)
-
-    @property
-    def highest_msat_per_gib(self) -> int:
-        """The highest price of bytes that may still come: the kernel has one price for all, and mustn't charge less."""
-        if len(self.prices) == 1:
-            return self.prices[0][1]
-        to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]
-        return max([self.price_msat_per_gib, *to_come])
 
     @property
     def rounding_units(self) -> int:

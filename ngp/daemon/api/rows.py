@@ -13,7 +13,7 @@ from ngp import identity
 from ngp.core.buying.account import ServerAccount
 from ngp.core.channels import Channel
 from ngp.core.contract import Contract
-from ngp.core.messages import Prefix, Role
+from ngp.core.messages import MARK_BYTES, Prefix, Role
 from ngp.core.records import (
     AccountRecord,
     ContractRecord,
@@ -55,6 +55,8 @@ class ContractRow:
     expires_at: datetime | None
     closed_at: datetime | None
     real_money: bool
+    rests_on: str | None
+    hops: int
     billed_bytes: int | None = when_known()
     rate_bytes_s: int | None = when_known()
 
@@ -80,6 +82,8 @@ def contract_row(found: Contract | ContractRecord, real_money: bool) -> Contract
         expires_at=instant(record.expires_at_s),
         closed_at=instant(record.closed_at_s),
         real_money=real_money,
+        rests_on=record.rests_on.hex() or None,
+        hops=max(1, len(record.path) // MARK_BYTES),
         billed_bytes=record.billed_bytes if record.role is Role.CLIENT else None,
         rate_bytes_s=int(found.rate.a_second) if isinstance(found, Contract) else None,
     )

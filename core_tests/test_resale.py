@@ -1,0 +1,136 @@
+"""Resale, with the real daemons: in a line of routers as shipped each pays the next exactly, and earns its margin."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from core_tests import traffic
+from core_tests.daemon import Daemon
+from core_tests.lab import Lab
+from core_tests.routers import REMOTE, Line
+from core_tests.shell import await_until
+from core_tests.trade import start_all
+from ngp.core.pricing import amount_due_msat
+from ngp.core.settings import Margin
+from ngp.modules.payment.sandbox import SandboxPayment
+
+PINGS = 10
+BIG_PING_BYTES = 1400 + 28
+SHIPPED = Margin(100_000, 0)
+
+
+def contract(daemon: Daemon, role: str, running: bool = True) -> dict[str, Any]:
+    """Return the one contract of a role for the internet's host."""
+    (found,) = (
+        row
+        for row in daemon.json("contracts", "--all")
+        if row["role"] == role and row["destination"] == f"{REMOTE[4]}/32" and (not running or not row["reason"])
+    )
+    return dict(found)
+
+
+def send(line: Line, count: int = PINGS) -> int:
+    return traffic.ping(line.household, REMOTE[4], count=count, payload_bytes=1400).received
+
+
+def books_agree(line: Line) -> bool:
+    """Say whether each buyer has the bill for all that its seller and its own meter counted."""
+    for buyer, seller in pairwise(line.daemons):
+        bought, sold = contract(buyer, "client"), contract(seller, "server")
+        carried = sold["used_to_bytes"] + sold["used_from_bytes"]
+        if not bought["billed_bytes"] == carried == bought["used_to_bytes"] + bought["used_from_bytes"]:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("names", ["abc", "abcde"])
+def test_in_a_line_as_shipped_each_pays_the_next_exactly_and_earns_its_margin(lab: Lab, names: str) -> None:
+    line = Line(lab, masquerade=True, names=names)
+    line.await_acquainted()
+    assert send(line) == PINGS
+    await_until(lambda: books_agree(line), 60, "bills")
+    price, bytes_carried = 5 << 20, 2 * PINGS * BIG_PING_BYTES
+    for hops, (buyer, seller) in enumerate(reversed(list(pairwise(line.daemons))), 1):
+        sold, bought = contract(seller, "server"), contract(buyer, "client")
+        assert sold["id"] == bought["id"] and sold["hops"] == bought["hops"] == hops
+        assert sold["used_to_bytes"] + sold["used_from_bytes"] == bytes_carried
+        assert sold["price_msat_per_gib"] == bought["price_msat_per_gib"] == price
+        assert sold["charged_msat"] == bought["charged_msat"] == amount_due_msat(bytes_carried, [(0, price)])
+        if buyer is not line.daemons[0]:
+            assert contract(buyer, "server")["rests_on"] == bought["id"]
+        price = SHIPPED.least_msat_per_gib(price)
+    assert contract(line.daemons[-1], "server")["rests_on"] is None
+    for middle in line.daemons[1:-1]:
+        assert contract(middle, "server")["charged_msat"] > contract(middle, "client")["charged_msat"]
+
+
+def test_a_ring_sells_nothing(lab: Lab) -> None:
+    line = Line(lab, masquerade=False)
+    line.await_acquainted()
+    last = line.routers[-1]
+    last.ip("route", "replace", "default", "via", line.routers[1].address("north", 4))
+    assert send(line, 3) == 0
+    for daemon in line.daemons:
+        assert not [row for row in daemon.json("contracts") if row["state"] in ("accepted", "active", "renewing")]
+
+
+def test_a_killed_middle_node_knows_again_what_its_sale_rests_on(lab: Lab) -> None:
+    line = Line(lab, masquerade=True)
+    line.await_acquainted()
+    assert send(line) == PINGS
+    middle = line.daemons[1]
+    before = contract(middle, "server")
+    middle.kill9()
+    assert send(line) == PINGS, "the kernel goes on"
+    middle.start()
+    line.await_acquainted()
+    after = contract(middle, "server")
+    assert (after["id"], after["rests_on"], after["hops"]) == (before["id"], before["rests_on"], before["hops"])
+    assert after["rests_on"] == contract(middle, "client")["id"]
+    assert send(line) == PINGS
+    await_until(lambda: books_agree(line), 60, "bills")
+
+
+def test_where_the_upstream_ends_the_client_is_told_and_what_comes_next_costs_the_new_price(lab: Lab) -> None:
+    line = Line(lab, masquerade=True)
+    line.await_acquainted()
+    assert send(line) == PINGS
+    a, b, c = line.daemons
+    old = contract(a, "client")["id"]
+    c.reload({"MESH_INTERFACES": "south", "SELL_PRICE": "8 msat", "SELL_PRICE_MIN": "8 msat"})
+    c.cli("block", line_identity(b))
+    await_until(lambda: not a.json("contracts"), 10, "the client knows")
+    ended = next(row for row in a.json("contracts", "--all") if row["id"] == old)
+    assert ended["reason"] == "upstream"
+    c.cli("unblock", line_identity(b))
+    await_until(lambda: send(line, 1) == 1, 60, "the way is open again")
+    (bought,) = (row for row in b.json("contracts") if row["role"] == "client")
+    (sold,) = (row for row in b.json("contracts") if row["role"] == "server")
+    assert bought["price_msat_per_gib"] == 8 << 20
+    assert sold["price_msat_per_gib"] == SHIPPED.least_msat_per_gib(8 << 20) and sold["rests_on"] == bought["id"]
+
+
+def line_identity(daemon: Daemon) -> str:
+    """Return a daemon's identity."""
+    return str(daemon.json("status")["identity"])
+
+
+def test_a_middle_node_with_an_empty_wallet_pays_with_what_its_client_prepaid(lab: Lab) -> None:
+    line = Line(lab, masquerade=True, start=False)
+    a, b, c = line.daemons
+    asyncio.run(SandboxPayment(b.state_dir, {"balance_msat": "0"}).close())
+    start_all(a, b, c)
+    line.await_acquainted()
+    assert send(line) == PINGS, "on credit at both"
+    await_until(lambda: any(row["role"] == "client" and row["paid_msat"] for row in b.json("accounts")), 60, "money")
+    many = 300
+    assert send(line, many) == many, "more than the credit would carry"
+    assert 2 * many * BIG_PING_BYTES > 256 << 10
+    await_until(lambda: books_agree(line), 60, "bills")
+    (earned,) = (row for row in b.json("accounts") if row["role"] == "server")
+    (spent,) = (row for row in b.json("accounts") if row["role"] == "client")
+    assert 0 < spent["paid_msat"] <= earned["paid_msat"], "it spent nothing but what it got"

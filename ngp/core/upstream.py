@@ -1,0 +1,209 @@
+"""Upstream: what a sale rests on. Traffic that goes on to a neighbour that sells to us is bought there first.
+
+The price of such a sale is the price of the purchase plus RESALE_MARGIN. The purchase may be one that runs already. If
+there is none, the server is asked for a quote, and the quote is kept as long as the server honours it. Nothing is
+bought before the client's accept is covered by money or credit, so questions alone make nobody buy.
+
+Routes may form a loop: then each node would ask the next one, without end. So each node adds its mark to the path of an
+`Ask`, and refuses one that has its mark already; proposals carry the marks of all sellers in the same way. The time in
+which an answer is awaited gets shorter with each node, so those further up give up first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ngp.core import networks
+from ngp.core.buying.memory import Quote
+from ngp.core.buying.negotiation import accept_quote
+from ngp.core.buying.purchase import Purchase
+from ngp.core.buying.renewal import ask_renewal
+from ngp.core.contract import State
+from ngp.core.kernel import Router
+from ngp.core.messages import MARK_BYTES, MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix
+from ngp.core.peers import Neighbour
+from ngp.core.prefixes import covers
+from ngp.core.selling.sale import Sale
+from ngp.core.world import World
+
+ANSWER_S = 3.0  # how long the first node of a path waits for a quote
+HOP_S = 0.15  # by so much less does each further node wait
+LEAST_VALID_S = 2.0  # a quote that is valid for less isn't used any more: its accept might come too late
+LEAST_LIFETIME_S = 30  # a purchase that lasts for less is renewed before anything rests on it
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a sale can rest on: a purchase that runs, or the quote for one.
+
+    Attributes:
+        contract: id of the purchase. cost_msat_per_gib: the highest price of the bytes that it may still carry.
+        free_bytes: what it may carry beside the sales that rest on it; negative if they need more than it has.
+        lifetime_s: how long it lasts. valid_s: how long a client may take to accept what rests on it; at most.
+        path: marks of its sellers.
+        is_bought: False for a quote. lasts: False if it is near its end, and should be renewed first.
+    """
+
+    contract: bytes
+    cost_msat_per_gib: int
+    free_bytes: int
+    lifetime_s: int
+    valid_s: float
+    path: tuple[bytes, ...]
+    is_bought: bool = False
+    lasts: bool = True
+
+
+def mark(identity: bytes) -> bytes:
+    """Return the mark of a node in a path."""
+    return identity[:MARK_BYTES]
+
+
+def seller_to(world: World, destination: Prefix, router: Router | None) -> Neighbour | None:
+    """Return the neighbour from which we would have to buy a destination; None: it costs us nothing.
+
+    A neighbour's own addresses are local to it, so it doesn't charge for them.
+    """
+    found = _at(world, router) if router is not None and world.settings.buys else None
+    if found is None or not found.sells or found.identity in world.peers.blocked:
+        return None
+    is_own = destination.network_address in found.addresses and destination.num_addresses == 1
+    return found if networks.is_same(found.network, world.node.network) and not is_own else None
+
+
+def is_unknown(world: World, router: Router | None) -> bool:
+    """Say whether it isn't known yet which neighbour the next router is: then we can't know what the traffic costs."""
+    return router is not None and router.link_address is None and _at(world, router) is None
+
+
+def _at(world: World, router: Router) -> Neighbour | None:
+    """Find the neighbour at a router's link address.
+
+    As long as the kernel doesn't know that, it is the one that says that it has the router's address, if it is the
+    only one: others could say so, too.
+    """
+    if router.link_address is not None:
+        return world.peers.by_link.get((router.interface, router.link_address))
+    there = [one for one in world.peers.by_link.values() if one.link[0] == router.interface]
+    claim = [one for one in there if router.address in one.addresses]
+    return claim[0] if len(claim) == 1 else None
+
+
+def basis(world: World, sale: Sale) -> Basis | None:
+    """Return what a sale rests on, or could rest on now; None: first a quote is needed."""
+    now = world.now.monotonic_s
+    running = _purchase(world, sale)
+    if running is not None:
+        left_s = int(running.expires_mono_s - now)
+        free_bytes = free(world, running)
+        cost = running.highest_msat_per_gib
+        lasts = left_s >= min(LEAST_LIFETIME_S, running.lifetime_s // 2)
+        return Basis(running.id, cost, free_bytes, left_s, float("inf"), running.path, True, lasts)
+    quote = _quote(world, sale)
+    if quote is None or quote.until_mono_s - now < LEAST_VALID_S:
+        return None
+    offered, valid_s = quote.propose, quote.until_mono_s - now
+    terms = offered.price_msat_per_gib, offered.data_limit_bytes, offered.lifetime_s
+    return Basis(offered.contract, *terms, valid_s, offered.path)
+
+
+def _purchase(world: World, sale: Sale) -> Purchase | None:
+    """Find the running purchase on which a sale rests or can rest."""
+    if sale.rests_on:
+        return world.running_purchase(sale.rests_on)
+    exact = world.purchases.exact(sale.seller, sale.destination)
+    if exact is not None and exact.running:
+        return exact
+    found = world.purchases.find(sale.seller, sale.destination.network_address)
+    return found if found is not None and found.running and covers(found.destination, sale.destination) else None
+
+
+def _quote(world: World, sale: Sale) -> Quote | None:
+    quote = world.buying.quotes.get((sale.seller, sale.destination))
+    return None if quote is None or sale.rests_on not in (b"", quote.propose.contract) else quote
+
+
+def free(world: World, purchase: Purchase) -> int:
+    """Return what a purchase may carry beside all sales that rest on it; negative if they need more than it has."""
+    promised = sum(sale.reserved_bytes for sale in world.resting.get(purchase.id, {}).values())
+    return purchase.data_limit_bytes - purchase.used_bytes - promised
+
+
+def room(world: World, sale: Sale) -> int | None:
+    """Return how much what a sale rests on may carry for it; None if that is over."""
+    if not sale.rests_on:
+        return sale.data_limit_bytes
+    running = world.running_purchase(sale.rests_on)
+    if running is not None:
+        return free(world, running)
+    quote = _quote(world, sale)
+    return quote.propose.data_limit_bytes if quote is not None and quote.until_mono_s > world.now.monotonic_s else None
+
+
+def valid_s(world: World, sale: Sale) -> float:
+    """Return how long a client may take to accept a sale; infinite if nothing limits it, 0 if it is too late."""
+    if not sale.rests_on or world.running_purchase(sale.rests_on) is not None:
+        return float("inf")
+    quote = _quote(world, sale)
+    return max(0.0, quote.until_mono_s - world.now.monotonic_s) if quote is not None else 0.0
+
+
+def router_of(world: World, sale: Sale) -> Router | None:
+    """Return the link of the neighbour from which we would buy for a sale."""
+    seller = world.peers.any_link(sale.seller)
+    return Router(*seller.link) if seller is not None else None
+
+
+def is_loop(world: World, sale: Sale, path: tuple[bytes, ...]) -> bool:
+    """Say whether a sale's traffic would come back to one of those on whose behalf we sell, or take too many hops.
+
+    Args: path: marks of the sellers further up, as far as they are known.
+    """
+    below = {*sale.asked_by, mark(world.identity)}
+    is_back = mark(world.identity) in sale.asked_by or mark(sale.seller) in sale.asked_by
+    return is_back or not below.isdisjoint(path) or len(below) + len(path) >= MOST_HOPS
+
+
+def ask(world: World, sale: Sale, wait_s: float) -> bool:
+    """Ask for a quote, unless the same question is on its way. Returns False if we can't ask."""
+    seller = world.peers.any_link(sale.seller)
+    if seller is None or wait_s <= HOP_S:
+        return False
+    key = sale.seller, sale.destination
+    if not world.awaited.get(key):
+        path = (*sale.asked_by, mark(world.identity))
+        world.send(seller, Ask(sale.destination, 0, 0, wait_ms=int((wait_s - HOP_S) * 1000), path=path))
+    world.wait_for(sale, *key)
+    return True
+
+
+def extend(world: World, sale: Sale, more_bytes: int) -> bool:
+    """Have the purchase under a sale renewed, so that it carries more. Returns False if that isn't possible now.
+
+    Args: more_bytes: what the purchase lacks for all that is to rest on it.
+    """
+    purchase = _purchase(world, sale)
+    if purchase is None or world.settings.never_renews:
+        return False
+    if purchase.state is not State.RENEWING:
+        limit = min(purchase.data_limit_bytes + max(0, more_bytes), MOST_DATA_BYTES)
+        if not ask_renewal(world, purchase, limit):
+            return False
+    world.wait_for(sale, purchase.identity, purchase.destination)
+    return True
+
+
+def keep_up(world: World, purchase: Purchase) -> None:
+    """Renew a purchase if our own traffic used what is promised to those who buy from us."""
+    if world.resting.get(purchase.id) and not world.settings.never_renews and (lacks := -free(world, purchase)) > 0:
+        ask_renewal(world, purchase, purchase.data_limit_bytes + lacks + world.settings.contract_data_bytes)
+
+
+def secure(world: World, sale: Sale) -> bool:
+    """Buy what a sale rests on, if that isn't done yet. Returns False if it can't be bought any more."""
+    if not sale.rests_on or world.running_purchase(sale.rests_on) is not None:
+        return True
+    quote = _quote(world, sale)
+    if quote is None or quote.until_mono_s <= world.now.monotonic_s:
+        return False
+    return accept_quote(world, sale.seller, quote)

@@ -1,0 +1,194 @@
+"""Mesh: cores of several nodes that are connected as a test says, without kernels. Messages arrive at once, in order.
+
+Nobody pays here: all traffic runs on grace, which is large.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from ipaddress import ip_address, ip_network
+
+from playbook import settings
+
+from core_tests.simulate.simulation import UTC_AT_START_S
+from core_tests.simulate.stand_ins import Ledger
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.buying.purchase import Purchase
+from ngp.core.gatekeeper import Gatekeeper
+from ngp.core.kernel import Adopted, HeldPacket, Onward, Reading, Verdict
+from ngp.core.kernel import Router as NextRouter
+from ngp.core.messages import Hello, Message, Propose
+from ngp.core.money import PaymentNode
+from ngp.core.restore import restore
+from ngp.core.selling.sale import Sale
+from ngp.core.settings import Settings
+from ngp.core.values import Now
+from ngp.core.world import World
+
+HOST = "198.51.100.1"
+DEFAULT = ip_network("0.0.0.0/0")
+
+
+class Node:
+    """One node. `route` names the next router towards the destinations in `prefix`; "" is the internet."""
+
+    def __init__(self, name: str, mesh: Mesh, conf: Settings) -> None:
+        self.name, self.route, self.prefix, self.mesh = name, "", DEFAULT, mesh
+        self.identity = name.encode().ljust(32, b"-")
+        self.verdicts: list[Verdict] = []
+        self.said: list[Message] = []
+        self.counts: dict[bytes, list[int]] = {}
+        self.ledger = Ledger()
+        self.gatekeeper = self._begin(conf)
+
+    def _begin(self, conf: Settings) -> Gatekeeper:
+        node, chance = PaymentNode("sandbox", False, True, 1000), self.mesh.chance
+        return Gatekeeper(World(conf, node, lambda: chance.randbytes(16), self.mesh.now, identity=self.identity))
+
+    @property
+    def world(self) -> World:
+        return self.gatekeeper.world
+
+    def reboot(self) -> None:
+        """Begin again from the ledger; the kernel has forgotten everything."""
+        self.gatekeeper = self._begin(self.world.settings)
+        snapshot = self.ledger.load(self.mesh.now.utc_s)
+        self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.mesh.now))
+
+    def link(self, other: str) -> tuple[str, bytes]:
+        """Return the link on which this node sees another one."""
+        return (f"to-{other}", other.encode().ljust(6, b"-"))
+
+    @property
+    def onward(self) -> Onward:
+        return Onward(self.prefix, NextRouter(*self.link(self.route)) if self.route else None)
+
+    def step(self, event: ev.Event) -> None:
+        self._carry_out(self.gatekeeper.step(event, self.mesh.now))
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case fx.Persist():
+                    self.ledger.put(effect.record)
+                case fx.Send():
+                    self.said.append(effect.message)
+                    self.mesh.post.append((self, effect))
+                case fx.Decide():
+                    self.verdicts.append(effect.verdict)
+                case fx.HaltContract():
+                    contract = effect.grant.contract
+                    self.mesh.halted.append((self, ev.Halted(contract, self.reading(contract))))
+
+    def reading(self, contract: bytes) -> Reading:
+        to_bytes, from_bytes = self.counts.setdefault(contract, [0, 0])
+        return Reading(contract, to_bytes, from_bytes, False)
+
+    def sale(self, client: str) -> Sale:
+        """Return the contract by which a client buys HOST."""
+        found = self.world.sales.find(self.mesh[client].identity, ip_address(HOST))
+        assert found is not None, f"{self.name} sells nothing to {client}"
+        return found
+
+    def purchase(self, server: str) -> Purchase:
+        """Return the contract by which HOST is bought from a server."""
+        found = self.world.purchases.find(self.mesh[server].identity, ip_address(HOST))
+        assert found is not None, f"{self.name} buys nothing from {server}"
+        return found
+
+    def sent(self, kind: type[Message]) -> list[Message]:
+        return [message for message in self.said if isinstance(message, kind)]
+
+
+class Mesh:
+    """Nodes by name; `Mesh("abc")` is a line: a's route leads to b, b's to c, c's to the internet."""
+
+    def __init__(self, names: str, ring: bool = False, **confs: Settings) -> None:
+        self.chance = random.Random(1)
+        self.now = Now(UTC_AT_START_S, 1000.0)
+        self.post: deque[tuple[Node, fx.Send]] = deque()
+        self.halted: deque[tuple[Node, ev.Halted]] = deque()
+        self.lost: set[type[Message]] = set()
+        self._handles, self._ids = 0, 1 << 32
+        self.usual = usual = settings(grace_data_bytes=1 << 30, grace_time_s=3600, buy_max_msat_per_gib=1 << 40)
+        self.routers = {name: Node(name, self, confs.get(name, usual)) for name in names}
+        for near, far in zip(names, names[1:] + names[0] if ring else names[1:], strict=False):
+            self[near].route = far
+            self.introduce(near, far)
+
+    def __getitem__(self, name: str) -> Node:
+        return self.routers[name]
+
+    def add(self, name: str, neighbour: str) -> None:
+        """Add a node beside another one; its route leads to the internet."""
+        self.routers[name] = Node(name, self, self.usual)
+        self.introduce(name, neighbour)
+
+    def introduce(self, one: str, other: str) -> None:
+        """Let two nodes hear each other."""
+        for hearer, speaker in ((self[one], self[other]), (self[other], self[one])):
+            conf = speaker.world.settings
+            hello = Hello("sandbox", conf.sells, conf.buys, (), "ngp", False)
+            hearer.step(ev.MessageReceived(speaker.identity, hearer.link(speaker.name), 1, hello, self._next_id()))
+
+    def _next_id(self) -> int:
+        self._ids += 1
+        return self._ids
+
+    def settle(self) -> None:
+        """Deliver all messages, and close what is halting, until nothing happens any more."""
+        while self.post or self.halted:
+            if not self.post:
+                router, halted = self.halted.popleft()
+                router.step(halted)
+                continue
+            sender, effect = self.post.popleft()
+            receiver = next(one for one in self.routers.values() if one.identity == effect.identity)
+            if type(effect.message) not in self.lost:
+                self._deliver(sender, receiver, effect.message)
+
+    def _deliver(self, sender: Node, receiver: Node, message: Message) -> None:
+        leads = receiver.route == sender.name and isinstance(message, Propose)
+        heard = ev.MessageReceived(
+            sender.identity,
+            receiver.link(sender.name),
+            1,
+            message,
+            self._next_id(),
+            None,
+            message.destination if leads and isinstance(message, Propose) else None,
+            receiver.onward,
+        )
+        receiver.step(heard)
+
+    def packet(self, client: str, server: str) -> None:
+        """Have a node hold a packet of a neighbour to HOST."""
+        self._handles += 1
+        at = self[server]
+        at.step(HeldPacket(self._handles, at.link(client), ip_address(HOST), at.onward))
+        self.settle()
+
+    def carry(self, names: str, size: int) -> None:
+        """Have the meters on both sides of each link of a path count bytes to HOST."""
+        for client, server in zip(names, names[1:], strict=False):
+            self.count(client, self[client].purchase(server).id, size)
+            self.count(server, self[server].sale(client).id, size)
+        self.settle()
+
+    def count(self, name: str, contract: bytes, size: int) -> None:
+        """Have one meter count bytes."""
+        router = self[name]
+        router.counts.setdefault(contract, [0, 0])[0] += size
+        router.step(ev.UsageRead((router.reading(contract),)))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in small steps."""
+        until = self.now.monotonic_s + seconds
+        while self.now.monotonic_s < until:
+            later = min(until, self.now.monotonic_s + 0.05)
+            self.now = Now(UTC_AT_START_S + int(later - 1000), later)
+            for router in self.routers.values():
+                router.step(ev.Tick())
+            self.settle()
