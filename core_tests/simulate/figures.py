@@ -178,9 +178,10 @@ def _sold(node: MeshNode) -> int:
 
 
 def grace_msat(mesh: Mesh) -> int:
-    """Return what the grace is worth, at the price as shipped."""
-    settings = mesh.nodes[0].settings
-    return -(-settings.grace_data_bytes * settings.sell_msat_per_gib // GIB)
+    """Return what the grace is worth at most, at the highest price that was agreed."""
+    contracts = (one for node in mesh.nodes for one in node.ledger.contracts.values())
+    price = max((price for one in contracts for _, price in one.prices), default=0)
+    return -(-mesh.nodes[0].settings.grace_data_bytes * price // GIB)
 
 
 def losses_msat(mesh: Mesh, lie: Lie) -> dict[tuple[int, int], int]:
