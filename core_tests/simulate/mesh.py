@@ -230,8 +230,7 @@ class Mesh(Simulation):
             if isinstance(message, Statement | Invoice):
                 self._read_before_a_bill(other, node.identity)
             sends_to = self._sends_to(other, node, message.destination) if isinstance(message, Propose) else None
-            asks = isinstance(message, Ask) and not message.contract
-            onward = self.onward(other, message.destination) if asks else Onward()
+            onward = self.onward(other, message.destination) if isinstance(message, Ask) else Onward()
             heard = node.identity, node.link, boot, message, message_id, decoded, sends_to, onward
             self.happen(other, ev.MessageReceived(*heard))
             if wants_receipt(message) and node.boot == boot:
