@@ -14,12 +14,14 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from hashlib import sha256
+from ipaddress import ip_address, ip_network
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from core_tests.host import Host
-from ngp.core.messages import Hello, Message
+from ngp import invoice
+from ngp.core.messages import Hello, Invoice, Message, Propose
 from ngp.courier import Courier
 from ngp.delivery import Received
 from ngp.errors import PeerError
@@ -76,6 +78,24 @@ def udp(source: str, destination: str, port: int, payload: bytes, from_port: int
 def random_mac() -> bytes:
     """Make up a hardware address, locally administered."""
     return b"\x02" + secrets.token_bytes(5)
+
+
+def genuine_invoice(amount_msat: int, expiry_s: int = 600) -> Message:
+    """Make an invoice that the sandbox would pay."""
+    preimage = secrets.token_bytes(32)
+    payment_hash = sha256(preimage).digest()
+    mask = sha256(b"ngp sandbox: this money is not real" + payment_hash).digest()
+    text = invoice.write(
+        key=secrets.token_bytes(32), prefix="bcrt", amount_msat=amount_msat, timestamp_s=int(time.time()),
+        expiry_s=expiry_s, payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo="pay me",
+        metadata=b"ngp1" + bytes(a ^ b for a, b in zip(preimage, mask, strict=True)),
+    )  # fmt: skip
+    return Invoice(text, amount_msat)
+
+
+def offer(destination: str, price: int = 1000, limit_bytes: int = 1 << 20) -> Propose:
+    """Make a proposal for a destination. Args: price in msat per GiB."""
+    return Propose(secrets.token_bytes(16), ip_network(destination), price, limit_bytes, 300, 10, 0, 1)
 
 
 @dataclass(eq=False)

@@ -9,27 +9,23 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 
 from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.host import Host
-from core_tests.hostile import PORT, Crowd, Persona, random_mac, udp
+from core_tests.hostile import PORT, Crowd, Persona, genuine_invoice, offer, random_mac, udp
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
 from core_tests.trade import CLIENT, open_trade
-from ngp import invoice
 from ngp.core.buying.renewal import MOST_PRICES
 from ngp.core.messages import (
     Accept,
     Ask,
     Cancel,
     Declined,
-    Invoice,
-    Message,
     Propose,
     Reject,
     Statement,
@@ -99,23 +95,6 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
     assert traffic.ping(net.client, net.remote(4, 9)).received == 1
     sold = [row for row in trade.sold() if row["destination"] != f"{net.remote(4, 9)}/32"]
     assert sum(row["used_to_bytes"] for row in sold) == seen
-
-
-def genuine_invoice(amount_msat: int, expiry_s: int = 600) -> Message:
-    """Make an invoice that the sandbox would pay."""
-    preimage = secrets.token_bytes(32)
-    payment_hash = sha256(preimage).digest()
-    mask = sha256(b"ngp sandbox: this money is not real" + payment_hash).digest()
-    text = invoice.write(
-        key=secrets.token_bytes(32), prefix="bcrt", amount_msat=amount_msat, timestamp_s=int(time.time()),
-        expiry_s=expiry_s, payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo="pay me",
-        metadata=b"ngp1" + bytes(a ^ b for a, b in zip(preimage, mask, strict=True)),
-    )  # fmt: skip
-    return Invoice(text, amount_msat)
-
-
-def offer(destination: str, price: int = 1000, limit_bytes: int = 1 << 20) -> Propose:
-    return Propose(secrets.token_bytes(16), ip_network(destination), price, limit_bytes, 300, 10, 0, 1)
 
 
 def ask_for_money(crowd: Crowd, persona: Persona) -> None:
