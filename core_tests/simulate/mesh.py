@@ -213,7 +213,8 @@ class Mesh(Simulation):
         heard: Iterable[int] = (self._by_link[effect.link].number,) if effect.identity else node.edges
         for number in heard:
             edge = node.edges[number]
-            if edge.quality >= 1.0 or self.chance.random() < edge.quality:
+            loss = edge.loss if effect.identity else 1 - edge.quality
+            if not loss or self.chance.random() >= loss:
                 self._post(node, self.nodes[number], hello, edge.delay_s)
 
     def _post(self, node: MeshNode, other: MeshNode, message: Message, delay_s: float) -> None:
