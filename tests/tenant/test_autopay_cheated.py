@@ -11,7 +11,7 @@ import pytest
 
 from ngp.core.tenant.account import Order
 from ngp.errors import LandlordError, PaymentError
-from ngp.tenant import autopay
+from ngp.tenant import autopay, renting
 from ngp.tenant.autopay import LimitError
 from ngp.tenant.books import Books
 from tests.tenant.keeper import FIRST_SAT, Keeper, set_limits
@@ -119,7 +119,8 @@ def test_a_payment_by_hand_accepts_what_was_charged_and_autopay_goes_on(keeper: 
     set_limits(keeper, target_credit=6000, target_time_s=10**9)
     with pytest.raises(PaymentError, match="pay by hand"):
         keeper.run()
-    autopay.take_over(keeper.home, keeper.tunnel, keeper.https.status(keeper.tunnel))
+    quote = renting.ask(keeper.https, keeper.tunnel, 500, None, is_first=False)
+    autopay.take_over(keeper.home, keeper.tunnel, quote, keeper.https.status(keeper.tunnel))
     keeper.run()
     assert len(keeper.payments()) > 3
 
