@@ -140,10 +140,9 @@ def in_namespaces(lab: Lab, file: SessionFile) -> Session:
 
 def first_network(file: SessionFile, device: str) -> list[str]:
     """Return the first address of each network at a device's first interface: there CORE expects the router."""
-    interfaces = [link.interfaces[link.nodes.index(device)] for link in file.links if device in link.nodes]
-    if not interfaces or interfaces[0] is None:
-        return []
-    own = [ip_interface(text) for text in (interfaces[0].v4, interfaces[0].v6) if text]
+    interfaces = [link.end(link.nodes.index(device))[1] for link in file.links if device in link.nodes]
+    first = min(interfaces, key=lambda own: own.number, default=None)
+    own = [ip_interface(text) for text in (first.v4, first.v6) if text] if first else []
     return [str(address.network[1]) for address in own]
 
 

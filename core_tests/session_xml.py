@@ -50,8 +50,9 @@ class SessionError(LabError):
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A device's end of a link; addresses are with their prefix length."""
+    """A device's end of a link. Attributes: number: CORE's, in the device; v4, v6: with their prefix length."""
 
+    number: int
     name: str
     v4: str | None
     v6: str | None
@@ -127,7 +128,7 @@ class _Reader:
         self.names: dict[int, str] = {}  # of nodes, by CORE's number
         self.devices: dict[str, Device] = {}
         self.media: dict[str, Medium] = {}
-        self.taken: dict[str, str] = {}  # addresses, and interfaces as "device interface"
+        self.taken: dict[str, str] = {}  # addresses; interfaces and their numbers, behind the device's name
 
     def refuse(self, element: Element, reason: str) -> NoReturn:
         raise SessionError(f"{self.path.name}: {shown(element)}: {reason}")
@@ -250,13 +251,15 @@ class _Reader:
         mac = element.get("mac")
         if mac is not None and not MAC.fullmatch(mac):
             self.refuse(link, f'<{tag} mac="{mac}">: not six bytes in hexadecimal')
+        number = self.value(element, "id", int, "a whole number", link)
         found = Interface(
+            number,
             name,
             self.address(link, element, "ip4", IPv4Interface),
             self.address(link, element, "ip6", IPv6Interface),
             mac,
         )
-        for text in (f"{node} {name}", found.v4, found.v6, mac):
+        for text in (f"{node} {name}", f"{node} id {number}", found.v4, found.v6, mac):
             key = text and text.partition("/")[0].lower()
             if key and (other := self.taken.setdefault(key, f"{shown(link)} at {node}")) != f"{shown(link)} at {node}":
                 self.refuse(link, f"<{tag}>: {key} is taken already, by {other}")

@@ -67,6 +67,8 @@ BAD = [
     ('node1="4" node2="2"', 'node1="4" node2="3"', '<link node1="4" node2="3">: switch and cell are both networks'),
     ("iface1", "interface1", '<link node1="1" node2="2">: <iface1> is missing, the interface of ann'),
     ('name="lan0"', 'name="mesh0"', '<link node1="4" node2="2">: <iface2>: bob mesh0 is taken already, by <link'),
+    ('id="1" name="lan0"', 'id="0" name="lan0"', "<iface2>: bob id 0 is taken already, by <link"),
+    ('id="1" name="lan0"', 'name="lan0"', '<link node1="4" node2="2">: <iface2> id is missing: a whole number'),
     ('name="lan0"', 'name="a/b"', '<link node1="4" node2="2">: <iface2 name="a/b">: no name of an interface'),
     ('name="lan0"', 'name="lan0" mac="02:00:00:00:00:01"', "<iface2>: 02:00:00:00:00:01 is taken already"),
     ('mac="02:00:00:00:00:01"', 'mac="2"', '<iface1 mac="2">: not six bytes'),
@@ -104,8 +106,8 @@ def test_a_session_is_read(tmp_path: Path) -> None:
     assert ann.files == {"net.conf": "MESH_INTERFACES: mesh0\nPRICES:\n  - {prefix: 0.0.0.0/0, sell: 1}\n"}
     assert {name: medium.range for name, medium in session.media.items()} == {"cell": 275.0, "switch": None}
     cable, drop = session.links
-    assert cable.end(0) == ("ann", Interface("mesh0", "192.0.2.1/24", None, "02:00:00:00:00:01"))
-    assert cable.end(1) == ("bob", Interface("mesh0", None, "2001:db8::2/64", None))
+    assert cable.end(0) == ("ann", Interface(0, "mesh0", "192.0.2.1/24", None, "02:00:00:00:00:01"))
+    assert cable.end(1) == ("bob", Interface(0, "mesh0", None, "2001:db8::2/64", None))
     assert (cable.options, drop.interfaces[0]) == ({"delay": 5000.0, "loss": 1.5}, None)
 
 
