@@ -35,8 +35,8 @@ SYSTEMD = {"systemd-run"}
 BUILT = {"go"}
 # Found by the same rules, but not commands of a system: words of our own programs, and words of the shell.
 NO_PROGRAMS = {
-    "lightning", "lladdr", "mesh0", "meta", "no-such-tool", "payinvoice", "protoc", "rent", "s", "sendcoins", "set_up",
-    "source", "tcp", "udp-send",
+    "liars", "lightning", "lladdr", "mesh0", "meta", "no-such-tool", "payinvoice", "protoc", "rent", "s", "sendcoins",
+    "set_up", "source", "tcp", "udp-send",
     "python3",  # tools/setup itself looks for it
     "resolvconf",  # looked for: without it name servers are left to the user
 }  # fmt: skip
