@@ -11,7 +11,7 @@ from __future__ import annotations
 from ngp.core.contract import CloseReason
 from ngp.core.effects import ForgetNeighbour
 from ngp.core.peers import Neighbour
-from ngp.core.selling import grace, negotiation
+from ngp.core.selling import grace, quoting
 from ngp.core.selling.sale import Sale
 from ngp.core.world import World
 
@@ -27,7 +27,7 @@ def drop_neighbour(world: World, neighbour: Neighbour) -> None:
     for contract in list(neighbour.contracts.values()):
         world.halt(contract, CloseReason.CANCELLED)
         if isinstance(contract, Sale) and not contract.open:
-            negotiation.forget(world, contract)
+            quoting.forget(world, contract)
     world.remove_neighbour(neighbour)
     world.do(ForgetNeighbour(neighbour.number))
 

@@ -64,7 +64,7 @@ from ngp.core.peers import Neighbour
 from ngp.core.records import PaymentKind
 from ngp.core.rental import dispatch as rental_dispatch
 from ngp.core.rental import landlord
-from ngp.core.selling import first_packets, grace, invoicing, statements
+from ngp.core.selling import first_packets, grace, invoicing, quoting, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
 from ngp.core.selling import refunds as seller_refunds
@@ -412,6 +412,6 @@ class Gatekeeper:
         elif due is Due.QUOTE:
             seller.quote_due(world, contract)
         elif due is Due.REFUSAL:
-            seller.forget(world, contract)
+            quoting.forget(world, contract)
         elif due is Due.EXHAUSTED:
             seller_meter.exhausted_due(world, contract)

@@ -13,7 +13,8 @@ from ngp.core.effects import Decide, Greet
 from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.peers import Neighbour, Unheard
 from ngp.core.policy import sell_terms
-from ngp.core.selling.negotiation import Wish, may_quote, offer_again, quote, trades
+from ngp.core.selling.negotiation import may_quote, trades
+from ngp.core.selling.quoting import Wish, offer_again, quote
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 from ngp.core.world import World

@@ -1,34 +1,38 @@
-"""Negotiation, as the seller: propose, agree or refuse, and renew.
+"""Negotiation, as the seller: answer what a client says about a quote, agree or refuse, and renew.
 
 A first packet is held, a contract is proposed and accepted, and then the kernel, which knows both contract and account,
-lets the packet through. If its traffic goes on to a neighbour that sells to us, the contract rests on a purchase there
-(`ngp.core.upstream`): then a quote is first asked for, and later more data or time. Meanwhile the client waits.
+lets the packet through. A contract that rests on a purchase (`quoting`) waits where that must be renewed first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
 
 from ngp.core import networks, upstream
 from ngp.core.contract import CloseReason, State
-from ngp.core.kernel import HeldPacket, Onward, Verdict
-from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role
+from ngp.core.kernel import Onward
+from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import SellTerms, above_cost, answer_counter, ask_terms
-from ngp.core.prefixes import host_prefix
+from ngp.core.policy import answer_counter, ask_terms
 from ngp.core.pricing import show_price
 from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
+from ngp.core.selling.quoting import (
+    REFUSAL_S,
+    SILENCE_S,
+    Wish,
+    find_basis,
+    forget,
+    offer_again,
+    propose,
+    quote,
+    refuse,
+    terms_of,
+)
 from ngp.core.selling.sale import Offer, Sale
 from ngp.core.timers import Due
 from ngp.core.world import World
 
-QUOTE_VALID_S = 10
-REFUSAL_S = 30.0  # how long the kernel drops a client's packets to a destination that the client refused
-SILENCE_S = 5.0  # how long the kernel drops them if the client didn't answer in time, or may open no more contracts
-ASKED_AGAIN_S = 0.05  # a client that sends without accepting what it asked for may have asked for others: offer again
-LEAST_WORTH_BYTES = 64 * 1024  # least that a contract carries, if the purchase that it rests on has little room
 MOST_QUOTES_PER_NEIGHBOUR = 4096
 MOST_QUOTED_AGAIN, MOST_QUOTED_STRANGER_AGAIN = 256, 16
 _WHY_DECLINED = {
@@ -39,25 +43,6 @@ _WHY_DECLINED = {
     RejectReason.NOT_RENEWING: "it has renewal switched off, and bought that already",
     RejectReason.BUSY: "it has too many contracts",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a client wants a quote for: it sent a first packet, or it asked.
-
-    Attributes:
-        onward: where the traffic goes on from here.
-        packet: the packet, which waits; None if the client asked. reply_to: id of its question; 0 if it sent.
-        path: marks of those on whose behalf the client asks, as it says.
-        wait_s: how long the client waits.
-    """
-
-    terms: SellTerms
-    onward: Onward = Onward()
-    packet: HeldPacket | None = None
-    reply_to: int = 0
-    path: tuple[bytes, ...] = ()
-    wait_s: float = upstream.ANSWER_S
 
 
 def trades(world: World, neighbour: Neighbour) -> bool:
@@ -86,93 +71,6 @@ def may_quote(world: World, neighbour: Neighbour) -> bool:
     return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16))
 
 
-def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
-    """Propose a new contract, or find out first what it would rest on. Count it among the neighbour's open quotes."""
-    terms, packet = wish.terms, wish.packet
-    seller = upstream.seller_to(world, terms.destination, wish.onward.router)
-    sale = Sale(
-        id=world.new_id(),
-        identity=neighbour.identity,
-        link=neighbour.link,
-        link_number=neighbour.number,
-        destination=terms.destination,
-        prices=((0, terms.ask_msat_per_gib),),
-        data_limit_bytes=world.settings.contract_data_bytes,
-        lifetime_s=world.settings.contract_time_s,
-        state=State.QUOTED if seller is None else State.QUOTING,
-        path=(upstream.mark(world.identity),),
-        held=[] if packet is None else [packet.handle],
-        first=None if packet is None else packet.destination,
-        asked=wish.reply_to,
-        asked_by=tuple(dict.fromkeys((*wish.path, upstream.mark(neighbour.identity)))),
-        seller=b"" if seller is None else seller.identity,
-    )
-    world.add_contract(sale)
-    neighbour.quotes += 1
-    if seller is None:
-        _propose(world, neighbour, sale, wish.reply_to)
-    elif not _covers(wish.onward.route, terms.destination):
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
-    else:
-        _find_basis(world, neighbour, sale, wish.wait_s)
-
-
-def _covers(route: Prefix | None, destination: Prefix) -> bool:
-    """Say whether a route is one for all of a destination: parts of the destination may go another way."""
-    return route is not None and route.prefixlen <= destination.prefixlen
-
-
-def _find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0.0) -> None:
-    """Quote a contract that rests on a purchase. If that isn't possible yet, ask the server for what is missing.
-
-    Args: wait_s: how long the client waits for our answer; 0: we asked already.
-    """
-    found = upstream.basis(world, sale)
-    if upstream.is_loop(world, sale, found.path if found is not None else ()):
-        _give_up(world, neighbour, sale, RejectReason.LOOP)
-        return
-    wanted = world.settings.contract_data_bytes
-    fits = found is not None and found.lasts and found.free_bytes >= wanted // 2
-    if not fits and wait_s and neighbour.questions.take(world.now.monotonic_s):
-        world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + wait_s)
-        asked = upstream.extend(world, sale, wanted - found.free_bytes) if found else upstream.ask(world, sale, wait_s)
-        if asked:
-            return
-    least = min(wanted, LEAST_WORTH_BYTES) if found is not None and found.is_bought else 1
-    if found is None or found.free_bytes < least or found.lifetime_s <= 0:
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
-        return
-    terms = _terms(world, sale, found)
-    sale.prices = ((0, terms.ask_msat_per_gib),)
-    sale.data_limit_bytes = min(wanted, found.free_bytes)
-    sale.lifetime_s = min(world.settings.contract_time_s, found.lifetime_s)
-    sale.path = (upstream.mark(world.identity), *found.path)
-    world.rest(sale, found.contract)
-    world.move(sale, State.QUOTED)
-    _propose(world, neighbour, sale, sale.asked)
-
-
-def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
-    """Refuse a quote, since what it would rest on isn't sold to us. For a network, try the packet's address alone."""
-    destination = sale.destination
-    if reason is not RejectReason.LOOP and sale.first is not None and destination.prefixlen < destination.max_prefixlen:
-        terms = ask_terms(world.settings, host_prefix(sale.first), sale.link[0])
-        packet = HeldPacket(sale.held.pop(0), sale.link, sale.first)
-        router = upstream.router_of(world, sale)
-        forget(world, sale)
-        quote(world, neighbour, Wish(terms, Onward(terms.destination, router), packet))
-        return
-    if sale.asked:
-        world.send(neighbour, Reject(b"", reason, destination=destination), sale.asked)
-    world.move(sale, State.REJECTED, reason.value)
-    _refuse(world, sale, SILENCE_S)
-
-
-def _terms(world: World, sale: Sale, found: upstream.Basis | None) -> SellTerms:
-    terms = ask_terms(world.settings, sale.destination, sale.link[0])
-    return terms if found is None else above_cost(world.settings, terms, found.cost_msat_per_gib)
-
-
 def answered(world: World, identity: bytes, destination: Prefix) -> None:
     """Go on with the contracts that waited for a server's answer about a destination."""
     for sale in list(world.awaited.get((identity, destination), {}).values()):
@@ -181,7 +79,7 @@ def answered(world: World, identity: bytes, destination: Prefix) -> None:
         if neighbour is None:
             continue
         if sale.state is State.QUOTING:
-            _find_basis(world, neighbour, sale)
+            find_basis(world, neighbour, sale)
         elif sale.agreed and sale.state is State.QUOTED:
             room = upstream.room(world, sale)
             if room is not None and room >= sale.data_limit_bytes:
@@ -210,34 +108,12 @@ def shed(world: World, purchase_id: bytes) -> None:
         world.halt(sale, CloseReason.UPSTREAM)
 
 
-def _propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
-    """Send the terms that wait for the client's answer: of a new contract, or of a renewal."""
-    terms, renews = sale.renewal_offer or sale, sale.renewal_offer is not None
-    valid_s = int(min(QUOTE_VALID_S, upstream.valid_s(world, sale)))
-    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + valid_s)
-    world.send(
-        neighbour,
-        Propose(
-            contract=sale.id,
-            destination=sale.destination,
-            price_msat_per_gib=terms.price_msat_per_gib,
-            data_limit_bytes=terms.data_limit_bytes,
-            lifetime_s=terms.lifetime_s,
-            quote_valid_s=valid_s,
-            from_offset_bytes=sale.data_limit_bytes if renews else 0,
-            round=1 if renews else sale.round,
-            path=() if renews else sale.path,
-        ),
-        reply_to,
-    )
-
-
 def quote_again(world: World, neighbour: Neighbour) -> None:
     """Repeat the open quotes to a neighbour that was away when they were sent."""
     traded = world.has_traded(Role.SERVER, neighbour.identity)
     for sale in islice(neighbour.contracts.values(), MOST_QUOTED_AGAIN if traded else MOST_QUOTED_STRANGER_AGAIN):
         if isinstance(sale, Sale) and sale.state is State.QUOTED and upstream.valid_s(world, sale) >= 1:
-            _propose(world, neighbour, sale)
+            propose(world, neighbour, sale)
 
 
 def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward: Onward) -> None:
@@ -261,7 +137,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
         return
     if existing is not None and existing.state is State.QUOTED:
         if upstream.valid_s(world, existing) >= upstream.LEAST_VALID_S:
-            _propose(world, neighbour, existing, message_id)
+            propose(world, neighbour, existing, message_id)
             existing.asked = message_id
             if existing.held:
                 offer_again(world, existing)
@@ -279,11 +155,6 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
         return
     wait_s = min(ask.wait_ms / 1000 or upstream.ANSWER_S, upstream.ANSWER_S)
     quote(world, neighbour, Wish(terms, onward, None, message_id, ask.path, wait_s))
-
-
-def offer_again(world: World, sale: Sale) -> None:
-    """Repeat, in a moment, a quote that the client asked for, unless it accepts: the client sends there already."""
-    world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + ASKED_AGAIN_S)
 
 
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:
@@ -310,11 +181,11 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
             if lacks and limit == sale.data_limit_bytes:
                 world.send(neighbour, Reject(ask.contract, RejectReason.UPSTREAM), message_id)
                 return
-        terms = _terms(world, sale, found)
+        terms = terms_of(world, sale, found)
         price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
         sale.renewal_offer = Offer(limit, lifetime_s, price)  # if possible, at the same price
         world.move(sale, State.RENEWING)
-    _propose(world, neighbour, sale, message_id)
+    propose(world, neighbour, sale, message_id)
 
 
 def _own_contract(world: World, neighbour: Neighbour, contract_id: bytes) -> Sale | None:
@@ -353,7 +224,7 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
     if not world.may_open(Role.SERVER, neighbour):  # the client may accept thousands of quotes at once
         world.send(neighbour, Reject(accept.contract, RejectReason.BUSY), message_id)
         world.move(sale, State.REJECTED, RejectReason.BUSY.value)
-        _refuse(world, sale, SILENCE_S)
+        refuse(world, sale, SILENCE_S)
         return True
     return _bought(world, neighbour, sale, message_id)
 
@@ -425,7 +296,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         return False
     found, price = upstream.basis(world, sale) if sale.rests_on else None, None
     if reject.counter_msat_per_gib is not None and (found is not None or not sale.rests_on):
-        price = answer_counter(_terms(world, sale, found), reject.counter_msat_per_gib, sale.round)
+        price = answer_counter(terms_of(world, sale, found), reject.counter_msat_per_gib, sale.round)
     world.move(sale, State.REJECTED, reject.reason.value)
     if price is None:
         world.log(
@@ -434,12 +305,12 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         )
         # A client with renewal off learns only from proposals that the destination is in use; so another follows soon.
         renewal_off = reject.reason is RejectReason.NOT_RENEWING
-        _refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
+        refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
         return False
     sale.prices = ((0, price),)
     sale.round += 1
     world.move(sale, State.QUOTED, f"round {sale.round}")
-    _propose(world, neighbour, sale, message_id)
+    propose(world, neighbour, sale, message_id)
     return True
 
 
@@ -454,7 +325,7 @@ def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
         world.halt(sale, CloseReason.CANCELLED)
     elif sale.state is State.QUOTED:
         world.move(sale, State.REJECTED, CloseReason.CANCELLED.value)
-        _refuse(world, sale, REFUSAL_S)
+        refuse(world, sale, REFUSAL_S)
 
 
 def _renewal_over(world: World, sale: Sale) -> None:
@@ -475,41 +346,19 @@ def quote_due(world: World, sale: Sale) -> None:
         if sale.asked and neighbour is not None:
             world.send(neighbour, Reject(b"", RejectReason.UPSTREAM, destination=sale.destination), sale.asked)
         world.move(sale, State.LAPSED)
-        _refuse(world, sale, SILENCE_S)
+        refuse(world, sale, SILENCE_S)
     elif sale.state is State.QUOTED:
         if sale.asked and not sale.agreed and neighbour is not None:
             asked, sale.asked = sale.asked, 0
             if asked and sale.held and upstream.valid_s(world, sale) >= 1:
-                _propose(world, neighbour, sale)
+                propose(world, neighbour, sale)
             else:
                 forget(world, sale)  # nobody sends there
             return
         if sale.agreed and neighbour is not None:
             world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
         world.move(sale, State.LAPSED)
-        _refuse(world, sale, SILENCE_S)
-
-
-def _refuse(world: World, sale: Sale, for_s: float) -> None:
-    """Have the kernel drop packets to a refused destination for a while, so that a flood costs us nothing.
-
-    The packets that are held for the contract get their verdict now.
-    """
-    world.timers.clear(Due.QUOTE, sale.id)
-    world.stop_waiting(sale)
-    metering.decide(world, sale, Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP)
-    sale.expires_mono_s = world.now.monotonic_s + for_s
-    world.grant(sale)
-    world.timers.set(Due.REFUSAL, sale.id, sale.expires_mono_s)
-
-
-def forget(world: World, sale: Sale) -> None:
-    """Forget a quote or a refusal: the next packet starts a new negotiation."""
-    metering.decide(world, sale, Verdict.DROP)
-    neighbour = world.peers.of(sale)
-    if neighbour is not None:
-        neighbour.quotes -= 1
-    world.remove_contract(sale)
+        refuse(world, sale, SILENCE_S)
 
 
 def forget_refusals(world: World, identity: bytes | None = None) -> None:
