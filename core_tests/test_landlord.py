@@ -39,6 +39,7 @@ def test_what_is_let_is_listed_switched_off_and_on_and_given_back(renting: Renti
 
     assert daemon.cli("rentals", "off", "198.51.100.1", "--yes").stdout.strip().endswith("is off")
     assert renting.row(tenant)["state"] == "off"
+    assert "is off: switched off by the operator" in daemon.log()
     assert daemon.cli("rentals", "on", row["id"][:8]).stdout.strip().endswith("is active")
     released = daemon.cli("rentals", "release", wg_text(tenant.key), "--yes").stdout
     assert "is released: its networks may be let again; the tenant still has " in released
@@ -164,4 +165,7 @@ def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Rentin
     alone = lines()
     assert alone["https"]["found"] == beside["https"]["found"]
     daemon.configure(NET_CONF | {"LANDLORD_OUTSIDE": "wan7"})
-    assert any("wan7" in line["found"] and not line["ok"] for line in lines().values())
+    missing = lines()["interface wan7"]
+    assert not missing["ok"] and missing["found"] == "LANDLORD_OUTSIDE: no interface has this name"
+    started = daemon.cli("start", *place)
+    assert started.returncode == 0 and "WARNING interface wan7: LANDLORD_OUTSIDE" in started.stderr

@@ -85,7 +85,7 @@ def test_start_and_check_report_the_same_problems(lab: Lab) -> None:
     for said in ("interface mehs0: MESH_INTERFACES: no interface", "forwarding IPv4: off"):
         assert f"WARNING {said}" in started.stderr
     reloaded = daemon.cli("reload").stdout
-    assert "there is no mesh interface, so nothing is gated; interface mehs0: " in reloaded
+    assert "there is no mesh interface, so nothing is gated; WARNING interface mehs0: " in reloaded
     assert "correct MESH_INTERFACES" in reloaded
     daemon.configure({"MESH_INTERFACES": "mesh0"})
     reloaded = daemon.cli("reload").stdout

@@ -78,7 +78,7 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     path.write_text(f"{seller}yes\n")
     said = asyncio.run(broken.reload())
     bare = "there is no mesh interface, so nothing is gated"  # this host has no eth1
-    assert said == f"applied: REFUND_WHEN_ASKED; {bare}; LND's macaroon: does not allow SendPaymentV2"
+    assert said == f"applied: REFUND_WHEN_ASKED; {bare}; WARNING LND's macaroon: does not allow SendPaymentV2"
 
 
 def test_a_reload_that_takes_away_what_is_let_is_refused_whole(

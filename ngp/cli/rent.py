@@ -203,7 +203,7 @@ def _asked(
 def _pay(call: _Call, home: Home, tunnel: Tunnel, landlord: Landlord, quote: Quote) -> None:
     """Pay an invoice, or show it and wait until another wallet has paid it; then keep the configuration."""
     from ngp.cli import tenant_service
-    from ngp.tenant import autopay, renting
+    from ngp.tenant import autopay, interface, renting
 
     if call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=True)
@@ -215,7 +215,7 @@ def _pay(call: _Call, home: Home, tunnel: Tunnel, landlord: Landlord, quote: Quo
         renting.keep_configuration(home, landlord, tunnel, status, keeps_route=True)
     rent_show.rentals([rent_show.row(tunnel, landlord, status, time.time(), quote.real_money)], 1, call.as_json)
     if not call.as_json and not call.up:
-        streams.say("", rent_show.NEXT.format(name=tunnel.shown_name))
+        streams.say("", rent_show.after_payment(tunnel, interface.is_up(tunnel.interface)))
 
 
 def _agreed(call: _Call, question: str) -> None:
@@ -243,10 +243,11 @@ def _status(call: _Call) -> int:
             streams.note(f"ngp: {one.shown_name}: {error}")
             code = int(error.exit_code)
             continue
-        why_not = asyncio.run(tenant_service.why_not(call.place, home, one))
+        shown = rent_show.row(one, landlord, status, answered_at_s, real)
+        why_not = rent_show.why_not_served(shown, one.shown_name)
+        why_not = why_not or asyncio.run(tenant_service.why_not(call.place, home, one))
         if BooksFile(home.state_path(one)).read().pending is not None:
             why_not = f"a payment's outcome isn't known yet; {why_not}"
-        shown = rent_show.row(one, landlord, status, answered_at_s, real)
         rows.append(shown | {"proven": not why_not, "why_not": why_not})
     rent_show.rentals(rows, len(tunnels), call.as_json)
     if lacks := routing.lacks(home):
@@ -363,9 +364,13 @@ def _refund(call: _Call) -> int:
     if call.invoice is not None:
         landlord.refund(tunnel, call.invoice)
         return _told(call, "the landlord pays the invoice", arrived=False)
-    most_msat = landlord.status(tunnel).fetchable_msat
+    status = landlord.status(tunnel)
+    most_msat = status.fetchable_msat
     if most_msat is None:
         raise no_refunds(landlord.place)
+    if not most_msat and status.state == "released":
+        left = show_money(max(0, status.credit_msat))
+        raise UsageError(f"nothing of {tunnel.shown_name} can be fetched: {left} are left, and only whole sat are paid")
     if not most_msat:
         raise UsageError(f"nothing of {tunnel.shown_name} can be fetched: that is possible only when a rental is over")
     amount_msat = most_msat if call.amount is None else call.amount * SAT_MSAT

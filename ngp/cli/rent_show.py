@@ -109,6 +109,18 @@ def row(tunnel: Tunnel, landlord: Landlord, status: Status, answered_at_s: float
     return rental_row(tunnel, name, landlord.place.face, status, answered_at_s, real_money) | {"name": tunnel.name}
 
 
+def why_not_served(row: Row, name: str) -> str:
+    """Return why the landlord doesn't serve a rental; "" if it does."""
+    from ngp.tenant import rows
+
+    return rows.why_not_served(row, name)
+
+
+def after_payment(tunnel: Tunnel, is_up: bool) -> str:
+    """Return what is left to do for a rental that was paid. Args: is_up: whether its tunnel is up."""
+    return (KEEP if is_up else NEXT).format(name=tunnel.shown_name)
+
+
 def rentals(rows: Sequence[Row], asked: int, as_json: bool) -> None:
     """Print rentals, and the money that can be fetched. Args: asked: about how many rentals landlords were asked."""
     _print(rows, _RENTALS, "" if asked else "nothing is rented: ngp rent new LANDLORD", as_json)

@@ -57,7 +57,8 @@ MESH_ANSWER_S = 60.0
 _NAME_LND = "write LNDhost with an lndconnect:// URI into Config.yaml, or run AutoPay once on a terminal, and it asks"
 _NAME_NODE = (
     "write PAYMENT_INTERFACE: lnd into /etc/ngp/net.conf, and there LND_MACAROON, or give the node's URI to "
-    "`sudo ngp lightning connect`, which tries it"
+    "`sudo ngp lightning connect`, which tries it; or let another wallet pay (--no-pay); "
+    "PAYMENT_INTERFACE: sandbox pays with money that isn't real"
 )
 FEE_LIMIT = FeeLimit(10_000, 1000)
 """1 %, at least 1 sat: FEE_LIMIT as net.conf ships it."""

@@ -95,12 +95,17 @@ def named_interfaces(settings: Settings, network: Network, mesh: Sequence[str]) 
 
 def _outside_in_mesh(settings: Settings, mesh: Sequence[str]) -> list[Check]:
     """Warn if LANDLORD_OUTSIDE is a mesh interface: packets from the internet to tenants come from no neighbour."""
-    outside = settings.letting.tunnel.outside if settings.letting is not None and settings.letting.tunnel else ""
+    outside = _outside(settings)
     if outside not in mesh:
         return []
     found = "is LANDLORD_OUTSIDE, but also a mesh interface: packets that come there for tenants wait for a contract"
     remedy = f"IGNORE_INTERFACE: {outside}, or another LANDLORD_OUTSIDE"
     return [Check(f"interface {outside}", True, found, remedy)]
+
+
+def _outside(settings: Settings) -> str:
+    """Return LANDLORD_OUTSIDE; "" if nothing is let."""
+    return settings.letting.tunnel.outside if settings.letting is not None and settings.letting.tunnel else ""
 
 
 def existing(network: Network) -> frozenset[str]:
@@ -138,7 +143,9 @@ def refuse(settings: Settings, network: Network, desired: DesiredNetwork) -> Non
 
 
 def missing_names(settings: Settings, present: frozenset[str]) -> list[Check]:
-    """Return a line for each name in net.conf that no interface has: a typing error leaves an interface ungated. Pure.
+    """Return a line for each name in net.conf that no interface has. Pure.
+
+    A typing error leaves an interface ungated, or LANDLORD_OUTSIDE without the addresses that are let.
 
     Args: present: names of the existing interfaces.
     """
@@ -146,6 +153,7 @@ def missing_names(settings: Settings, present: frozenset[str]) -> list[Check]:
         "MESH_INTERFACES": settings.mesh_interfaces,
         "IGNORE_INTERFACE": settings.ignore_interfaces,
         "LAN_INTERFACE": settings.lan_interfaces or (),
+        "LANDLORD_OUTSIDE": (outside,) if (outside := _outside(settings)) else (),
     }
     found = []
     for key, names in keys.items():

@@ -494,7 +494,7 @@ class Node:
             text += "; there is no mesh interface, so nothing is gated"
         _log.info("net.conf reloaded; %s", text)
         told = [*await self.warn_of_lacks(), *await self.payment.warn_of_lacks(self.settings)]
-        return "; ".join((text, *told))
+        return "; ".join((text, *(f"WARNING {one}" for one in told)))
 
     async def _read_settings(self) -> Settings:
         """Read net.conf and check that this host allows it. Raises ConfigError, KernelError, PaymentError."""

@@ -321,6 +321,8 @@ async def keep(kept: Kept, once: bool, changed: Callable[[], bool], alone: bool 
     while True:
         try:
             pause_s = await look(kept)
+            if first and not once:
+                _log.info("AutoPay keeps the credit of %s", kept.tunnel.shown_name)
             first, said = False, ""
         except Exception as error:
             if not isinstance(error, NgpError):

@@ -94,8 +94,8 @@ class _Carrier:
         except (InvalidSignature, ValueError):
             raise FingerprintError(
                 f"landlord {self._place} doesn't sign as {self._place.pin[:16]}..., which is trusted: somebody else "
-                "answers there, and was asked for offers only; check host and port, and ask the landlord over another "
-                "way whether its key changed"
+                "answers there, and was asked for offers only; check host and port, give the landlord's identity and "
+                "not the fingerprint of its certificate, or ask it over another way whether its key changed"
             ) from None
         self._identity, self._certificate = known, certificate
         return reply

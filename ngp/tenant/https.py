@@ -141,7 +141,8 @@ class HttpsLandlord:
         if found != self.place.pin:
             raise FingerprintError(
                 f"landlord {self.place} has the certificate {found}, but {self.place.pin} is trusted: nothing was "
-                "sent; ask the landlord over another way whether its certificate changed"
+                "sent; for the port and identity of gRPC, say --face grpc to `ngp rent trust`; else ask the landlord "
+                "over another way whether its certificate changed"
             )
 
 

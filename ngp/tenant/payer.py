@@ -149,11 +149,12 @@ class Payer:
             ("BUDGET_DAY", self._budgets.day_msat, now_s - DAY_S),
             ("BUDGET_TOTAL", self._budgets.total_msat, 0.0),
         ):
+            mend = f"raise {name} in net.conf" + (", or pay later" if since_s else "")
             spent_msat = sum(books.spent_msat(since_s) for books in all_books)
             if limit_msat is not None and spent_msat + amount_msat > limit_msat:
                 raise PaymentError(
                     f"{show_money(amount_msat)} with the highest fee would exceed {name} ({show_money(limit_msat)}, "
-                    f"{show_money(spent_msat)} are spent): nothing was paid"
+                    f"{show_money(spent_msat)} are spent): nothing was paid; {mend}"
                 )
 
     def _with_pending(self, books: Books, order: Order) -> Books:

@@ -26,7 +26,8 @@ def rental_row(
     state = status.state or told
     fee_msat = status.activation_fee_msat if status.payments else 0
     reserved_s = status.reserved_until_s - status.now_s if status.reserved_until_s else None
-    accrues = state in ("active", "reserved") and status.rate_sat_s > 0
+    # a landlord ends the service a little before the last msat, which a reserved rental then still has
+    has_end = status.rate_sat_s > 0 and (state == "active" or (state == "reserved" and status.left_s <= 0))
     return {
         "id": tunnel.interface,
         "role": "tenant",
@@ -48,7 +49,7 @@ def rental_row(
         "payments": status.payments,
         "started_at": iso(status.started_at_s),
         "rate_since": None,
-        "paid_until": iso(answered_at_s + status.left_s) if accrues else None,
+        "paid_until": iso(answered_at_s + status.left_s) if has_end else None,
         "reserved_until": iso(answered_at_s + reserved_s) if reserved_s is not None else None,
         "unpaid_invoice": status.unpaid_invoice or None,
         "used_to_bytes": status.used_to_bytes,
@@ -57,6 +58,21 @@ def rental_row(
         "last_handshake": None,
         "real_money": real_money,
     }
+
+
+def why_not_served(row: Row, name: str) -> str:
+    """Return why the landlord doesn't serve a rental, and what to do; "" if it does. Args: row: of `rental_row`."""
+    match row["state"]:
+        case "pending":
+            return f"it waits for its first payment: sudo ngp rent add {name}"
+        case "reserved":
+            return f"its credit is used up: sudo ngp rent add {name}"
+        case "off":
+            return "the landlord has switched it off: ask the landlord"
+        case "released":
+            return f"it is over: {row['reason'] or 'the landlord gives no reason'}"
+        case _:
+            return ""
 
 
 def iso(time_s: float) -> str:

@@ -212,6 +212,8 @@ def test_a_node_that_hears_of_no_payment_is_not_waited_for(tenant: Tenant) -> No
     tenant.wallet.hears = False
     done = tenant.rent("refund", "shop")
     assert done.returncode == 0 and "the landlord pays 10000 sat" in done.stdout and tenant.sent_sat == 10_000
+    again = tenant.rent("refund", "shop")
+    assert again.returncode == ExitCode.USAGE and "0 sat are left, and only whole sat are paid" in again.stderr
 
 
 def test_a_key_without_a_rental_gets_nothing_of_others(tenant: Tenant) -> None:

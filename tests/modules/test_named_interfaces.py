@@ -61,6 +61,7 @@ def test_what_a_start_sees_is_bounded_in_time_and_number(hosts: Lab, tmp_path: P
 
 def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) -> None:
     text = "MESH_INTERFACES: [m0, m7, 'wg*', 'm?']\nIGNORE_INTERFACE: [up0, up7]\n"
+    text += "LANDLORD: yes\nLANDLORD_POOLS: 203.0.113.0/29\nLANDLORD_OUTSIDE: up8\n"
     (tmp_path / "net.conf").write_text(text)
     network = Datapath(tmp_path)
     lines = {line.name: line for line in missing_names(load(tmp_path / "net.conf"), existing(network))}
@@ -69,7 +70,9 @@ def test_check_names_interfaces_that_do_not_exist(hosts: Lab, tmp_path: Path) ->
         "interface m7": False,
         "interface wg*": True,
         "interface up7": False,
+        "interface up8": False,
     }
+    assert lines["interface up8"].found == "LANDLORD_OUTSIDE: no interface has this name"
     assert lines["interface up7"].remedy.startswith("correct IGNORE_INTERFACE")
 
 

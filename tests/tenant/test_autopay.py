@@ -134,6 +134,15 @@ def test_the_end_of_the_credit_is_announced_once_an_hour(keeper: Keeper, caplog:
     assert sum("no answer" in line for line in caplog.messages) == 1
 
 
+def test_the_first_look_that_succeeds_is_told_once(keeper: Keeper, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ngp.tenant")
+    keeper.run()
+    assert not any("AutoPay keeps" in line for line in caplog.messages), "with --once it ends"
+    with mock.patch("ngp.tenant.autopay.LOOK_MOST_S", 0.2), pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(keeper.keep(once=False), 2))
+    assert sum("AutoPay keeps the credit of" in line for line in caplog.messages) == 1
+
+
 def test_a_rental_without_rent_has_no_end_to_announce(keeper: Keeper, caplog: pytest.LogCaptureFixture) -> None:
     keeper.run()
     books = keeper.books.read()

@@ -30,7 +30,7 @@ from ngp.tenant.autopay import Kept
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import LandlordPlace
-from ngp.tenant.rows import rental_row
+from ngp.tenant.rows import rental_row, why_not_served
 from tests.tenant.keeper import FIRST_SAT, Told
 from tests.tenant.stand_in import StandIn
 
@@ -71,7 +71,8 @@ def test_a_landlord_is_tried_before_it_is_trusted(router: Router) -> None:
     (row,) = json.loads(router.rent("landlords", "--json").stdout)
     assert (row["name"], row["host"], row["pin"]) == ("example", router.landlord.host, router.landlord.pin)
     router.landlord.pin = "00" * 32
-    assert router.trust("other").returncode == ExitCode.CONFIGURATION
+    refused = router.trust("other")
+    assert refused.returncode == ExitCode.CONFIGURATION and "say --face grpc" in refused.stderr
     assert len(json.loads(router.rent("landlords", "--json").stdout)) == 1
     assert router.rent("distrust", "other").returncode == ExitCode.USAGE
     assert router.rent("distrust", "example").returncode == 0
@@ -154,7 +155,7 @@ def test_a_limit_does_not_bind_the_user_but_the_budget_does(router: Router) -> N
         file.write("TENANT_ACTIVATION_MAX: 1 sat\nBUDGET_DAY: 60000 sat\n")
     assert router.rent("new", "example", "--yes").returncode == 0
     done = router.rent("add", "192.0.2.7", "--yes", "--amount", "20000")
-    assert done.returncode == ExitCode.PAYMENT and "BUDGET_DAY" in done.stderr
+    assert done.returncode == ExitCode.PAYMENT and "raise BUDGET_DAY in net.conf, or pay later" in done.stderr
 
 
 def test_nothing_is_asked_of_the_landlord_that_cannot_be_paid(router: Router) -> None:
@@ -165,8 +166,9 @@ def test_nothing_is_asked_of_the_landlord_that_cannot_be_paid(router: Router) ->
         ("MESH_INTERFACES: mesh0\nBUDGET_HOUR: 40000 sat\n", ExitCode.PAYMENT, "BUDGET_HOUR"),
         ("MESH_INTERFACES: mesh0\nBUDGET_HOUR: much\n", ExitCode.CONFIGURATION, "BUDGET_HOUR"),
         (None, ExitCode.CONFIGURATION, "LND_MACAROON, or give the node's URI to `sudo ngp lightning connect`"),
+        (None, ExitCode.CONFIGURATION, "another wallet pay (--no-pay)"),
     ):
-        net_conf.unlink() if text is None else net_conf.write_text(text)
+        net_conf.unlink(missing_ok=True) if text is None else net_conf.write_text(text)
         with mock.patch.object(Place, "has_config", text is not None):
             done = router.rent("new", "example", "--name", "shop", "--yes")
         assert done.returncode == code and said in done.stderr and "Config.yaml" not in done.stderr, done.stderr
@@ -417,13 +419,42 @@ def test_the_end_of_the_credit_is_that_of_the_answer_however_long_the_proof_take
 @pytest.mark.parametrize(
     ("twist", "until"),
     [({"payments": 0}, None), ({"rate_sat_s": 0.0}, None), ({"state": "released"}, None), ({"state": "off"}, None),
-     ({}, "1970-01-12T13:49:40Z"), ({"state": "reserved", "left_s": -100}, "1970-01-12T13:45:00Z")],
+     ({}, "1970-01-12T13:49:40Z"), ({"state": "reserved", "left_s": -100}, "1970-01-12T13:45:00Z"),
+     ({"state": "reserved"}, None)],
 )  # fmt: skip
 def test_where_no_rent_accrues_there_is_no_end(twist: dict[str, Any], until: str | None) -> None:
     status = Status((), 1, 500, 180, 1000, 0.5, 2000, 1, 0, "", reserved_until_s=600)
     tunnel = Tunnel("", "", "shop", "", "", False, first_key="first")
     row = rental_row(tunnel, "let", "grpc", replace(status, **twist), 1_000_000.0, None)
     assert row["paid_until"] == until and row["reserved_until"] == "1970-01-12T13:48:20Z"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("pending", "waits for its first payment: sudo ngp rent add shop"), ("active", ""),
+     ("reserved", "credit is used up: sudo ngp rent add shop"), ("off", "the landlord has switched it off"),
+     ("released", "it is over: moved away")],
+)  # fmt: skip
+def test_what_the_landlord_does_not_serve_is_said_before_the_tunnel_is_tried(state: str, said: str) -> None:
+    told = why_not_served({"state": state, "reason": "moved away"}, "shop")
+    assert said in told and bool(said) == bool(told)
+
+
+def test_a_rental_that_waits_for_its_payment_says_so(router: Router) -> None:
+    router.trust()
+    with mock.patch("ngp.tenant.renting.wait_until_paid", side_effect=KeyboardInterrupt):
+        router.rent("new", "example", "--name", "one", "--no-pay")
+    with mock.patch("ngp.cli.tenant_service.why_not", side_effect=AssertionError("the tunnel can't work")):
+        (row,) = json.loads(router.rent("status", "--json").stdout)
+    assert not row["proven"] and row["why_not"].endswith("sudo ngp rent add one")
+
+
+def test_more_credit_for_a_tunnel_that_is_up_asks_for_no_firewall(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    assert "rent up one" in router.rent("add", "one", "--amount", "600", "--yes").stdout
+    with mock.patch("ngp.tenant.interface.is_up", return_value=True):
+        assert "rent up one" not in router.rent("add", "one", "--amount", "600", "--yes").stdout
 
 
 def test_up_of_a_rental_that_is_not_paid_for_says_so(router: Router) -> None:

@@ -333,6 +333,7 @@ def switch(world: World, event: SwitchRental) -> None:
         rental.meter.is_closing = False
         metering.limit(world, rental)
         world.do(SetTunnelPeer(tunnel_peer(world, rental)))
+        world.log(f"rental {_name(rental)} is off: {rental.reason}")
     elif event.on and rental.state is RentalState.OFF:
         rental.accrue(service_s)
         if not rental.period.contract:  # an earlier version closed it when it switched the rental off
