@@ -14,7 +14,7 @@ import pytest
 from ngp import store
 from ngp.config import parse
 from ngp.core.messages import Role
-from ngp.core.money import PaymentNode
+from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Unheard
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Now

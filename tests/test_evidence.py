@@ -13,7 +13,7 @@ from ngp.config import parse
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
 from ngp.core.messages import Address
-from ngp.core.money import PaymentNode
+from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Neighbour
 from ngp.core.selling.sale import Sale
 from ngp.core.values import Check, Now

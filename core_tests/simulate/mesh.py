@@ -22,8 +22,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.kernel import Onward, Router, Verdict
 from ngp.core.messages import Ask, Hello, Invoice, Message, Prefix, Propose, Refund, Role, Statement
-from ngp.core.money import PaymentNode
-from ngp.core.payment_node import PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import PaymentNode, PaymentOutcome, PaymentStatus, Settlement
 from ngp.core.settings import Settings
 from ngp.courier import GIVE_UP_S, RETRY_AFTER_S
 from ngp.daemon.node import HELLO_INTERVAL_S, READ_INTERVAL_S

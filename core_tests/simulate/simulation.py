@@ -18,7 +18,7 @@ from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import HintKind, Verdict
 from ngp.core.messages import Hello
-from ngp.core.money import PaymentNode
+from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Peers
 from ngp.core.restore import restore
 from ngp.core.settings import Settings

@@ -16,11 +16,11 @@ from urllib.parse import parse_qsl
 
 from ngp.calls.first_invoices import FirstInvoices
 from ngp.core.host_port import split_host_port
-from ngp.core.prefixes import tunnel_address
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.status import RentalStatus
 from ngp.core.rental.terms import MONTH_S, Offer
+from ngp.core.rental.tunnel import tunnel_address
 from ngp.errors import RentalError
 from ngp.ports import LettingService
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from ngp.core.messages import Prefix
 from ngp.core.prefixes import covers
-from ngp.core.services import SERVICES_A_HOST
 from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
@@ -30,6 +29,7 @@ from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, run
 from ngp.modules.rtnetlink import Interface
 from ngp.ports.network import DesiredNetwork, FreeRule
+from ngp.ports.services import SERVICES_A_HOST
 
 # The bytecode is one instruction, "return 65535": the trial needs xt_bpf, like our rules, but no pinned program.
 _PROBE = {

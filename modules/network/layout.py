@@ -15,8 +15,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
-from ngp.core.services import SERVICES_A_HOST, free_at, room_for_services
 from ngp.ports.network import FreeRule
+from ngp.ports.services import SERVICES_A_HOST, free_at, room_for_services
 
 LAYOUT = 10
 TABLES_BEGIN, GATE_PROGRAMS_BEGIN = "ngp_", "xt_"

@@ -19,9 +19,9 @@ from ngp.config.units import MOST_PRICE_MSAT_PER_GIB, show_data, show_time
 from ngp.config.values import ALL_INTERFACES, is_mac, is_pattern
 from ngp.config.written import FAMILIES, Check, Written
 from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, show_money, show_price
-from ngp.core.services import SERVICES_A_HOST, crowded
 from ngp.core.settings import PriceRule
 from ngp.module_keys import ACCOUNT_ID
+from ngp.ports.services import SERVICES_A_HOST, crowded
 
 LEAST_PING_BYTES = 84  # IPv4 with the usual 56 bytes of data; the meter counts from the IP header on
 

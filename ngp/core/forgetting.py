@@ -9,8 +9,9 @@ never paid, but none that paid.
 from __future__ import annotations
 
 from ngp.core.contract import CloseReason
-from ngp.core.effects import ForgetNeighbour
+from ngp.core.effects import ForgetNeighbour, Persist
 from ngp.core.peers import Neighbour
+from ngp.core.records import ForgetLink
 from ngp.core.selling import grace, quoting
 from ngp.core.selling.sale import Sale
 from ngp.core.world import World
@@ -23,12 +24,18 @@ LOOK_FOR_IDLE_S = 5.0  # least time between two searches for neighbours to forge
 
 
 def drop_neighbour(world: World, neighbour: Neighbour) -> None:
-    """Remove a neighbour from its link, with its contracts that aren't running; running ones are halted."""
+    """Remove a neighbour from its link, with its contracts that aren't running; running ones are halted.
+
+    With its last link the identity is forgotten, too, if its accounts are empty.
+    """
     for contract in list(neighbour.contracts.values()):
         world.halt(contract, CloseReason.CANCELLED)
         if isinstance(contract, Sale) and not contract.open:
             quoting.forget(world, contract)
-    world.remove_neighbour(neighbour)
+    if not world.peers.remove(neighbour):
+        world.forget_if_gone(neighbour.identity, neighbour.kept)
+    elif neighbour.kept:
+        world.do(Persist(ForgetLink(neighbour.identity, *neighbour.link)))
     world.do(ForgetNeighbour(neighbour.number))
 
 

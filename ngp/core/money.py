@@ -1,4 +1,4 @@
-"""Money: our payment node, the invoices that it made for us, and the payments that it makes."""
+"""Money: the invoices that our payment node made for us, and the payments that it makes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ from ngp.core.budget import Spending
 from ngp.core.payment_node import DecodedInvoice
 from ngp.core.reach import Reach
 from ngp.core.records import PaymentRecord
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentNode:
-    """What the core needs to know about our payment module.
-
-    Attributes:
-        payee: public key of the module's Lightning node; b"" if it has none.
-        holds: the module can make hold invoices.
-    """
-
-    network: str
-    real_money: bool
-    settles_by_proof: bool
-    least_amount_msat: int
-    payee: bytes = b""
-    holds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,13 +145,25 @@ def payment_result(world: World, outcome: PaymentOutcome) -> None:
         world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + again_s)
         return
     world.timers.set(Due.TRACK, outcome.payment_hash, world.now.monotonic_s + REMEMBERED_S)
-    if outcome.status is PaymentStatus.SUCCEEDED:
-        _succeeded(world, record, outcome)
-    else:
-        _failed(world, record, outcome)
+    succeeded = outcome.status is PaymentStatus.SUCCEEDED
+    done = world.money.payments[record.payment_hash] = replace(
+        record,
+        state=PaymentState.SUCCEEDED if succeeded else PaymentState.FAILED,
+        preimage=outcome.preimage,
+        fee_msat=outcome.fee_msat if succeeded else record.fee_msat,
+        settled_at_s=world.now.utc_s,
+        reason=outcome.reason,
+    )
+    cost_msat = record.amount_msat + outcome.fee_msat if succeeded else 0
+    counted_msat = record.amount_msat + record.fee_msat
+    world.money.spending.add(record.identity, cost_msat - counted_msat, record.created_at_s, world.now)
+    world.do(Persist(done, durable=True))
+    if record.kind is PaymentKind.REFUND:
+        world.client(record.identity).refund.promised_msat -= record.amount_msat
+    (_succeeded if succeeded else _failed)(world, done)
     neighbour = world.peers.any_link(record.identity)
     if neighbour is not None:
-        tell_outcome(world, neighbour, world.money.payments[record.payment_hash])
+        tell_outcome(world, neighbour, done)
 
 
 def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
@@ -169,51 +181,30 @@ def _heard_of_too_early(world: World, outcome: PaymentOutcome) -> bool:
     return first_time
 
 
-def _succeeded(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> None:
-    done = replace(
-        record,
-        state=PaymentState.SUCCEEDED,
-        preimage=outcome.preimage,
-        fee_msat=outcome.fee_msat,
-        settled_at_s=world.now.utc_s,
-    )
-    world.money.payments[record.payment_hash] = done
-    world.money.spending.add(record.identity, outcome.fee_msat - record.fee_msat, record.created_at_s, world.now)
-    world.do(Persist(done, durable=True))
-    kind = "refund" if record.kind is PaymentKind.REFUND else "payment"
-    world.journal(kind, record.identity, done.state.value, -record.amount_msat, paid=record.payment_hash)
-    if record.kind is PaymentKind.REFUND:
-        client = world.client(record.identity)
-        client.refund.promised_msat -= record.amount_msat
-        client.refunded_msat += record.amount_msat
+def _succeeded(world: World, done: PaymentRecord) -> None:
+    kind = "refund" if done.kind is PaymentKind.REFUND else "payment"
+    world.journal(kind, done.identity, done.state.value, -done.amount_msat, paid=done.payment_hash)
+    if done.kind is PaymentKind.REFUND:
+        client = world.client(done.identity)
+        client.refunded_msat += done.amount_msat
         world.save_account(client, durable=True)
     else:
-        _prepaid(world, world.server(record.identity), record.amount_msat)
-    world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} succeeded")
+        server = world.server(done.identity)
+        backoff_of(world, server).failures = 0
+        add_top_up(world, server, done.amount_msat)
+        if server.balance_msat > 0:
+            metering.paid_for(world, server)
+        world.save_account(server, durable=True)
+    world.log(f"payment of {done.amount_msat} msat to {done.identity.hex()[:8]} succeeded")
 
 
-def _prepaid(world: World, server: ServerAccount, amount_msat: int) -> None:
-    backoff_of(world, server).failures = 0
-    add_top_up(world, server, amount_msat)
-    if server.balance_msat > 0:
-        metering.paid_for(world, server)
-    world.save_account(server, durable=True)
-
-
-def _failed(world: World, record: PaymentRecord, outcome: PaymentOutcome) -> None:
-    world.money.payments[record.payment_hash] = replace(
-        record, state=PaymentState.FAILED, reason=outcome.reason, settled_at_s=world.now.utc_s
-    )
-    world.money.spending.add(record.identity, -(record.amount_msat + record.fee_msat), record.created_at_s, world.now)
-    world.do(Persist(world.money.payments[record.payment_hash], durable=True))
-    why = _NEVER_ORDERED if outcome.reason == UNKNOWN_PAYMENT else outcome.reason
-    world.log(f"payment of {record.amount_msat} msat to {record.identity.hex()[:8]} failed: {why}", logging.WARNING)
-    if record.kind is PaymentKind.REFUND:
-        client = world.client(record.identity)
-        client.refund.promised_msat -= record.amount_msat
-        world.limit(client)
+def _failed(world: World, done: PaymentRecord) -> None:
+    why = _NEVER_ORDERED if done.reason == UNKNOWN_PAYMENT else done.reason
+    world.log(f"payment of {done.amount_msat} msat to {done.identity.hex()[:8]} failed: {why}", logging.WARNING)
+    if done.kind is PaymentKind.REFUND:
+        world.limit(world.client(done.identity))
     else:
-        server = world.server(record.identity)
+        server = world.server(done.identity)
         server.why_not = f"the last payment failed: {why}"
         backoff = backoff_of(world, server)
         backoff.not_before_mono_s = world.now.monotonic_s + pause_s(FIRST_FAILURE_PAUSE_S, backoff.failures)

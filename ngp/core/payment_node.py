@@ -60,3 +60,20 @@ class PaymentOutcome:
     preimage: bytes = b""
     fee_msat: int = 0
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentNode:
+    """What the core needs to know about our payment module.
+
+    Attributes:
+        payee: public key of the module's Lightning node; b"" if it has none.
+        holds: the module can make hold invoices.
+    """
+
+    network: str
+    real_money: bool
+    settles_by_proof: bool
+    least_amount_msat: int
+    payee: bytes = b""
+    holds: bool = False

@@ -14,16 +14,6 @@ def host_prefix(address: Address) -> Prefix:
     return IPv6Network((address.packed, 128))
 
 
-def tunnel_address(network: Prefix) -> str:
-    """Return the address in a rented network that the tenant's end of the tunnel gets, with `/32` or `/128`.
-
-    The tenant may route the network's other addresses on. The first address of an IPv6 subnet belongs to all of its
-    routers (RFC 4291, 2.6.1), so the tunnel gets the second.
-    """
-    first = network[1] if network.version == 6 and network.num_addresses > 1 else network[0]
-    return f"{first}/{network.max_prefixlen}"
-
-
 def covers(outer: Prefix, inner: Prefix) -> bool:
     """Say whether a prefix includes all addresses of another one."""
     if outer.version != inner.version or outer.prefixlen > inner.prefixlen:

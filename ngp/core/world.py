@@ -31,11 +31,12 @@ from ngp.core.effects import (
 from ngp.core.kernel import Grant, LastingTerms
 from ngp.core.lines import LineLimits
 from ngp.core.messages import Message, Prefix, Role
-from ngp.core.money import Money, PaymentNode
+from ngp.core.money import Money
 from ngp.core.newest import Newest
 from ngp.core.openings import Openings, Pools, pools_of
+from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Link, Neighbour, Peers
-from ngp.core.records import BilledRecord, ForgetLink, ForgetNeighbours, JournalRecord
+from ngp.core.records import BilledRecord, ForgetNeighbours, JournalRecord
 from ngp.core.rental.letting import Letting
 from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
@@ -216,13 +217,6 @@ class World:
         if neighbour is not None and not neighbour.kept:
             neighbour.kept = True
             self.do(Persist(neighbour.record()))
-
-    def remove_neighbour(self, neighbour: Neighbour) -> None:
-        """Remove a neighbour's link; with its last link also forget the identity, if its accounts are empty."""
-        if not self.peers.remove(neighbour):
-            self.forget_if_gone(neighbour.identity, neighbour.kept)
-        elif neighbour.kept:
-            self.do(Persist(ForgetLink(neighbour.identity, *neighbour.link)))
 
     def forget_if_gone(self, identity: bytes, kept: bool = True) -> None:
         """Forget an identity that is on no link and whose accounts are empty: keys cost nothing to make."""

@@ -21,7 +21,7 @@ from ngp.core.effects import Persist
 from ngp.core.events import Stopping, UsageRead
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, Reading
-from ngp.core.money import PaymentNode
+from ngp.core.payment_node import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.settings import Settings
 from ngp.core.values import Now

@@ -30,7 +30,7 @@ from ngp.config import (
 from ngp.core.events import Event
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.messages import Hello
-from ngp.core.money import PaymentNode
+from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Peers
 from ngp.core.rental.landlord import served
 from ngp.core.rental.terms import LettingSettings

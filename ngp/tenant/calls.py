@@ -21,11 +21,11 @@ import ngp.calls.landlord_pb2 as pb
 from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS, REKEY
 from ngp.calls.proof import prove
 from ngp.core.host_port import split_host_port
-from ngp.core.prefixes import tunnel_address
 from ngp.core.pricing import SAT_MSAT
 from ngp.core.rental.calls import Call, Session
 from ngp.core.rental.rental import RentalState
 from ngp.core.rental.terms import MONTH_S
+from ngp.core.rental.tunnel import tunnel_address
 from ngp.core.tenant.answers import MOST_SAT, MOST_TIME_S, AnswerError, Asked, Status, read_networks, read_text
 from ngp.core.tenant.configuration import TunnelConfiguration, read_configuration
 from ngp.core.tenant.terms import OnSale, SaleTerms

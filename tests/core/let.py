@@ -25,8 +25,14 @@ from ngp.core import events as ev
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import TENANTS, UNITS_PER_MSAT
 from ngp.core.messages import Paid, Prefix, Role
-from ngp.core.money import PaymentNode
-from ngp.core.payment_node import UNKNOWN_PAYMENT, DecodedInvoice, PaymentOutcome, PaymentStatus, Settlement
+from ngp.core.payment_node import (
+    UNKNOWN_PAYMENT,
+    DecodedInvoice,
+    PaymentNode,
+    PaymentOutcome,
+    PaymentStatus,
+    Settlement,
+)
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental import landlord as rules
 from ngp.core.rental import metering

@@ -20,7 +20,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, HeldPacket, Onward, Reading, Verdict
 from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Hello, Message, Propose
-from ngp.core.money import PaymentNode
+from ngp.core.payment_node import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings

@@ -19,8 +19,7 @@ from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Propose, Refund, Role, Statement
-from ngp.core.money import PaymentNode
-from ngp.core.payment_node import Settlement
+from ngp.core.payment_node import PaymentNode, Settlement
 from ngp.core.records import ContractRecord
 from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets, FeeLimit, Margin, Settings

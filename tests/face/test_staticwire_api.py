@@ -20,9 +20,9 @@ from shop import ENDPOINTS, Shop, terms_of_shop
 
 from core_tests.staticwire import Books, HeldToTheRules, LandlordRefuses, Tenant, new_key, tls_context, wg_text
 from ngp.core import events as ev
-from ngp.core.prefixes import tunnel_address
 from ngp.core.records import PaymentKind
 from ngp.core.rental.events import SwitchRental
+from ngp.core.rental.tunnel import tunnel_address
 from ngp.errors import LedgerError, RentalError
 from ngp.modules.face.door import Limits
 from ngp.modules.face.staticwire import PATHS, read_form

@@ -24,3 +24,13 @@ class TunnelPeer:
     networks: tuple[Prefix, ...]
     rate_bytes_s: int | None = None
     contracts: tuple[bytes, ...] = ()
+
+
+def tunnel_address(network: Prefix) -> str:
+    """Return the address in a rented network that the tenant's end of the tunnel gets, with `/32` or `/128`.
+
+    The tenant may route the network's other addresses on. The first address of an IPv6 subnet belongs to all of its
+    routers (RFC 4291, 2.6.1), so the tunnel gets the second.
+    """
+    first = network[1] if network.version == 6 and network.num_addresses > 1 else network[0]
+    return f"{first}/{network.max_prefixlen}"
