@@ -231,5 +231,5 @@ class Letting:
 
     def _is_open(self, rental: Rental, bolt11: str) -> bool:
         invoices = self._world.money.invoices
-        open_ones = (invoices.get(one) for one in self._world.letting.payable.get(rental.id, ()))
+        open_ones = (invoices.get(one) for one in rental.payable)
         return any(one and one.bolt11 == bolt11 and one.state is PaymentState.OPEN for one in open_ones)

@@ -507,7 +507,7 @@ class Landlord:
             if rental.meter.is_closing:
                 assert rental.state.value == "reserved" and self.kernel.accounts[rental.id].limit.limit_units == 0
                 continue
-            held = self.node.held & self.world.letting.payable.get(rental.id, set())
+            held = self.node.held & rental.payable.keys()
             assert rental.state.value == "active" or (rental.state.value == "pending" and held)
         heard = sum(amount for _, amount in self.node.paid[: self._read])
         booked = [one for one in self.world.money.invoices.values() if one.kind is PaymentKind.RENT]

@@ -177,12 +177,11 @@ def invoice_made(world: World, event: InvoiceMade) -> None:
     if rental is None:
         return
     if quote is not None:
-        rental.quotes[event.payment_hash] = quote
         rental.agree(quote)
     landlord.withdraw_invoices(world, rental, "replaced")
     if rental.state is RentalState.PENDING:
         world.do(RemoveTunnelPeer(rental.wireguard_key))
-    world.letting.payable.setdefault(rental.id, set()).add(event.payment_hash)
+    rental.payable[event.payment_hash] = quote
     landlord.save(world, rental, durable=True)
     if event.preimage:
         world.do(WatchInvoice(event.payment_hash))
@@ -198,7 +197,7 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
         # `event.why` names our node, its address and its files: it is for the operator alone, whose log has it.
         why_not = "the landlord's payment node can't make an invoice now: ask again later"
         world.do(AnswerTenant(request, why_not=why_not))
-    if rental is not None and rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
+    if rental is not None and rental.state is RentalState.PENDING and not rental.payable:
         landlord.end(world, rental, "no invoice")
 
 
@@ -208,10 +207,8 @@ def invoice_cancelled(world: World, payment_hash: bytes) -> None:
     rental = world.letting.rentals.get(record.identity) if record is not None else None
     if record is None or rental is None or record.state is not PaymentState.CANCELLED:
         return
-    payable = world.letting.payable.get(rental.id, set())
-    payable.discard(payment_hash)
-    rental.quotes.pop(payment_hash, None)
-    if payable or rental.payments or world.client(rental.id).invoice.asked:
+    rental.payable.pop(payment_hash, None)
+    if rental.payable or rental.payments or world.client(rental.id).invoice.asked:
         return
     if rental.state is RentalState.PENDING:
         landlord.end(world, rental, "not paid")

@@ -55,13 +55,12 @@ MOST_RESERVED_S = 2 * MONTH_S
 
 def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat: int) -> None:
     """Count a payment that is on the account already."""
-    world.letting.payable.get(account.identity, set()).discard(payment_hash)
     rental = world.letting.rentals.get(account.identity)
     if rental is None:
         world.log(f"{show_money(amount_msat)} paid for a rental that isn't known any more", logging.WARNING)
         world.save_account(account, durable=True)
         return
-    if (quote := rental.quotes.pop(payment_hash, None)) is not None:
+    if (quote := rental.payable.pop(payment_hash, None)) is not None:
         rental.agree(quote)
     rental.payments += 1
     if rental.state is RentalState.PENDING and not may_let(world, rental):
@@ -375,7 +374,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
         close_period(world, rental, "released")
     if began:
         world.log(f"rental {_name(rental)} is released: {reason}")
-    if rental.payments or world.letting.payable.get(rental.id):
+    if rental.payments or rental.payable:
         save(world, rental)
     else:
         forget(world, rental)
@@ -383,7 +382,7 @@ def end(world: World, rental: Rental, reason: str) -> None:
 
 def withdraw_invoices(world: World, rental: Rental, why: str) -> None:
     """Withdraw a rental's open invoices: there may be two if the daemon was killed while one replaced the other."""
-    for invoice in filter(None, map(world.money.invoices.get, world.letting.payable.get(rental.id, ()))):
+    for invoice in filter(None, map(world.money.invoices.get, list(rental.payable))):
         if invoice.state is PaymentState.OPEN:
             withdraw(world, invoice, why)
 
@@ -452,7 +451,8 @@ def restore(
         world.client(rental.id).running += bool(rental.period.contract)
     for payment in world.money.invoices.values():
         if payment.kind is PaymentKind.RENT and payment.state is PaymentState.OPEN:
-            letting.payable.setdefault(payment.identity, set()).add(payment.payment_hash)
+            if (payer := letting.rentals.get(payment.identity)) is not None:
+                payer.payable[payment.payment_hash] = None
             if payment.preimage:
                 world.do(WatchInvoice(payment.payment_hash))
     settings_changed(world)
@@ -468,7 +468,7 @@ def restore(
             metering.grant(world, rental)
         if rental.state in IN_TUNNEL:
             world.do(SetTunnelPeer(tunnel_peer(world, rental)))
-        if rental.state is RentalState.PENDING and not world.letting.payable.get(rental.id):
+        if rental.state is RentalState.PENDING and not rental.payable:
             end(world, rental, "not paid")
         elif rental.state is RentalState.RELEASED and rental.reason == PAID_LATE:
             world.do(HoldNetworks(rental.id, rental.networks))

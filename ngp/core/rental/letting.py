@@ -27,7 +27,6 @@ class Letting:
         asking: rentals for which our payment node is making an invoice, with the number of the tenant's request, and
             the terms of the invoice.
         metered: rentals whose traffic is metered, or will be if their invoice is paid, by the contracts in the kernel.
-        payable: the rentals' invoices that may still be paid, by payment hash.
         free: what isn't let or held, as far as this landlord knows.
         others: networks that other landlords with the same database let or hold, as far as we know: the ledger names
             them at the start, and whenever it refuses a network that seemed free here.
@@ -39,7 +38,6 @@ class Letting:
     all_by_key: dict[bytes, list[Rental]] = field(default_factory=dict)
     metered: dict[bytes, Rental] = field(default_factory=dict)
     asking: dict[bytes, tuple[int, Quote]] = field(default_factory=dict)
-    payable: dict[bytes, set[bytes]] = field(default_factory=dict)
     free: FreeNetworks = field(default_factory=lambda: FreeNetworks(()))
     others: tuple[Prefix, ...] = ()
 
@@ -54,7 +52,6 @@ class Letting:
     def remove(self, rental: Rental) -> None:
         """Take a rental that is over out of the tables."""
         self.rentals.pop(rental.id, None)
-        self.payable.pop(rental.id, None)
         if self.by_key.get(rental.wireguard_key) is rental:
             del self.by_key[rental.wireguard_key]
         left = [one for one in self.all_by_key.pop(rental.wireguard_key, ()) if one is not rental]

@@ -123,8 +123,8 @@ class Rental:
         reserved_since_s: when the credit ended, seconds of service; only while `reserved`.
         asked_msat, asked_rent_msat, asked_price_msat_per_gib: of the invoice that was made or paid last: its sum
             without the activation fee, and the rent and the price that hold from its payment on.
-        quotes: the terms of each invoice that may still be paid, by payment hash. Kept in memory only: after a start
-            all have those of the one that was made last.
+        payable: the invoices that may still be paid, by payment hash, with their terms. Terms are kept in memory only;
+            None: it has those of the invoice that was made last, as after a start.
         counts: bytes metered so far, to the tenant and from it, by the contract of each network in the kernel.
         traffic_units: what metered traffic costs that isn't charged yet, in the kernel's units of money.
         meter: what we know of the rental's contracts and account in the kernel.
@@ -149,7 +149,7 @@ class Rental:
     asked_msat: int = 0
     asked_rent_msat: int = 0
     asked_price_msat_per_gib: int = 0
-    quotes: dict[bytes, Quote] = field(default_factory=dict)
+    payable: dict[bytes, Quote | None] = field(default_factory=dict)
     counts: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     traffic_units: int = 0
     meter: Meter = field(default_factory=Meter)
