@@ -44,7 +44,7 @@ def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decod
     if known is not None and known.identity == neighbour.identity:
         return tell_outcome(world, neighbour, known)
     if flaw_of(world, decoded) is DeclineReason.LAPSED:
-        return _lapsed(world, neighbour, payment_hash, _over(decoded.expires_in_s))
+        return _lapsed(world, neighbour, decoded)
     if not _buys_from(world, neighbour.identity):
         if (bought := world.servers.get(neighbour.identity)) is not None:
             bought.declined_hash = payment_hash
@@ -86,16 +86,13 @@ def _needs_nothing(account: ServerAccount) -> bool:
     return not account.running and account.balance_msat >= 0
 
 
-def _lapsed(world: World, neighbour: Neighbour, payment_hash: bytes, why_not: str) -> bool:
+def _lapsed(world: World, neighbour: Neighbour, decoded: DecodedInvoice) -> bool:
     if (bought := world.servers.get(neighbour.identity)) is not None:
+        how = "have lapsed when they arrive" if decoded.expires_in_s <= 0 else "are valid for more than 12 hours"
+        why_not = f"by our clock its invoices {how}, so one of the clocks is wrong: check both"
         note_why_not(world, bought, why_not)
-    world.send(neighbour, Declined(payment_hash, DeclineReason.LAPSED))
+    world.send(neighbour, Declined(decoded.payment_hash, DeclineReason.LAPSED))
     return True
-
-
-def _over(expires_in_s: int) -> str:
-    how = "have lapsed when they arrive" if expires_in_s <= 0 else "are valid for more than 12 hours"
-    return f"by our clock its invoices {how}, so one of the clocks is wrong: check both"
 
 
 def _objection(
