@@ -47,6 +47,7 @@ from ngp import wire
 from ngp.core.allowance import Allowance, SharedAllowance
 from ngp.core.events import Delivered, Undelivered
 from ngp.core.messages import Ack, Hello, Message
+from ngp.core.newest import Newest
 from ngp.correspondents import Correspondent, Flight, ProvenLink
 from ngp.delivery import Limits, LinkKey, Outgoing, Received, needs_delivery, wants_receipt
 from ngp.errors import PeerError
@@ -98,7 +99,7 @@ class Courier:
             self._limits.stranger_rate, self._limits.stranger_link_rate, _STRANGER_LINKS
         )
         self._broadcast_count = 0
-        self._former: OrderedDict[bytes, tuple[int, ReplayWindow, int]] = OrderedDict()
+        self._former: Newest[bytes, tuple[int, ReplayWindow, int]] = Newest(self._limits.former)
         self._retired_count = 0  # highest count of a forgotten identity: new ones count on, so no sequence comes twice
         self._outstanding = 0
         self._retries: tuple[deque[tuple[float, Flight]], ...] = tuple(deque() for _ in RETRY_AFTER_S)
@@ -310,9 +311,7 @@ class Courier:
         neighbour.proven.clear()
         self._retired_count = max(self._retired_count, neighbour.count)
         if neighbour.was_proven:
-            self._former[neighbour.identity] = neighbour.boot, neighbour.window, neighbour.broadcast
-            if len(self._former) > self._limits.former:
-                self._former.popitem(last=False)
+            self._former.note(neighbour.identity, (neighbour.boot, neighbour.window, neighbour.broadcast))
 
     def _leave(self, *links: LinkKey) -> None:
         for link in links:

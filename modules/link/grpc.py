@@ -21,7 +21,6 @@ import logging
 import os
 import random
 import socket
-from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -30,6 +29,7 @@ from typing import Any
 
 from ngp.core.allowance import Allowance, SharedAllowance
 from ngp.core.host_port import join_host_port
+from ngp.core.newest import Newest
 from ngp.core.values import Check, LinkPeer
 from ngp.errors import KernelError
 from ngp.modules import rtnetlink
@@ -127,7 +127,7 @@ class GrpcLink(PortLink[_GrpcPort]):
         self._port = port
         self._neighbours = tuple(neighbours)
         self._limits = limits = limits or Limits()
-        self._trusted: OrderedDict[LinkPeer, Allowance] = OrderedDict()
+        self._trusted: Newest[LinkPeer, Allowance] = Newest(_MOST_LINKS)
         self._strangers = SharedAllowance(
             limits.strangers_s, limits.stranger_s, _MOST_LINKS, limits.strangers_burst, limits.stranger_burst
         )
@@ -187,11 +187,8 @@ class GrpcLink(PortLink[_GrpcPort]):
 
     def trust(self, peer: LinkPeer) -> None:
         """From now on take in more from this link address, and let no stranger take the place of its connections."""
-        if peer not in self._trusted:
-            self._trusted[peer] = Allowance(self._limits.trusted_s, self._limits.trusted_burst)
-            if len(self._trusted) > _MOST_LINKS:
-                self._trusted.popitem(last=False)
-        self._trusted.move_to_end(peer)
+        known = self._trusted.get(peer) or Allowance(self._limits.trusted_s, self._limits.trusted_burst)
+        self._trusted.note(peer, known)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task; `close` waits for its end."""

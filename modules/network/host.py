@@ -16,12 +16,12 @@ import errno
 import fnmatch
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ngp.core.kernel import Onward, Router
 from ngp.core.messages import Address, Prefix
+from ngp.core.newest import Newest
 from ngp.core.policy import LEAST_NETWORK_BITS
 from ngp.errors import KernelError
 from ngp.modules import rtnetlink
@@ -67,7 +67,7 @@ class Host:
         self._interfaces_at_s: float | None = None
         self._addresses: list[OwnAddress] = []
         self._addresses_at_s: float | None = None
-        self._routes: OrderedDict[Address, tuple[float, rtnetlink.Route | None]] = OrderedDict()
+        self._routes: Newest[Address, tuple[float, rtnetlink.Route | None]] = Newest(_ROUTES_MAX)
         self._bell: Bell | None = None
 
     def interfaces(self) -> dict[str, Interface]:
@@ -365,14 +365,11 @@ class Host:
         now_s = self._now_s()
         known = self._routes.get(destination)
         if known is not None and now_s - known[0] <= _ROUTE_MAX_AGE_S:
-            self._routes.move_to_end(destination)
+            self._routes.note(destination, known)
             return known[1]
         route = self._get_route(destination, rtnetlink.RTM_F_FIB_MATCH)
         found = route if route is not None and route.is_unicast else None
-        self._routes[destination] = (now_s, found)
-        self._routes.move_to_end(destination)
-        if len(self._routes) > _ROUTES_MAX:
-            self._routes.popitem(last=False)
+        self._routes.note(destination, (now_s, found))
         return found
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None], pause_s: float = 0.2) -> None:

@@ -15,7 +15,6 @@ import queue
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
@@ -23,6 +22,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TextIO
 
+from ngp.core.newest import Newest
 from ngp.daemon.operators import OPERATORS_MODE, show_operators
 from ngp.daemon.options import LOG_FILE
 
@@ -231,18 +231,15 @@ class WhileItLasts:
     ) -> None:
         self._over_s = over_s
         self._every_s = every_s
-        self._kinds_most = kinds_most
         self._clock = clock
-        self._kinds: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._kinds: Newest[str, tuple[float, float]] = Newest(kinds_most)
 
     def is_news(self, kind: str) -> bool:
         """Say whether to log a condition now. Call it each time the condition is seen."""
         now = self._clock()
-        told, shown = self._kinds.pop(kind, (-math.inf, -math.inf))
+        told, shown = self._kinds.get(kind, (-math.inf, -math.inf))
         news = now - shown >= self._over_s or now - told >= self._every_s
-        self._kinds[kind] = (now if news else told, now)
-        while len(self._kinds) > self._kinds_most:
-            self._kinds.popitem(last=False)
+        self._kinds.note(kind, (now if news else told, now))
         return news
 
 
@@ -265,19 +262,16 @@ class RateLimit:
     ) -> None:
         self._burst = burst
         self._every_s = every_s
-        self._kinds_most = kinds_most
         self._clock = clock
-        self._kinds: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
+        self._kinds: Newest[str, tuple[float, float, int]] = Newest(kinds_most)
 
     def take(self, kind: str) -> int | None:
         """Return how many messages of this kind were left out before this one; None if this one is left out too."""
         now = self._clock()
-        tokens, since, left_out = self._kinds.pop(kind, (float(self._burst), now, 0))
+        tokens, since, left_out = self._kinds.get(kind, (float(self._burst), now, 0))
         tokens = min(float(self._burst), tokens + (now - since) / self._every_s)
         passes = tokens >= 1.0
-        self._kinds[kind] = (tokens - 1.0, now, 0) if passes else (tokens, now, left_out + 1)
-        while len(self._kinds) > self._kinds_most:
-            self._kinds.popitem(last=False)
+        self._kinds.note(kind, (tokens - 1.0, now, 0) if passes else (tokens, now, left_out + 1))
         return left_out if passes else None
 
     def warn(self, logger: logging.Logger, kind: str, message: str) -> None:

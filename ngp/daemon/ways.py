@@ -14,10 +14,10 @@ messages are answered stays in use.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from ngp.core.newest import Newest
 from ngp.core.values import LinkPeer
 from ngp.delivery import LinkKey
 from ngp.ports import Link
@@ -50,7 +50,7 @@ class Ways:
     """The ways to all link addresses; those silent for longest are forgotten first."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[LinkKey, _Known] = OrderedDict()
+        self._known: Newest[LinkKey, _Known] = Newest(MOST_LINKS)
         self._heard = 0
 
     def learn(self, key: LinkKey, link: Link, peer: LinkPeer, proven: bool, hello: bytes = b"") -> None:
@@ -60,10 +60,8 @@ class Ways:
             proven: as the courier says; an unproven sender's way replaces no other.
             hello: the datagram, if it was a hello.
         """
-        known = self._known.setdefault(key, _Known())
-        self._known.move_to_end(key)
-        if len(self._known) > MOST_LINKS:
-            self._known.popitem(last=False)
+        known = self._known.get(key) or _Known()
+        self._known.note(key, known)
         known.hello = _digest(hello) if hello else known.hello
         self._note(known, link, peer, taken=proven)
 

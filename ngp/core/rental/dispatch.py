@@ -65,9 +65,9 @@ def handle(world: World, event: Event) -> None:  # one case for each event
             asking.invoice_failed(world, event)
         case InvoiceCancelled():
             asking.invoice_cancelled(world, event.payment_hash)
-        case UsageRead() if world.letting.rentals:
+        case UsageRead() if world.letting.metered:
             _usage_read(world, event)
-        case Hinted() if world.letting.rentals:
+        case Hinted() if world.letting.metered:
             for hint in event.hints:
                 if hint.kind is HintKind.ACCOUNT_EXHAUSTED:
                     landlord.account_exhausted(world, hint.key)
