@@ -244,11 +244,12 @@ class Gatekeeper:
     def _proposed(self, neighbour: Neighbour, propose: Propose, event: MessageReceived) -> bool:
         """Handle a proposal, then go on with the sales that waited for it."""
         world, purchase = self.world, self.world.running_purchase(propose.contract)
-        before = purchase.price_msat_per_gib if purchase is not None else 0
+        price, limit = (purchase.price_msat_per_gib, purchase.data_limit_bytes) if purchase is not None else (0, 0)
         replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
-        if purchase is not None and purchase.price_msat_per_gib > before:
+        if purchase is not None and purchase.price_msat_per_gib > price:
             seller.costs_more(world, purchase.id, purchase.price_msat_per_gib)
-        seller.answered(world, neighbour.identity, propose.destination)
+        grew = purchase is not None and purchase.data_limit_bytes > limit
+        seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:
             seller.shed(world, purchase.id)
         return replied

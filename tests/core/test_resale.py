@@ -184,6 +184,22 @@ def test_a_second_client_gets_its_share_after_the_purchase_was_renewed() -> None
     assert promised(mesh, "b")
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_many_clients_of_one_purchase_get_their_shares_one_after_the_other(at_once: bool) -> None:
+    mesh = Mesh("abc")
+    for name in "uvwxyz":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+    at = mesh["b"]
+    for number, name in enumerate("auvwxyz"):
+        at.step(HeldPacket(100 + number, at.link(name), ip_address(HOST), at.onward))
+        if not at_once:
+            mesh.settle()
+    mesh.settle()
+    assert all(at.sale(name).running for name in "auvwxyz") and at.verdicts == [Verdict.REPEAT] * 7
+    assert promised(mesh, "b") and at.purchase("c").data_limit_bytes == 700 * MB
+
+
 def test_renewals_of_a_sale_follow_those_of_its_purchase_through_all_hops() -> None:
     mesh = Mesh("abcde")
     mesh.packet("a", "b")

@@ -71,24 +71,24 @@ def may_quote(world: World, neighbour: Neighbour) -> bool:
     return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16))
 
 
-def answered(world: World, identity: bytes, destination: Prefix) -> None:
-    """Go on with the contracts that waited for a server's answer about a destination."""
+def answered(world: World, identity: bytes, destination: Prefix, grew: bool = False) -> None:
+    """Go on with the contracts that waited for a server's answer about a destination.
+
+    Args: grew: the purchase there carries more now; contracts for which it isn't enough yet wait for more.
+    """
     for sale in list(world.awaited.get((identity, destination), {}).values()):
         world.stop_waiting(sale)
         neighbour = world.peers.of(sale)
         if neighbour is None:
             continue
         if sale.state is State.QUOTING:
-            find_basis(world, neighbour, sale)
+            find_basis(world, neighbour, sale, upstream.ANSWER_S if grew else 0.0)
         elif sale.agreed and sale.state is State.QUOTED:
-            room = upstream.room(world, sale)
-            if room is not None and room >= sale.data_limit_bytes:
-                _open(world, sale)
-            else:
+            if not _opened(world, sale, may_wait=grew):
                 quote_due(world, sale)
         elif sale.wanted is not None and sale.running:
             ask, sale.wanted = sale.wanted, None
-            _renewal_asked(world, neighbour, ask, 0, may_wait=False)
+            _renewal_asked(world, neighbour, ask, 0, may_wait=grew)
 
 
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
@@ -226,20 +226,25 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         world.move(sale, State.REJECTED, RejectReason.BUSY.value)
         refuse(world, sale, SILENCE_S)
         return True
-    return _bought(world, neighbour, sale, message_id)
-
-
-def _bought(world: World, neighbour: Neighbour, sale: Sale, message_id: int) -> bool:
-    """Open a contract that its client accepted, as soon as there is room on what it rests on. Returns as `accepted`."""
-    room = upstream.room(world, sale)
-    if room is not None and room >= sale.data_limit_bytes:
-        _open(world, sale)
-        return False
-    if room is not None and upstream.extend(world, sale, sale.data_limit_bytes - room):
-        sale.agreed = True
+    if _opened(world, sale, may_wait=True):
         return False
     world.send(neighbour, Reject(sale.id, RejectReason.LAPSED), message_id)
     forget(world, sale)
+    return True
+
+
+def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
+    """Open a contract that its client accepted, or let it wait until there is room on what it rests on.
+
+    Returns False if neither is possible.
+    """
+    room = upstream.room(world, sale)
+    if room is not None and room >= sale.data_limit_bytes:
+        _open(world, sale)
+        return True
+    if room is None or not may_wait or not upstream.extend(world, sale, sale.data_limit_bytes - room):
+        return False
+    sale.agreed = True
     return True
 
 

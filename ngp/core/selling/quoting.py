@@ -85,7 +85,7 @@ def _covers(route: Prefix | None, destination: Prefix) -> bool:
 def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0.0) -> None:
     """Quote a contract that rests on a purchase. If that isn't possible yet, ask the server for what is missing.
 
-    Args: wait_s: how long the client waits for our answer; 0: we asked already.
+    Args: wait_s: how long the client waits for our answer; 0: we asked already, and it didn't help.
     """
     found = upstream.basis(world, sale)
     if upstream.is_loop(world, sale, found.path if found is not None else ()):
@@ -94,7 +94,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
     wanted = world.settings.contract_data_bytes
     fits = found is not None and found.lasts and found.free_bytes >= wanted // 2
     if not fits and wait_s and neighbour.questions.take(world.now.monotonic_s):
-        world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + wait_s)
+        world.timers.set_if_unset(Due.QUOTE, sale.id, world.now.monotonic_s + wait_s)
         asked = upstream.extend(world, sale, wanted - found.free_bytes) if found else upstream.ask(world, sale, wait_s)
         if asked:
             return
