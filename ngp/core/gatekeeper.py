@@ -248,6 +248,9 @@ class Gatekeeper:
         replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
         if purchase is not None and purchase.price_msat_per_gib > price:
             seller.costs_more(world, purchase.id, purchase.price_msat_per_gib)
+        bought = world.running_purchase(propose.contract)
+        if purchase is None and bought is not None:
+            seller.leads_elsewhere(world, bought.identity, bought.destination, bought.price_msat_per_gib)
         grew = purchase is not None and purchase.data_limit_bytes > limit
         seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:

@@ -239,6 +239,19 @@ def test_a_dearer_renewal_ends_the_sales_and_they_are_quoted_at_the_new_cost() -
     assert promised(mesh, "b")
 
 
+def test_a_route_that_changes_to_a_dearer_way_ends_what_was_sold_for_the_old_one() -> None:
+    mesh = Mesh("abc")
+    mesh["b"].route = ""
+    mesh.packet("a", "b")
+    old = mesh["b"].sale("a")
+    assert old.price_msat_per_gib == 5 * MSAT_PER_KB and not old.rests_on
+    mesh["b"].route = "c"
+    mesh.packet("b", "c")
+    assert mesh["b"].purchase("c").running and not old.running
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").rests_on and mesh["b"].sale("a").price_msat_per_gib > 5 * MSAT_PER_KB
+
+
 def test_our_own_traffic_does_not_use_up_what_was_sold() -> None:
     mesh = Mesh("abc")
     mesh.packet("a", "b")

@@ -99,6 +99,20 @@ def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None
             world.halt(sale, CloseReason.UPSTREAM)
 
 
+def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_per_gib: int) -> None:
+    """End the contracts for a destination that are sold too cheaply for the way that its traffic goes now.
+
+    They rest on another neighbour's purchase, or on none, from before our route changed.
+
+    Args: seller: from whom we bought the destination just now, as our traffic goes there.
+    """
+    least = world.settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
+    for client in list(world.clients):
+        sale = world.sales.find(client, destination.network_address)
+        if sale is not None and seller not in (client, sale.seller) and sale.price_msat_per_gib < least:
+            world.halt(sale, CloseReason.UPSTREAM)
+
+
 def shed(world: World, purchase_id: bytes) -> None:
     """End contracts that rest on a purchase, the latest first, until it can carry what the others still may."""
     for sale in reversed(list(world.resting.get(purchase_id, {}).values())):
