@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,6 +75,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 def _served(flows: Sequence[Flow]) -> dict[str, Any]:
     wanted = sum(flow.size_bytes for flow in flows)
     delivered = sum(flow.delivered_bytes for flow in flows)
+    tried = sorted(Counter(flow.hops for flow in flows if flow.hops).items())
     return {
         "flows": len(flows),
         "answered": sum(flow.answered_at is not None for flow in flows),
@@ -82,6 +83,7 @@ def _served(flows: Sequence[Flow]) -> dict[str, Any]:
         "wanted_bytes": wanted,
         "delivered_bytes": delivered,
         "share": round(delivered / wanted, 4) if wanted else None,
+        "answered_by_hops": {str(hops): f"{len(by_hops(flows).get(hops, ()))} of {many}" for hops, many in tried},
     }
 
 

@@ -33,7 +33,7 @@ class Flow:
     Attributes:
         size_bytes: to be delivered to its source; 0: a ping, which ends with its answer.
         began_at: when its first packet was sent. answered_at: when the answer arrived; None: not yet.
-        hops: links on the path of the answered packet; round_trip_s: what the links alone take.
+        hops: links on the path of the last first packet; round_trip_s: what the links alone take.
         delivered_bytes: what arrived at either end. ended: it has all bytes, or has given up.
         tries: how many first packets were sent.
     """
@@ -82,7 +82,7 @@ class Traffic:
         found = self._mesh.routes.path(flow.source.number, flow.target.number)
         if found is not None and flow.source.awake:
             flow.path = [self._mesh.nodes[number] for number in found]
-            flow.tries += 1
+            flow.tries, flow.hops = flow.tries + 1, len(found) - 1
             self._send(flow, flow.path, 0)
         if pauses:
             self._mesh.at(self._mesh.now + pauses[0], lambda: self._try(flow, pauses[1:]))

@@ -38,6 +38,7 @@ def lied_to() -> Run:
 def test_all_is_served_and_all_ledgers_sum_to_zero() -> None:
     found = figures(traffic(), 1, Cost(1.0, 1.0))
     assert found["served"]["flows"] == found["served"]["complete"] == 50 and found["served"]["share"] == 1.0
+    assert sum(int(some.split()[0]) for some in found["served"]["answered_by_hops"].values()) == 50
     books = found["books"]
     assert books["paid_msat"] == books["received_msat"] > 0 and books["wallets_msat"] == 0
     assert books["charged_msat"] > 0 and books["uncharged_bytes"] == 0
