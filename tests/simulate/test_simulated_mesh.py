@@ -89,6 +89,14 @@ def test_a_first_packet_waits_for_one_round_trip_more_at_each_gate(tmp_path: Pat
     assert flow.answered_at - flow.began_at == pytest.approx((4 + 3 + haggling) * 0.020)
 
 
+def test_after_a_cold_start_all_pairs_are_served_though_all_begin_at_once() -> None:
+    """A client may want its contract renewed before the server has room for it; that must not end one side alone."""
+    done = run(replace(SCENARIOS["cold-start"], time_s=60.0), grid(25), 1)
+    found = figures(done, 1, Cost(1.0, 1.0))
+    assert (found["cold_start"]["pairs"], found["served"]["answered"]) == (600, 600)
+    assert found["cold_start"]["all_s"] < 60.0
+
+
 def test_who_pays_nothing_costs_each_neighbour_at_most_the_grace() -> None:
     mesh = lied_to().mesh
     audit(mesh)

@@ -173,6 +173,9 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
 
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:
     sale = _own_contract(world, neighbour, ask.contract)
+    if sale is not None and sale.agreed and sale.state is State.QUOTED:  # it runs already on its client's side
+        world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
+        return
     if sale is None or not sale.running:
         world.send(neighbour, Cancel(ask.contract), message_id)
         return
