@@ -43,7 +43,7 @@ def table(interfaces: Sequence[str], networks: Sequence[Prefix], beside: Sequenc
     rules = [
         *(f'oifname "{name}" accept' for name in ("lo", *interfaces)),
         *(f"{_FAMILY[one.version]} daddr {one} accept" for one in networks),
-        *map(_accepted, beside),
+        *dict.fromkeys(map(_accepted, beside)),  # several rentals may have one landlord
         "udp sport 68 udp dport 67 accept",
         "udp sport 546 udp dport 547 accept",
         "udp sport 10325 udp dport 10325 ip ttl 255 accept",

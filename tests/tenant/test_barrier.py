@@ -47,7 +47,7 @@ jump beside
 }
 }
 """
-    ways = [LANDLORD, LAN, Way(ip_network("192.0.2.9"), "tcp")]
+    ways = [LANDLORD, LAN, Way(ip_network("192.0.2.9"), "tcp"), LANDLORD]  # of two rentals, whose landlord is one
     assert barrier.table(["sw_a"], networks, ways) == expected.lstrip()
 
 
