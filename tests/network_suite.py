@@ -15,6 +15,7 @@ import pytest
 
 from ngp.core.kernel import AccountLimit, AccountReading, Adopted, Grant, Hint, HintKind, Reading
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.errors import KernelError
 
 NEIGHBOUR = 7
@@ -252,7 +253,7 @@ def grant(address: str = SOLD[0], **changes: object) -> Grant:
         "contract": secrets.token_bytes(16),
         "neighbour": NEIGHBOUR,
         "role": Role.SERVER,
-        "destination": ip_network(address),
+        "destination": PackedPrefix.of(ip_network(address)),
         "limit_bytes": PLENTY,
         "expires_in_s": 600.0,
         "account": ALICE,

@@ -15,6 +15,7 @@ from ngp.core.contract import State
 from ngp.core.messages import Address
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Neighbour
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.selling.sale import Sale
 from ngp.core.values import Check, Now
 from ngp.core.world import World
@@ -43,7 +44,7 @@ def deal(world: World, kind: type[Sale] | type[Purchase], destination: str, **fa
         identity=THEY,
         link=("eth1", b"mac"),
         link_number=7,
-        destination=ip_network(destination),
+        destination=PackedPrefix.of(ip_network(destination)),
         prices=((0, 1),),
         data_limit_bytes=1 << 20,
         lifetime_s=3600,

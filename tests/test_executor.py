@@ -23,6 +23,7 @@ from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
 from ngp.core.kernel import Grant, Verdict
 from ngp.core.messages import Role
 from ngp.core.payment_node import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.records import PaymentKind
 from ngp.core.rental.effects import HoldNetworks
 from ngp.core.rental.events import NetworksHeld
@@ -186,7 +187,7 @@ def test_a_grant_that_fails_takes_no_other_along(caplog: pytest.LogCaptureFixtur
             table.difference_update(contracts)
 
     def granted(contract: bytes, limit_bytes: int = 1) -> Grant:
-        return Grant(contract, 7, Role.SERVER, ip_network("10.0.0.1/32"), limit_bytes, 60.0, WHO, 1)
+        return Grant(contract, 7, Role.SERVER, PackedPrefix.of(ip_network("10.0.0.1/32")), limit_bytes, 60.0, WHO, 1)
 
     network: Any = Network()
     executor = Executor(unused, network, unused, unused, pytest.fail, pytest.fail)

@@ -21,6 +21,7 @@ from ngp.core.kernel import Adopted, Grant
 from ngp.core.kernel import Reading as MeterReading
 from ngp.core.messages import Role
 from ngp.core.peers import Neighbour
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.records import AccountRecord, ContractRecord, NeighbourRecord
 from ngp.core.values import Now
 from ngp.core.world import PaymentNode, World
@@ -261,7 +262,7 @@ class Granting(Noting):
     """A core that grants a contract whatever happens, like an accept that was waiting, or a change of price."""
 
     def step(self, event: object, now: Now) -> list[Effect]:
-        grant = Grant(bytes(16), 1, Role.SERVER, ip_network("198.51.100.1"), 1500, 60.0)
+        grant = Grant(bytes(16), 1, Role.SERVER, PackedPrefix.of(ip_network("198.51.100.1")), 1500, 60.0)
         return [*super().step(event, now), GrantContract(grant)]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, Grant, KernelNeighbour
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.modules.network.datapath import Datapath
 from ngp.ports.network import DesiredNetwork
 
@@ -94,7 +95,9 @@ class Worker:
 
     def _grant(self, contract: bytes, to: IPv4Address | IPv6Address, limit_bytes: int = GENEROUS_BYTES) -> Grant:
         return Grant(
-            *(contract, NEIGHBOUR, Role.SERVER, ip_network(to), limit_bytes, LIFETIME_S), CLIENT, PRICE_MSAT_PER_GIB
+            *(contract, NEIGHBOUR, Role.SERVER, PackedPrefix.of(ip_network(to)), limit_bytes, LIFETIME_S),
+            CLIENT,
+            PRICE_MSAT_PER_GIB,
         )
 
 

@@ -120,7 +120,7 @@ class Kernel:
                 self.slots[grant.contract] = slot
                 self._seen[grant.contract] = (slot.used_to, slot.used_from, None)
             slot.grant, slot.expires_at = grant, now + grant.expires_in_s
-            self.entries.setdefault((self._who(grant.neighbour), grant.role), {})[grant.destination] = slot
+            self.entries.setdefault((self._who(grant.neighbour), grant.role), {})[grant.destination.prefix] = slot
 
     def revoke(self, contract: bytes) -> None:
         slot = self.slots.pop(contract, None)
@@ -128,8 +128,8 @@ class Kernel:
         self._used.pop(contract, None)
         if slot is not None:
             entries = self.entries[self._who(slot.grant.neighbour), slot.grant.role]
-            if entries.get(slot.grant.destination) is slot:
-                del entries[slot.grant.destination]
+            if entries.get(slot.grant.destination.prefix) is slot:
+                del entries[slot.grant.destination.prefix]
 
     def read(self, contracts: Iterable[bytes]) -> tuple[Reading, ...]:
         slots = [slot for contract in contracts if (slot := self.slots.get(contract)) is not None]

@@ -276,9 +276,9 @@ class ContractTable:
             grant.contract,
             used_to - grant.used_to_base_bytes,
             used - used_to - grant.used_from_base_bytes,
-            layout.address_bytes(grant.destination),
+            grant.destination.address,
             grant.neighbour,
-            grant.destination.prefixlen,
+            grant.destination.bits,
             grant.destination.version,
             layout.ROLE[grant.role],
             layout.next_generation(self._label(slot).generation),
@@ -311,7 +311,7 @@ class ContractTable:
         """Count early bytes (sent to the server before the contract) as used, up to the limit; say if there are any."""
         label, line = self._label(slot), slot * LINE_WORDS
         room = max(0, self._words[line + LIMIT] - self._words[line + USED])
-        early_bytes = min(room, self._early.take(self._first_of(label.number), label.destination))
+        early_bytes = min(room, self._early.take(self._first_of(label.number), label.destination.prefix))
         if early_bytes:
             self._lines.label_words[(slot * LINE_BYTES + LABEL_BASE_TO_AT) // 8] -= early_bytes
             for word in (LIMIT, LOW_WATER):

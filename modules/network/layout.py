@@ -11,10 +11,11 @@ import struct
 import sys
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.ports.network import FreeRule
 from ngp.ports.services import SERVICES_A_HOST, free_at, room_for_services
 
@@ -144,11 +145,9 @@ class Label(NamedTuple):
     generation: int
 
     @property
-    def destination(self) -> Prefix:
+    def destination(self) -> PackedPrefix:
         """The destination."""
-        if self.version == 4:
-            return IPv4Network((self.address[:4], self.bits))
-        return IPv6Network((self.address, self.bits))
+        return PackedPrefix(self.version, self.bits, self.address[:4] if self.version == 4 else self.address)
 
     @property
     def is_host(self) -> bool:

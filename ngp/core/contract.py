@@ -16,8 +16,9 @@ from itertools import pairwise
 from typing import ClassVar, Self
 
 from ngp.core.kernel import Reading
-from ngp.core.messages import MARK_BYTES, Prefix, Role
+from ngp.core.messages import MARK_BYTES, Role
 from ngp.core.openings import Pools
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.pricing import amount_due_msat
 from ngp.core.rate import Rate
 from ngp.core.records import ContractRecord
@@ -97,7 +98,7 @@ class Contract:
     identity: bytes
     link: tuple[str, bytes]
     link_number: int
-    destination: Prefix
+    destination: PackedPrefix
     prices: tuple[tuple[int, int], ...]
     data_limit_bytes: int
     lifetime_s: int
@@ -190,7 +191,12 @@ class Contract:
 
     @classmethod
     def of_record(
-        cls, record: ContractRecord, identity: bytes, link: tuple[str, bytes], link_number: int, destination: Prefix
+        cls,
+        record: ContractRecord,
+        identity: bytes,
+        link: tuple[str, bytes],
+        link_number: int,
+        destination: PackedPrefix,
     ) -> Self:
         """Return a contract as the ledger has it; one that was being renewed or halted is active again.
 

@@ -25,21 +25,22 @@ class Coverage(Generic[OneSide]):
 
     def add(self, contract: OneSide) -> None:
         """Enter a contract; it replaces another one for the same neighbour and prefix."""
-        prefix = contract.destination
-        lengths = self._contracts.setdefault((contract.identity, prefix.version), {})
-        lengths.setdefault(prefix.prefixlen, {})[prefix.network_address.packed] = contract
+        version, bits, address = contract.destination
+        lengths = self._contracts.setdefault((contract.identity, version), {})
+        lengths.setdefault(bits, {})[address] = contract
 
     def remove(self, contract: OneSide) -> None:
         """Take a contract out, unless another one has replaced it."""
-        prefix = contract.destination
-        if self.exact(contract.identity, prefix) is not contract:
+        version, bits, address = contract.destination
+        lengths = self._contracts.get((contract.identity, version), {})
+        of_length = lengths.get(bits, {})
+        if of_length.get(address) is not contract:
             return
-        lengths = self._contracts[contract.identity, prefix.version]
-        del lengths[prefix.prefixlen][prefix.network_address.packed]
-        if not lengths[prefix.prefixlen]:
-            del lengths[prefix.prefixlen]
+        del of_length[address]
+        if not of_length:
+            del lengths[bits]
             if not lengths:
-                del self._contracts[contract.identity, prefix.version]
+                del self._contracts[contract.identity, version]
 
     def exact(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract for exactly this prefix."""

@@ -250,7 +250,7 @@ class Gatekeeper:
             seller.costs_more(world, purchase.id, purchase.price_msat_per_gib)
         bought = world.running_purchase(propose.contract)
         if purchase is None and bought is not None:
-            seller.leads_elsewhere(world, bought.identity, bought.destination, bought.price_msat_per_gib)
+            seller.leads_elsewhere(world, bought.identity, bought.destination.prefix, bought.price_msat_per_gib)
         grew = purchase is not None and purchase.data_limit_bytes > limit
         seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:
@@ -263,7 +263,7 @@ class Gatekeeper:
         buyer.rejected(world, neighbour, reject)
         replied = seller.rejected(world, neighbour, reject, number)
         if purchase is not None and purchase.identity == neighbour.identity:
-            seller.answered(world, purchase.identity, purchase.destination)
+            seller.answered(world, purchase.identity, purchase.destination.prefix)
             seller.shed(world, purchase.id)
         elif reject.destination is not None:
             seller.answered(world, neighbour.identity, reject.destination)

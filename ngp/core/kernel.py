@@ -10,6 +10,7 @@ from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from ngp.core.messages import Address, Prefix, Role
+from ngp.core.prefixes import PackedPrefix
 
 FULL_PACKET_BYTES = 1500
 """A packet of the usual MTU, as the meter counts it: from the IP header on. A contract with less room than this is as
@@ -92,7 +93,7 @@ class LastingTerms(NamedTuple):
 
     neighbour: int
     role: Role
-    destination: Prefix
+    destination: PackedPrefix
     limit_bytes: int
     account: bytes
     price_msat_per_gib: int
@@ -123,7 +124,7 @@ class Grant(NamedTuple):
     contract: bytes
     neighbour: int
     role: Role
-    destination: Prefix
+    destination: PackedPrefix
     limit_bytes: int
     expires_in_s: float
     account: bytes = b""

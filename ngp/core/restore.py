@@ -19,8 +19,9 @@ from ngp.core.contract import CloseReason, State
 from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, AdoptedAccount, AdoptedContract, LastingTerms
-from ngp.core.messages import Prefix, Role
+from ngp.core.messages import Role
 from ngp.core.peers import Link, Neighbour
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.records import (
     AccountRecord,
     ContractRecord,
@@ -188,9 +189,11 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
     return purchase
 
 
-def _place(world: World, record: ContractRecord, found: AdoptedContract | None) -> tuple[bytes, Link, int, Prefix]:
+def _place(
+    world: World, record: ContractRecord, found: AdoptedContract | None
+) -> tuple[bytes, Link, int, PackedPrefix]:
     """Return a contract's neighbour, its link, the link's number, and the contract's destination."""
-    destination = ip_network(record.destination) if found is None else found.grant.destination
+    destination = PackedPrefix.of(ip_network(record.destination)) if found is None else found.grant.destination
     identity, link = record.identity, (record.interface, record.link_address)
     neighbour = world.peers.neighbours.get((identity, link))
     if neighbour is None:

@@ -111,15 +111,16 @@ def _purchase(world: World, sale: Sale) -> Purchase | None:
     """Find the running purchase on which a sale rests or can rest."""
     if sale.rests_on:
         return world.running_purchase(sale.rests_on)
-    exact = world.purchases.exact(sale.seller, sale.destination)
+    destination = sale.destination.prefix
+    exact = world.purchases.exact(sale.seller, destination)
     if exact is not None and exact.running:
         return exact
-    found = world.purchases.find(sale.seller, sale.destination.network_address)
-    return found if found is not None and found.running and covers(found.destination, sale.destination) else None
+    found = world.purchases.find(sale.seller, destination.network_address)
+    return found if found is not None and found.running and covers(found.destination.prefix, destination) else None
 
 
 def _quote(world: World, sale: Sale) -> Quote | None:
-    quote = world.buying.quotes.get((sale.seller, sale.destination))
+    quote = world.buying.quotes.get((sale.seller, sale.destination.prefix))
     return None if quote is None or sale.rests_on not in (b"", quote.propose.contract) else quote
 
 
@@ -169,10 +170,10 @@ def ask(world: World, sale: Sale, wait_s: float) -> bool:
     seller = world.peers.any_link(sale.seller)
     if seller is None or wait_s <= HOP_S:
         return False
-    key = sale.seller, sale.destination
+    key = sale.seller, sale.destination.prefix
     if not world.awaited.get(key):
         path = (*sale.asked_by, mark(world.identity))
-        world.send(seller, Ask(sale.destination, 0, 0, wait_ms=int((wait_s - HOP_S) * 1000), path=path))
+        world.send(seller, Ask(key[1], 0, 0, wait_ms=int((wait_s - HOP_S) * 1000), path=path))
     world.wait_for(sale, *key)
     return True
 
@@ -189,7 +190,7 @@ def extend(world: World, sale: Sale, more_bytes: int) -> bool:
         limit = min(purchase.data_limit_bytes + max(0, more_bytes), MOST_DATA_BYTES)
         if not ask_renewal(world, purchase, limit):
             return False
-    world.wait_for(sale, purchase.identity, purchase.destination)
+    world.wait_for(sale, purchase.identity, purchase.destination.prefix)
     return True
 
 

@@ -7,6 +7,7 @@ from ipaddress import IPv6Network, ip_address, ip_network
 from ngp.core.contract import State
 from ngp.core.coverage import Coverage
 from ngp.core.messages import Prefix
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.selling.sale import Sale
 
 WHO, ANOTHER = b"w" * 32, b"a" * 32
@@ -16,9 +17,16 @@ ONE_HASH = (1 << 61) - 1
 
 def sale(destination: Prefix, who: bytes = WHO) -> Sale:
     return Sale(
-        id=bytes(16), identity=who, link=("mesh0", b""), link_number=1, destination=destination, prices=((0, 1),),
-        data_limit_bytes=0, lifetime_s=0, state=State.ACTIVE,
+        id=bytes(16), identity=who, link=("mesh0", b""), link_number=1, destination=PackedPrefix.of(destination),
+        prices=((0, 1),), data_limit_bytes=0, lifetime_s=0, state=State.ACTIVE,
     )  # fmt: skip
+
+
+def test_a_packed_prefix_is_the_prefix_and_its_text() -> None:
+    for text in ("198.51.100.7/32", "198.51.100.0/24", "0.0.0.0/0", "2001:db8::1/128", "2001:db8::/33", "::/0"):
+        packed = PackedPrefix.of(ip_network(text))
+        assert packed.prefix == ip_network(text) and str(packed) == text
+        assert packed == PackedPrefix.of(ip_network(text))
 
 
 def test_the_longest_prefix_is_found_until_it_is_removed() -> None:
@@ -33,7 +41,8 @@ def test_the_longest_prefix_is_found_until_it_is_removed() -> None:
         assert coverage.find(WHO, ip_address(outside)) is None
     coverage.remove(narrow)
     assert coverage.find(WHO, ip_address("198.51.100.7")) is wide
-    assert coverage.exact(WHO, narrow.destination) is None and coverage.exact(WHO, wide.destination) is wide
+    assert coverage.exact(WHO, narrow.destination.prefix) is None
+    assert coverage.exact(WHO, wide.destination.prefix) is wide
 
 
 def test_a_contract_that_was_replaced_does_not_take_out_the_new_one() -> None:

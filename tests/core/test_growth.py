@@ -248,7 +248,7 @@ def test_the_ledger_grows_by_no_more_than_the_bound(turns: Sequence[tuple[str, i
                 lent = victim.world.client(contract.identity).credit is not None
                 attacker.use(contract.id, 1000 if lent else 0)
             elif act == "renew" and server:
-                for quote in messages(attacker.say(Ask(contract.destination, 0, 0, contract.id)), Propose):
+                for quote in messages(attacker.say(Ask(contract.destination.prefix, 0, 0, contract.id)), Propose):
                     attacker.say(Accept(contract.id, quote.price_msat_per_gib, quote.data_limit_bytes))
     assert not any(account.paid_msat for account in victim.world.accounts)
     hours = (sim.now - began) / 3600

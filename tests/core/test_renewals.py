@@ -53,7 +53,7 @@ def test_a_renewal_lasts_no_longer_than_a_new_contract_may(lifetime_s: int, take
     contract.move(State.RENEWING)
     limit = contract.data_limit_bytes
     offered = Propose(
-        contract.id, contract.destination, contract.price_msat_per_gib, 2 * limit, lifetime_s, 10, limit, 1
+        contract.id, contract.destination.prefix, contract.price_msat_per_gib, 2 * limit, lifetime_s, 10, limit, 1
     )
     answers = [one.message for one in tell(sim, sim.client, offered) if isinstance(one, fx.Send)]
     assert isinstance(answers[0], Accept if takes else Reject)

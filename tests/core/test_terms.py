@@ -22,7 +22,7 @@ from ngp.core.policy import (
     ask_terms,
     sell_terms,
 )
-from ngp.core.prefixes import host_prefix
+from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Budgets, PriceRule
@@ -66,7 +66,7 @@ def test_affordable_is_the_most_that_fits(prices: list[tuple[int, int]], amount:
 @given(price, st.lists(st.tuples(st.integers(0, 1 << 20), price), max_size=6), size)
 def test_repricing_leaves_earlier_bytes_alone(first: int, changes: list[tuple[int, int]], used: int) -> None:
     contract = Sale(
-        id=b"c", identity=b"i", link=("e", b""), link_number=1, destination=host_prefix(HOST_ADDRESS),
+        id=b"c", identity=b"i", link=("e", b""), link_number=1, destination=PackedPrefix.of(host_prefix(HOST_ADDRESS)),
         prices=((0, first),), data_limit_bytes=0, lifetime_s=0,
     )  # fmt: skip
     offset = 0

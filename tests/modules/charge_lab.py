@@ -17,6 +17,7 @@ from meter_lab import contract_id
 
 from ngp.core.kernel import AccountLimit, AccountReading, Grant, Hint, Reading
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.modules.bpf import Programs, Table, library
 from ngp.modules.network import layout
 from ngp.modules.network.accounts import AccountTable
@@ -104,7 +105,7 @@ class ChargeLab:
             "contract": self.ids[number],
             "neighbour": 7,
             "role": Role.SERVER,
-            "destination": ip_network(IPv4Address("10.0.0.0") + number),
+            "destination": PackedPrefix.of(ip_network(IPv4Address("10.0.0.0") + number)),
             "limit_bytes": NEVER,
             "expires_in_s": 600.0,
             "account": ALICE,

@@ -15,6 +15,7 @@ from kernel_lab import CLIENT, INTERNET, Lab, desired, lab, python, sh
 
 from ngp.core.kernel import MOST_UNITS_AHEAD, AccountLimit, AccountReading, Grant, KernelNeighbour, Reading
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.modules.network.datapath import Datapath
 
 NEIGHBOUR = 7
@@ -95,7 +96,7 @@ class World:
             "contract": contract_id(),
             "neighbour": NEIGHBOUR,
             "role": Role.SERVER,
-            "destination": ip_network(destination),
+            "destination": PackedPrefix.of(ip_network(destination)),
             "limit_bytes": GENEROUS,
             "expires_in_s": 600.0,
         }

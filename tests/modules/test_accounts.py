@@ -17,6 +17,7 @@ from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, true
 
 from ngp.core.kernel import Grant
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 
 ADDRESSES = [f"10.77.2.{last}" for last in range(2, 10)]
 SEND_ON = """
@@ -79,7 +80,11 @@ class Market:
         for (contract, limit), address in zip(self.limits.items(), ADDRESSES, strict=True):
             self.limits[contract] = limit + by_bytes
             destination, price = ip_network(f"{address}/32"), self.prices[contract]
-            grants.append(Grant(contract, NEIGHBOUR, Role.SERVER, destination, limit + by_bytes, 600, PAYER, price))
+            grants.append(
+                Grant(
+                    contract, NEIGHBOUR, Role.SERVER, PackedPrefix.of(destination), limit + by_bytes, 600, PAYER, price
+                )
+            )
         self.world.datapath.grant(grants)
 
     def stop_contracts(self) -> None:

@@ -14,6 +14,7 @@ from meter_lab import NEIGHBOUR, PAYER, PRICE, World, contract_id, metered, rece
 
 from ngp.core.kernel import Grant, HeldPacket, Hint, HintKind, Verdict
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.errors import KernelError
 from ngp.ports.network import FreeRule
 
@@ -127,7 +128,7 @@ def test_never_too_much_under_concurrent_senders_and_top_ups(world: World) -> No
 
 
 def _generous(contract: bytes, granted: int) -> Grant:
-    return Grant(contract, NEIGHBOUR, Role.SERVER, ip_network(host(4)), granted, 600, PAYER, PRICE)
+    return Grant(contract, NEIGHBOUR, Role.SERVER, PackedPrefix.of(ip_network(host(4))), granted, 600, PAYER, PRICE)
 
 
 def test_expired_and_blocked_are_dropped_and_never_queued(world: World) -> None:

@@ -17,6 +17,7 @@ from meter_lab import GENEROUS, NEIGHBOUR, PAYER, PRICE, World, contract_id, met
 
 from ngp.core.kernel import AccountReading, Adopted, Grant
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.errors import ExitCode, KernelError
 from ngp.modules.bpf import Programs, require
 from ngp.modules.network import bpf, hooks, meter, xtables
@@ -41,11 +42,12 @@ from meter_lab import NEIGHBOUR, PAYER, PRICE
 from ngp.core.messages import Role
 from ngp.modules.network.datapath import Datapath
 from ngp.core.kernel import AccountLimit, Grant, KernelNeighbour
+from ngp.core.prefixes import PackedPrefix
 datapath = Datapath(Path(sys.argv[1]))
 datapath.set_up(desired())
 datapath.set_neighbours([KernelNeighbour(NEIGHBOUR, "m0", bytes.fromhex(sys.argv[2]), (), True, False)])
 datapath.limit_accounts([AccountLimit(PAYER, 10_000 * PRICE)])
-grants = [Grant(bytes([n]) * 16, NEIGHBOUR, Role.SERVER, ip_network(p), 10_000, 600, PAYER, PRICE)
+grants = [Grant(bytes([n]) * 16, NEIGHBOUR, Role.SERVER, PackedPrefix.of(ip_network(p)), 10_000, 600, PAYER, PRICE)
           for n, p in ((1, "10.77.2.2/32"), (2, "fd00:77::/32"))]
 datapath.grant(grants)
 os._exit(9)
@@ -85,11 +87,13 @@ def test_traffic_goes_on_and_is_adopted_after_a_crash(world: World) -> None:
     found = {each.grant.contract: each for each in adopted.contracts}
     assert set(found) == {contract, client}
     grant, reading = found[contract].grant, found[contract].reading
-    assert (grant.neighbour, grant.role, grant.destination) == (NEIGHBOUR, Role.SERVER, ip_network(HOST))
+    assert (grant.neighbour, grant.role, grant.destination.prefix) == (NEIGHBOUR, Role.SERVER, ip_network(HOST))
     assert (grant.limit_bytes, grant.low_water_bytes) == (84 * 6, 84) and 300 < grant.expires_in_s <= 600
     assert (grant.account, grant.price_msat_per_gib) == (PAYER, PRICE)
     assert (reading.used_to_bytes, reading.used_from_bytes) == (168, 168)
-    assert found[client].grant.destination == ip_network("fd00:77::/32") and found[client].grant.role is Role.CLIENT
+    assert (
+        found[client].grant.destination.prefix == ip_network("fd00:77::/32") and found[client].grant.role is Role.CLIENT
+    )
     assert (found[client].reading.used_to_bytes, found[client].reading.used_from_bytes) == (70, 30)
     assert passes(world.lab.client, INTERNET[4]) and dropped(world.lab.client, INTERNET[4])
     world.datapath.revoke([contract])
@@ -221,7 +225,7 @@ def test_contracts_follow_an_interface_that_is_made_again(world: World) -> None:
 def test_contracts_wait_for_an_interface_that_is_not_there_yet(world: World) -> None:
     world.datapath.set_neighbours([world.neighbour(neighbour=99, interface="late0")])
     granted = [
-        Grant(bytes([number]) * 16, number, Role.SERVER, ip_network(place), GENEROUS, 600)
+        Grant(bytes([number]) * 16, number, Role.SERVER, PackedPrefix.of(ip_network(place)), GENEROUS, 600)
         for number, place in ((99, HOST), (NEIGHBOUR, "fd00:77::/32"))
     ]
     world.datapath.grant(granted)
@@ -312,7 +316,16 @@ def test_a_changed_size_counts_after_a_stop(tmp_path: Path, caplog: pytest.LogCa
 def test_a_full_table_is_named_and_half_a_batch_is_not_granted(tmp_path: Path) -> None:
     with metered(tmp_path, contracts_max=2) as world:
         grants = [
-            Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, 600, PAYER, PRICE)
+            Grant(
+                contract_id(),
+                NEIGHBOUR,
+                Role.SERVER,
+                PackedPrefix.of(ip_network((0x0B000000 + n, 32))),
+                10**6,
+                600,
+                PAYER,
+                PRICE,
+            )
             for n in range(3)
         ]
         with pytest.raises(KernelError, match="CONTRACTS_MAX"):
@@ -386,7 +399,16 @@ def test_one_that_is_not_set_up_knows_the_host(tmp_path: Path) -> None:
 def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
     with metered(tmp_path, contracts_max=100_000) as world:
         grants = [
-            Grant(contract_id(), NEIGHBOUR, Role.SERVER, ip_network((0x0B000000 + n, 32)), 10**6, 600, PAYER, PRICE)
+            Grant(
+                contract_id(),
+                NEIGHBOUR,
+                Role.SERVER,
+                PackedPrefix.of(ip_network((0x0B000000 + n, 32))),
+                10**6,
+                600,
+                PAYER,
+                PRICE,
+            )
             for n in range(99_999)
         ]
         start = time.process_time()  # counts the kernel's work for this process, and no other process's

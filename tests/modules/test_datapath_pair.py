@@ -18,6 +18,7 @@ from core_tests.hostile import PORT, udp
 from core_tests.namespaces import inside
 from ngp.core.kernel import Grant, HeldPacket, KernelNeighbour, Reading, Verdict
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.modules.network.datapath import Datapath
 
 SELLER = 3
@@ -35,7 +36,9 @@ class Pair:
     def agree(self, destination: str, limit_bytes: int = GENEROUS) -> None:
         """Grant the contract in two daemons' order: the client's meter has it before the client's accept leaves."""
         self.bought = contract_id()
-        grant = Grant(self.bought, SELLER, Role.CLIENT, ip_network(destination), limit_bytes, expires_in_s=600)
+        grant = Grant(
+            self.bought, SELLER, Role.CLIENT, PackedPrefix.of(ip_network(destination)), limit_bytes, expires_in_s=600
+        )
         self.buyer.grant([grant])
         self.sold = self.world.grant(destination, limit_bytes=limit_bytes)
 

@@ -12,6 +12,7 @@ from meter_lab import contract_id
 
 from ngp.core.kernel import Grant
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.modules.bpf import Table
 from ngp.modules.network import layout
 from ngp.modules.network.early import EarlyBytes
@@ -140,7 +141,10 @@ def test_all_links_of_a_neighbour_and_all_contracts_of_a_batch_are_looked_up_tog
     networks = [ip_network(f"10.{number}.0.0/16") for number in range(len(ids))]
     assert networks[7:]
     lab.contracts.grant(
-        [Grant(name, OURS, Role.CLIENT, each, 10**6, 600.0) for name, each in zip(ids, networks, strict=True)]
+        [
+            Grant(name, OURS, Role.CLIENT, PackedPrefix.of(each), 10**6, 600.0)
+            for name, each in zip(ids, networks, strict=True)
+        ]
     )
     assert len(reads) == 2
     (used,) = [each for each in lab.contracts.read(None) if each.used_to_bytes]

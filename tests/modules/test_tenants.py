@@ -20,6 +20,7 @@ from core_tests.lab import End
 from core_tests.shell import await_until, sh
 from ngp.core.kernel import TENANTS, UNITS_PER_MSAT, AccountLimit, Grant, KernelNeighbour, Reading
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.modules.network.datapath import Datapath
 from ngp.modules.tunnel.wireguard import WireGuard
 from ngp.ports.network import DesiredNetwork
@@ -56,7 +57,16 @@ class Shop:
         self.datapath.limit_accounts([AccountLimit(account, spent_units + pays_for_bytes * PRICE)])
         self.datapath.grant(
             [
-                Grant(contract_of(tenant, network.version), TENANTS, Role.SERVER, network, 1 << 62, 1e9, account, PRICE)
+                Grant(
+                    contract_of(tenant, network.version),
+                    TENANTS,
+                    Role.SERVER,
+                    PackedPrefix.of(network),
+                    1 << 62,
+                    1e9,
+                    account,
+                    PRICE,
+                )
                 for network in tenant.peer.networks
             ]
         )
@@ -277,7 +287,9 @@ def test_beside_a_mesh_neighbour_and_tenant_pay_their_own_sides(kind: str, sells
                 datapath.set_neighbours([KernelNeighbour(7, "mesh0", mac, (), True, False)])
                 datapath.limit_accounts([AccountLimit(b"n" * 32, 1 << 50)])
                 host = tenant.peer.networks[0]
-                datapath.grant([Grant(contract, 7, Role.SERVER, host, 1 << 40, 600.0, b"n" * 32, PRICE)])
+                datapath.grant(
+                    [Grant(contract, 7, Role.SERVER, PackedPrefix.of(host), 1 << 40, 600.0, b"n" * 32, PRICE)]
+                )
             before = shop.used_bytes(tenant)
             assert traffic.ping(neighbour, tenant.address(4), payload_bytes=72).received == 1
             assert shop.used_bytes(tenant) - before == 200

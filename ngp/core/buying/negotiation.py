@@ -32,7 +32,7 @@ from ngp.core.messages import (
 )
 from ngp.core.peers import Neighbour
 from ngp.core.policy import LEAST_NETWORK_BITS, MOST_ROUNDS, answer_proposal, buy_terms
-from ngp.core.prefixes import host_prefix
+from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
 
@@ -220,7 +220,8 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
     """
     who, ended = neighbour.identity, reversed(world.buying.ended.values())
     last = world.purchases.exact(who, destination)
-    last = last or next((one for one in ended if one.identity == who and one.destination == destination), None)
+    packed = PackedPrefix.of(destination)
+    last = last or next((one for one in ended if one.identity == who and one.destination == packed), None)
     if last is None or world.now.monotonic_s - last.rate.at_mono_s > world.settings.contract_time_s:
         return False
     last.rate.at_mono_s = world.now.monotonic_s
@@ -238,7 +239,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         identity=neighbour.identity,
         link=neighbour.link,
         link_number=neighbour.number,
-        destination=propose.destination,
+        destination=PackedPrefix.of(propose.destination),
         prices=((0, propose.price_msat_per_gib),),
         data_limit_bytes=propose.data_limit_bytes,
         lifetime_s=propose.lifetime_s,

@@ -55,7 +55,7 @@ def ask_renewal(world: World, purchase: Purchase, limit_bytes: int) -> bool:
         return False
     world.move(purchase, State.RENEWING)
     world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + RENEWAL_ANSWER_S)
-    world.send(neighbour, Ask(purchase.destination, limit_bytes, purchase.lifetime_s, purchase.id))
+    world.send(neighbour, Ask(purchase.destination.prefix, limit_bytes, purchase.lifetime_s, purchase.id))
     return True
 
 
@@ -84,7 +84,7 @@ def renewal_proposed(
 ) -> None:
     """Answer a proposed renewal. Bytes already bought keep their price: an offset below our limit is refused."""
     ours = purchase is not None and purchase.identity == neighbour.identity and purchase.running
-    if purchase is None or not ours or purchase.destination != propose.destination:
+    if purchase is None or not ours or purchase.destination.prefix != propose.destination:
         world.send(neighbour, Cancel(propose.contract), message_id)
         return
     accept = Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes)
@@ -116,7 +116,7 @@ def _objection(world: World, purchase: Purchase, propose: Propose) -> RejectReas
         return RejectReason.TERMS
     if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY
-    if price > buy_terms(world.settings, purchase.destination, purchase.link[0]).most_msat_per_gib:
+    if price > buy_terms(world.settings, purchase.destination.prefix, purchase.link[0]).most_msat_per_gib:
         return RejectReason.PRICE
     blocked, disputed = purchase.identity in world.peers.blocked, world.server(purchase.identity).disputed
     if blocked or disputed or not world.settings.buys:

@@ -32,6 +32,7 @@ from ngp.core.kernel import (
     Reading,
 )
 from ngp.core.messages import Prefix, Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.world import World
 
@@ -129,7 +130,7 @@ def _grant(rental: Rental, contract: bytes, network: Prefix) -> Grant:
         contract=contract,
         neighbour=TENANTS,
         role=Role.SERVER,
-        destination=network,
+        destination=PackedPrefix.of(network),
         limit_bytes=UNLIMITED_BYTES,
         expires_in_s=ENDLESS_S,
         account=b"" if is_over else rental.id,

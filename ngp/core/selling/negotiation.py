@@ -366,7 +366,7 @@ def quote_due(world: World, sale: Sale) -> None:
     neighbour = world.peers.of(sale)
     if sale.state is State.QUOTING:
         if sale.asked and neighbour is not None:
-            world.send(neighbour, Reject(b"", RejectReason.UPSTREAM, destination=sale.destination), sale.asked)
+            world.send(neighbour, Reject(b"", RejectReason.UPSTREAM, destination=sale.destination.prefix), sale.asked)
         world.move(sale, State.LAPSED)
         refuse(world, sale, SILENCE_S)
     elif sale.state is State.QUOTED:

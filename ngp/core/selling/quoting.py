@@ -14,7 +14,7 @@ from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, above_cost, ask_terms
-from ngp.core.prefixes import host_prefix
+from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.selling import metering
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
@@ -55,7 +55,7 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
         identity=neighbour.identity,
         link=neighbour.link,
         link_number=neighbour.number,
-        destination=terms.destination,
+        destination=PackedPrefix.of(terms.destination),
         prices=((0, terms.ask_msat_per_gib),),
         data_limit_bytes=world.settings.contract_data_bytes,
         lifetime_s=world.settings.contract_time_s,
@@ -114,7 +114,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
 
 def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
     """Refuse a quote, since what it would rest on isn't sold to us. For a network, try the packet's address alone."""
-    destination = sale.destination
+    destination = sale.destination.prefix
     if reason is not RejectReason.LOOP and sale.first is not None and destination.prefixlen < destination.max_prefixlen:
         terms = ask_terms(world.settings, host_prefix(sale.first), sale.link[0])
         packet = HeldPacket(sale.held.pop(0), sale.link, sale.first)
@@ -129,7 +129,7 @@ def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReaso
 
 
 def terms_of(world: World, sale: Sale, found: upstream.Basis | None) -> SellTerms:
-    terms = ask_terms(world.settings, sale.destination, sale.link[0])
+    terms = ask_terms(world.settings, sale.destination.prefix, sale.link[0])
     return terms if found is None else above_cost(world.settings, terms, found.cost_msat_per_gib)
 
 
@@ -142,7 +142,7 @@ def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -
         neighbour,
         Propose(
             contract=sale.id,
-            destination=sale.destination,
+            destination=sale.destination.prefix,
             price_msat_per_gib=terms.price_msat_per_gib,
             data_limit_bytes=terms.data_limit_bytes,
             lifetime_s=terms.lifetime_s,
