@@ -387,7 +387,8 @@ class ContractTable:
         # The kernel adds to `used` first. So if `used_to` is read first, the difference can't be negative.
         used_to = self._words[line + USED_TO]
         used = self._words[line + USED]
-        exhausted = self._words[line + MARK] == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
+        mark = self._words[line + MARK]  # 0 in nearly all lines: no packet ever met a limit there
+        exhausted = mark != 0 and mark == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
         return Reading(label.contract, used_to - label.base_to, used - used_to - label.base_from, exhausted)
 
     def _read_grant(self, slot: int, label: Label, at_ns: int) -> Grant:
@@ -424,7 +425,12 @@ class ContractTable:
 
 def _change(index: dict[_Key, set[int]], key: _Key, slot: int, change: int) -> None:
     """Add a slot to an index (change 1), or remove it (-1)."""
-    slots = index.setdefault(key, set())
-    (slots.add if change > 0 else slots.discard)(slot)
+    slots = index.get(key)
+    if slots is None:
+        slots = index[key] = set()
+    if change > 0:
+        slots.add(slot)
+        return
+    slots.discard(slot)
     if not slots:
         del index[key]

@@ -83,7 +83,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
             contract = _contract(world, contract_record, found)
             if found is not None and _is_as_found(world, contract, found, adopted.at_mono_s):
                 found_as_is.add(contract.id)
-            if contract_record.state == State.HALTING.value:
+            if contract_record.state == State.HALTING:
                 halting.append(contract)
     _payments(world, snapshot)
     world.letting.others = snapshot.others
@@ -103,8 +103,9 @@ def _neighbours(world: World, snapshot: Snapshot, running: dict[bytes, AdoptedCo
     number_of: dict[tuple[bytes, Link], int | None] = {}  # None: the kernel has no contract of this neighbour
     for contract in snapshot.contracts:
         key = (contract.identity, (contract.interface, contract.link_address))
-        found = running.get(contract.contract)
-        number_of[key] = found.grant.neighbour if found is not None else number_of.get(key)
+        if number_of.get(key) is None:
+            found = running.get(contract.contract)
+            number_of[key] = found.grant.neighbour if found is not None else None
     forgotten: list[NeighbourRecord] = []
     for record in snapshot.neighbours:
         key = (record.identity, (record.interface, record.link_address))
@@ -235,8 +236,9 @@ def _limits(
         if record.role is Role.SERVER and record.identity not in world.letting.rentals:
             contracts = running.pop(record.identity, [])
             _limit(world, record, contracts, found.pop(record.identity, None), at_mono_s)
+            blocked, links = record.identity in world.peers.blocked, world.peers.by_identity.get(record.identity, {})
             for contract in contracts:
-                if world.peers.of(contract) is None or contract.identity in world.peers.blocked:
+                if blocked or contract.link not in links:
                     world.halt(contract, CloseReason.CANCELLED)
                 elif contract.rests_on and world.running_purchase(contract.rests_on) is None:
                     world.halt(contract, CloseReason.UPSTREAM)  # it was agreed, but not bought yet
@@ -252,12 +254,12 @@ def _limit(
     world: World, record: AccountRecord, contracts: list[Sale], found: AdoptedAccount | None, at_mono_s: float
 ) -> None:
     account = world.client(record.identity)
-    for contract in contracts:
-        if contract.state is State.ACCEPTED:
-            grace.accepted_unpaid(world, account, contract)
+    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED]
+    for contract in unpaid:
+        grace.accepted_unpaid(world, account, contract)
     # The ledger doesn't say which contract opened the credit. It is the first of those that wait for money.
-    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED] or contracts
-    links = [contract.link for contract in unpaid] or list(world.peers.by_identity.get(account.identity, ()))
+    first = (unpaid or contracts)[:1]
+    links = [contract.link for contract in first] or list(world.peers.by_identity.get(account.identity, ()))
     lasts_s = float(record.grace_until_s - world.now.utc_s)
     if found is not None:
         lasts_s = at_mono_s + found.limit.credit_ends_in_s - world.now.monotonic_s

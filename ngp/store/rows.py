@@ -87,7 +87,8 @@ _journal_row = attrgetter(*_columns(JournalRecord))
 _rental_row = attrgetter(*_columns(RentalRecord))
 _payment_row = attrgetter(*_columns(PaymentRecord))
 _service_row = attrgetter(*_columns(ServiceRecord))
-_PRICES = _columns(ContractRecord).index("prices")
+_ROLE, _PRICES = map(_columns(ContractRecord).index, ("role", "prices"))
+_ROLES = {role.value: role for role in Role}
 
 
 def state(connection: Connection, name: str) -> int | None:
@@ -208,9 +209,9 @@ def account(row: _Row) -> AccountRecord:
 def contract(row: _Row) -> ContractRecord:
     """Turn a row of CONTRACT_COLUMNS into a record."""
     values = list(row)
-    values[1] = Role(row[1])
+    values[_ROLE] = _ROLES[row[_ROLE]]
     values[_PRICES] = _prices(row[_PRICES])
-    return ContractRecord(*values)
+    return ContractRecord._make(values)
 
 
 def payment(row: _Row) -> PaymentRecord:

@@ -73,7 +73,7 @@ def test_a_block_during_a_renewal_ends_the_contract() -> None:
     sim = Sim(settings(contract_data_bytes=200_000), settings(sells=False, contract_data_bytes=200_000))
     sim.flow(HOST, 50_000, 1.0)
     contract = next(iter(sim.client.world.contracts.values()))
-    ask = Ask(contract.destination, 0, 0, contract.id)
+    ask = Ask(contract.destination.prefix, 0, 0, contract.id)
     said = ev.MessageReceived(sim.client.identity, sim.client.link, sim.client.boot, ask, 1 << 34)
     sim.happen(sim.gateway, said)
     block(sim, sim.client)

@@ -323,7 +323,7 @@ def test_a_contract_that_its_client_does_not_know_ends_even_during_a_renewal() -
     sim = Sim()
     sim.flow(HOST, 100_000, 1)
     (contract,) = sim.gateway.world.contracts.values()
-    tell(sim, sim.gateway, Ask(contract.destination, 0, 0, contract.id))
+    tell(sim, sim.gateway, Ask(contract.destination.prefix, 0, 0, contract.id))
     assert contract.state is State.RENEWING
     tell(sim, sim.gateway, Cancel(contract.id, "cancelled"))
     sim.run(0.1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
 from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.messages import Address, Ask, Prefix, Role
 from ngp.core.pricing import cost_units
+
+_PRICE = itemgetter(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Sale(Contract):
     @property
     def priced(self) -> bool:
         """True if any of its bytes cost something: then its charge may be rounded up, even if the price is 0 now."""
-        return any(price for _, price in self.prices)
+        return any(map(_PRICE, self.prices))
 
     @property
     def rounding_units(self) -> int:
