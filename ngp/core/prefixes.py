@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, Self
 
 from ngp.core.messages import Address, Prefix
@@ -29,7 +29,7 @@ class PackedPrefix(NamedTuple):
         return (IPv4Network if self.version == 4 else IPv6Network)((self.address, self.bits))
 
     def __str__(self) -> str:
-        return str(self.prefix)
+        return f"{(IPv4Address if self.version == 4 else IPv6Address)(self.address)}/{self.bits}"
 
 
 def host_prefix(address: Address) -> Prefix:
