@@ -140,7 +140,8 @@ def demo(*words: str) -> list[str]:
 def namespaces_of(pid: int) -> set[str]:
     """Return the namespaces that a process has started its children in (`ip netns exec` becomes the command)."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    named = (sh("ip", "netns", "identify", str(child), check=False).strip() for child in children)  # one may end meanwhile
+    # A child may end before it is asked about.
+    named = (sh("ip", "netns", "identify", str(child), check=False).strip() for child in children)
     return set(named) - {""}
 
 
