@@ -21,9 +21,10 @@ the operator's own are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import ip_network
 
 from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
@@ -116,6 +117,13 @@ def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
         *(Rule(version, LINK_PRIORITY, MAIN, not_default=True) for version in (4, 6)),
         *(Rule(version, ALL_PRIORITY, table) for version in (4, 6)),
     ]  # fmt: skip
+
+
+def ways_of(standing: Iterable[Rule]) -> list[Way]:
+    """Return what rules of ours lead beside the tunnel that carries everything: what `rules_of_all` was told."""
+    names = {number: name for name, number in _IP_PROTOCOLS.items()}
+    led = [one for one in standing if one.priority == BESIDE_PRIORITY and not one.not_default]
+    return [Way(ip_network(one.destination), names[one.ip_protocol], one.port) for one in led]
 
 
 def lines(configuration: TunnelConfiguration, networks: Sequence[Prefix], first_key: str) -> list[str]:

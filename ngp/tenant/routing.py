@@ -114,12 +114,12 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
     Args: table, own: the tunnel's table and rules. carrier: the table that everything uses.
     """
     wanted = list(own)
+    standing, versions = _standing(), _versions()
     if carrier is not None:
-        ways = _set_barrier(home, beside)
-        for version in _versions():
+        ways = _set_barrier(home, beside, policy.ways_of(standing))
+        for version in versions:
             _ip(version, f"route replace {policy.REFUSING} table {carrier}")
         wanted += policy.rules_of_all(carrier, ways)
-    standing, versions = _standing(), _versions()
     others = [rule for rule in standing if rule.source and rule.table != table]
     wanted += map(policy.rule_behind, others)
     for rule in dict.fromkeys(wanted):
@@ -134,10 +134,13 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
         _remove_barrier()
 
 
-def _set_barrier(home: Home, beside: Sequence[Way]) -> list[Way]:
+def _set_barrier(home: Home, beside: Sequence[Way], known: Sequence[Way]) -> list[Way]:
     """Set the barrier, or bring it up to date. Returns what may leave beside the tunnels.
 
-    Looking up a landlord's name takes time, and may fail: until then it stands without the way to that landlord.
+    Looking up a landlord's name takes time, and may fail. Until then the barrier has the way to that landlord only if
+    it is known, so that a tunnel that is up goes on. A name server that the user has just opened can be asked.
+
+    Args: known: what our rules lead beside the tunnel already.
     """
     tunnels = [one for one in home.tunnels() if home.conf_path(one).exists()]
     interfaces = [one.interface for one in tunnels]
@@ -145,8 +148,8 @@ def _set_barrier(home: Home, beside: Sequence[Way]) -> list[Way]:
     ends = [end for one in tunnels for end in _landlord_ends(home, one)]
     named = [end for end in ends if not _is_address(end.host)]
     ways = [*(_way(end.host, end) for end in ends if end not in named), *beside]
-    if named and not _has_barrier():
-        _nft(barrier.table(interfaces, networks, ways))
+    if named:
+        _nft(barrier.table(interfaces, networks, [*ways, *known]))
     asks_names = any(one.takes_names for one in beside)
     ways += [_way(address, end) for end in named for address in _addresses_of(end, asks_names)]
     _nft(barrier.table(interfaces, networks, ways))
@@ -185,7 +188,7 @@ def _way(address: str, end: _End) -> Way:
 
 def _addresses_of(end: _End, asks_names: bool) -> list[str]:
     """Look a landlord's name up. Args: asks_names: name servers are asked beside the tunnel."""
-    stays = "nothing leaves beside the tunnel until then, or until `ngp rent down`"
+    stays = "nothing leaves beside the tunnel until then, or until `sudo ngp rent down RENTAL`"
     if not asks_names:  # a name server may answer now, but not when the tunnel must come up again
         raise ConfigError(
             f"nobody can be asked for the landlord's name {end.host} while everything uses the tunnel: trust the "
