@@ -24,6 +24,7 @@ from ngp.core.tenant.configuration import TunnelConfiguration, wg_quick_text
 from ngp.core.tenant.terms import SaleTerms
 from ngp.errors import LandlordError, PaymentError, PeerError, UsageError
 from ngp.tenant import interface, policy
+from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.landlord import FingerprintError, Landlord, RefusedError
 from ngp.tenant.rows import iso
@@ -161,9 +162,12 @@ def keep_configuration(
                     f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
                 )
     networks = status.networks if status is not None else ()
-    _refuse_surroundings(landlord, configuration, networks)
+    # At the payment our books took the landlord's word on the networks; it may say others now, but ours lead packets.
+    said = (*networks, *BooksFile(home.state_path(tunnel)).read().account.networks)
+    said += tuple(one.network for one in configuration.addresses)
+    _refuse_surroundings(landlord, configuration, said)
     ours = interface.own_addresses(but=tunnel.interface)
-    for network in (*networks, *(one.network for one in configuration.addresses)):
+    for network in said:
         if taken := next((one for one in ours if one in network), None):
             raise LandlordError(
                 f"the landlord says that {network} is rented, but {taken} is this host's already: no file was "
@@ -182,6 +186,8 @@ def _refuse_surroundings(landlord: Landlord, configuration: TunnelConfiguration,
 
     This machine may be in such a network later, and then all that it sends would go into the tunnel. A landlord that is
     trusted at a local address may do both.
+
+    Args: networks: all that the landlord says, or said, are rented.
     """
     trusted_at = landlord.place.host
     if not trusted_at or _is_local(trusted_at):
@@ -193,7 +199,7 @@ def _refuse_surroundings(landlord: Landlord, configuration: TunnelConfiguration,
                 f"landlord {landlord.place} says that the tunnel ends at {host}, an address of this machine or of its "
                 "surroundings: no file was written; ask the landlord, or, if that is right, trust it by such an address"
             )
-    for network in (*networks, *(one.network for one in configuration.addresses)):
+    for network in networks:
         if _is_local(str(network[0])) or _is_local(str(network[-1])):
             raise LandlordError(
                 f"landlord {landlord.place} says that {network} is rented, which has addresses of this machine's "

@@ -21,13 +21,13 @@ import pytest
 from ngp import cli
 from ngp.cli.place import Place
 from ngp.cli.tenant_service import proof_of
-from ngp.core.tenant.account import Order
+from ngp.core.tenant.account import Account, Order
 from ngp.core.tenant.answers import Status, read_status
 from ngp.core.tenant.configuration import read_configuration
 from ngp.errors import ExitCode, KernelError, LandlordError, RunningError
 from ngp.tenant import autopay, interface, policy, renting
 from ngp.tenant.autopay import Kept
-from ngp.tenant.books import BooksFile
+from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import LandlordPlace
 from ngp.tenant.rows import rental_row, why_not_served
@@ -233,6 +233,11 @@ def test_a_landlord_elsewhere_lets_no_networks_of_our_surroundings(
     status = read_status({**said, "Networks": ["8.8.1.9/32", network]})
     with pytest.raises(LandlordError, match="surroundings"):
         renting.keep_configuration(home, landlord, tunnel, status)
+    assert not home.conf_path(tunnel).exists()
+    books = BooksFile(home.state_path(tunnel))
+    books.write(Books(Account(started=True, networks=status.networks)))
+    with pytest.raises(LandlordError, match="surroundings"):  # it says otherwise now, but the books lead packets
+        renting.keep_configuration(home, landlord, tunnel, replace(status, networks=status.networks[:1]))
     assert not home.conf_path(tunnel).exists()
     landlord.place = LandlordPlace("192.168.1.1", 443, "00" * 32)
     assert renting.keep_configuration(home, landlord, tunnel, status).path.exists()
