@@ -113,7 +113,7 @@ class ProofError(RentalError):
 
 
 class LandlordError(NgpError):
-    """A landlord can't be reached, refuses, or answers what can't be accepted."""
+    """A landlord can't be reached, refuses, or gives an answer that can't be accepted."""
 
 
 class RunningError(NgpError):

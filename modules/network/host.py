@@ -351,7 +351,10 @@ class Host:
         return Onward(prefix if route.has_gateway else None)
 
     def _router_at(self, interface: str, hop: rtnetlink.Hop) -> bytes | None:
-        """Return the link address of the router at a hop; None if the kernel doesn't know it yet, but looks for it."""
+        """Return the link address of the router at a hop; empty if the hop has no router or its link no addresses.
+
+        None if the kernel doesn't know it yet: this call asks the kernel to find it out.
+        """
         if hop.gateway is None or not self.has_link_addresses(interface):
             return b""
         found = self.link_address_of(interface, hop.gateway)

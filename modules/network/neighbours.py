@@ -51,7 +51,7 @@ class NeighbourTable:
         self._adopt_own()
 
     def first_of(self, number: int) -> int:
-        """Return the number of the first link of a neighbour, which stands for all of its links."""
+        """Return the number of the first link of the neighbour on a link; it stands for all links of that neighbour."""
         return self._firsts.of(number)
 
     def link_of(self, number: int) -> bytes | None:

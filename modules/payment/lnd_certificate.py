@@ -79,9 +79,10 @@ def why_refused(connection: Connection, shown: x509.Certificate | None, detail: 
         )
     if "hostname verification" in detail.lower():
         names = _printable(", ".join(names_in(shown))) if shown else ""
+        instead = "one of these names" if names else "a name that is in the certificate"
         return (
-            f"{begins} for {names or 'other names'}, but ngp reaches it by another name: write one of these names in "
-            f"{connection.target_from}, or set LND_CERT to that certificate itself instead of its authority's"
+            f"{begins} for {names or 'other names'}, but ngp reaches it by another name: write {instead} in "
+            f"{connection.target_from}, or set LND_CERT to the node's own certificate instead of its authority's"
         )
     if shown is not None and shown.issuer != shown.subject and shown not in trusted:
         return (

@@ -124,7 +124,7 @@ def _distrust(call: _Call) -> int:
 
 
 def _offers(call: _Call) -> int:
-    """List offers, and which limits refuse them. Landlords that don't answer are named on stderr, and left out."""
+    """List offers, and which of our limits refuse them. Landlords that don't answer are named on stderr instead."""
     from ngp.cli import tenant_service
     from ngp.core.tenant.terms import refusals
 

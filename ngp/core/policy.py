@@ -78,7 +78,7 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
 
 
 def above_cost(settings: Settings, terms: SellTerms, cost_msat_per_gib: int) -> SellTerms:
-    """Raise prices to the least that we take for what we buy at this cost ourselves, msat per GiB."""
+    """Raise prices to the least at which we sell on what costs us this much: this cost plus RESALE_MARGIN."""
     least = settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
     return replace(
         terms,

@@ -39,7 +39,7 @@ class Basis:
     Attributes:
         contract: id of the purchase. cost_msat_per_gib: the highest price of the bytes that it may still carry.
         free_bytes: what it may carry beside the sales that rest on it; negative if they need more than it has.
-        lifetime_s: how long it lasts. valid_s: how long a client may take to accept what rests on it; at most.
+        lifetime_s: how long it lasts. valid_s: the most time that a client may take to accept what rests on it.
         path: marks of its sellers.
         is_bought: False for a quote. lasts: False if it is near its end, and should be renewed first.
     """
@@ -72,15 +72,18 @@ def seller_to(world: World, destination: Prefix, router: Router | None) -> Neigh
 
 
 def is_unknown(world: World, router: Router | None) -> bool:
-    """Say whether it isn't known yet which neighbour the next router is: then we can't know what the traffic costs."""
+    """Say whether we can't tell yet if the next router is a neighbour: the kernel must find its link address first.
+
+    Until then we can't know what the traffic costs.
+    """
     return router is not None and router.link_address is None and _at(world, router) is None
 
 
 def _at(world: World, router: Router) -> Neighbour | None:
     """Find the neighbour at a router's link address.
 
-    As long as the kernel doesn't know that, it is the one that says that it has the router's address, if it is the
-    only one: others could say so, too.
+    As long as the kernel doesn't know that address, the neighbour on the interface that announces the router's IP
+    address as its own counts. If several announce it, none counts, since any of them may lie.
     """
     if router.link_address is not None:
         return world.peers.by_link.get((router.interface, router.link_address))

@@ -150,7 +150,7 @@ class CallingLandlord:
                 f"landlord {self.place} refuses: {printable(reply.failure.text)}"
             )
         if found != kind:
-            raise LandlordError(f"landlord {self.place} answers without {kind}: ask the landlord")
+            raise LandlordError(f"landlord {self.place} sent an answer without {kind}: tell the landlord")
         return reply
 
     def _read(self, read: Callable[[], T]) -> T:
@@ -207,7 +207,7 @@ def read_reply(content: bytes, place: Place) -> Any:
     try:
         return pb.Reply.FromString(content)
     except DecodeError:
-        raise LandlordError(f"landlord {place} answers what can't be read: ask the landlord") from None
+        raise LandlordError(f"landlord {place} sent an answer that can't be read: tell the landlord") from None
 
 
 def _within(name: str, value: int, least: int, most: int) -> int:

@@ -162,7 +162,7 @@ def test_a_certificate_that_is_known_or_signed_by_a_known_authority_is_taken(
         ([EXPIRED_LEAF], ROOT_CA.pem, r"that expired on .*: have its authority renew it"),
         ([LEAF], ROOT_CA.pem, "signed by CN=Example Intermediate, which isn't in LND_CERT .*: set LND_CERT to the"),
         ([LEAF, BETWEEN], OWN.pem, "signed by CN=Example Intermediate, which isn't in LND_CERT"),
-        ([ELSEWHERE], ROOT_CA.pem, "for lnd.example, but ngp reaches it by another name: write one of"),
+        ([ELSEWHERE], ROOT_CA.pem, "for lnd.example, but ngp reaches it by another name: write one of these"),
         ([NAMELESS], NAMELESS.pem, "names no host .*: write the name in it, router, in LND_HOST, or"),
         ([OWN], b"", "that this system doesn't trust, and LND_CERT .* has none"),
     ],
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_certificate_is_said(shows: list[Pair], trusts: byt
         (OWN.pem, "CERTIFICATE_VERIFY_FAILED: self signed certificate", "shows another certificate than the one in"),
         (EXPIRED.pem, "CERTIFICATE_VERIFY_FAILED: certificate has expired", "the certificate of LND_CERT expired on"),
         (b"", "CERTIFICATE_VERIFY_FAILED: self signed certificate", "that this system doesn't trust"),
-        (ROOT_CA.pem, "Hostname Verification Check failed.", "for other names, but ngp reaches it by another name"),
+        (ROOT_CA.pem, "Hostname Verification Check failed.", "name: write a name that is in the certificate"),
     ],
     ids=kind,
 )

@@ -131,6 +131,6 @@ def held_by_others(statements: dialect.Statements, place: Place) -> Sequence[Pre
 
 
 def held(statements: dialect.Statements, besides: bytes) -> Sequence[Prefix]:
-    """Return all networks that are held for other rentals, of any landlord."""
+    """Return all networks that are held for rentals other than this one, by any landlord."""
     found = statements.execute("SELECT network FROM ngp.let_networks WHERE rental <> ?", (besides,))
     return [row[0] for row in found]
