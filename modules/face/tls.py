@@ -17,7 +17,7 @@ _READ_BYTES = 4096
 _MOST_BESIDES_BYTES = 5 * _READ_BYTES
 """For the handshake, and again after it, as data counts only when its record, of up to 16 kB, has arrived."""
 _BESIDES_BYTES_OF_ONE = 64
-"""Each byte of data permits so many other bytes: the bytes around a record that has only one byte of data."""
+"""How many other bytes may come with each byte of data: TLS adds about these to a record of one byte."""
 
 
 class TlsStream:

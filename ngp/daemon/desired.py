@@ -24,7 +24,7 @@ LINK_PORT = 10325
 STRANGER_RATE, STRANGER_BURST = 200, 50
 NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
 """How many first packets the kernel hands to the daemon in a second, and at once: of all strangers together, and of
-each known neighbour. One CPU core can negotiate so many beside its other work."""
+each known neighbour. One CPU core can handle that many beside its other work."""
 LANE_BURST_S = 60
 LEAST_LANE_BURST_BYTES = 256 << 10
 """The burst of a lane to payment services, in seconds of the lane's rate: enough for a Lightning node's first look at

@@ -24,8 +24,8 @@ Work = Event | Callable[[], Event | None]
 """An event, or a function that returns it: a message's signature is only checked when its turn has come."""
 
 QUEUE_MOST = 1024
-"""When so many messages of a neighbour wait, further ones are refused unread; the neighbour sends them again, ever more
-slowly."""
+"""How many messages of one neighbour may wait. Further ones are refused unread, and the neighbour sends them again, at
+longer and longer intervals."""
 ROOM = 4096
 """How many messages may wait in all from neighbours with which money was exchanged, and again as many from all others;
 a message has some 2 kB."""

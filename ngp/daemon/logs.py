@@ -31,7 +31,7 @@ TOLD = {"told": True}
 LOG_BYTES = 1 << 20
 LOG_FILES = 5
 MOST_TOLD = 8000
-"""Characters of warnings for the command that starts us: as JSON so many fit into a pipe that nobody reads."""
+"""The most characters of warnings for the command that starts us. As JSON they fit into a pipe that nobody reads."""
 _TERMINAL_LINES = 1000
 _FLUSH_S = 1.0
 

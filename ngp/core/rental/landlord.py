@@ -34,7 +34,7 @@ from ngp.core.world import World
 
 SERVICE_SAVED_S = 60.0
 CLOSES_AFTER_S = 2
-"""For so many seconds after the kernel cut a metered tenant's traffic, the tunnel keeps the tenant's networks.
+"""For this time after the kernel cut a metered tenant's traffic, the tunnel keeps the tenant's networks.
 
 Without networks, wireguard-go would drop the packets that wait in its queue for the tenant, and those are charged
 already.

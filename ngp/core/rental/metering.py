@@ -37,7 +37,7 @@ from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.world import World
 
 RENT_AHEAD_S = 60
-"""The kernel's limit keeps back the rent of so many seconds: for this time no packet spends money that rent needs."""
+"""The kernel's limit keeps back the rent of this time, so that no packet spends money that rent needs meanwhile."""
 UNLIMITED_BYTES, ENDLESS_S = 1 << 62, 1e9
 MOST_ACCOUNTS = 65_000
 """Most accounts that we make in the kernel, whose table has 65,536. A tenant without one would pay for no traffic."""

@@ -20,7 +20,7 @@ from ngp.core.tenant.terms import SaleTerms
 CLOCK_AHEAD_S = 10
 """How far a landlord's clock may be ahead of ours."""
 CREDIT_SHORT_S = 20
-"""The credit that a landlord states may be lower than the one that we computed by the rent of so many seconds."""
+"""A landlord may state a credit that is lower than ours, by at most the rent of this time."""
 
 
 @dataclass(frozen=True, slots=True)

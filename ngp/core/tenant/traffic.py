@@ -19,11 +19,11 @@ from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant.account import CREDIT_SHORT_S, Account
 from ngp.core.tenant.answers import Status
 
-# By so many percent, and so many bytes besides, a landlord's count of traffic may exceed ours.
+# A landlord's count of traffic may exceed ours by this percentage, and by these bytes besides.
 TOLERATED_PERCENT = 10
 TOLERATED_BYTES = 64 << 10
 OFF_S = 120
-"""A landlord may end the service while the credit still covers the rent of so many seconds: that money is kept back."""
+"""A landlord may end the service while the credit still covers the rent of this time: that money is kept back."""
 
 
 @dataclass(frozen=True, slots=True)

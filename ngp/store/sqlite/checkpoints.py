@@ -18,7 +18,7 @@ from pathlib import Path
 from ngp.store.sqlite import file
 
 _PASSES = 3  # most passes over the log in one checkpoint: records may be added during each
-_WAITED_FOR = 4  # if the log is longer than so many times WAL_MOST_BYTES, the ledger's thread waits for the checkpoint
+_WAITED_FOR = 4  # times WAL_MOST_BYTES: if the log is longer, the ledger's thread waits for the checkpoint
 _PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
