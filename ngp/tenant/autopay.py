@@ -91,8 +91,8 @@ async def look(kept: Kept) -> float:
 async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
     """Pay an invoice that the user agreed to. Only fee limit and budgets hold, not the limits of automatic payments.
 
-    What the landlord charged for traffic until now is accepted with it: our books don't have it yet, and the price may
-    end with this payment, so that they are compared from then on.
+    What the landlord charged for traffic until the payment counts is accepted with it: our books don't have it yet, and
+    the price may end with this payment, so that they are compared from then on.
 
     Returns: the status when the landlord has counted the payment. Raises: NgpError.
     """
@@ -104,6 +104,9 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
         books = (await kept.payer.pay(quote, carried_msat)).accepted(int(time.time()))
         kept.books.write(books)
         status = await _confirmed(kept, books, quote)
+        if carried_msat is not None:  # traffic went on while the payment was on its way
+            books = replace(books, account=traffic.up_to_date(books.account, status))
+            kept.books.write(books)
         outcome = f"{show_money(quote.amount_msat)} were paid, and nothing more is"
         await asyncio.to_thread(_configure, kept, _compared(kept, books, status, outcome), status)
         return status

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from ngp.core.kernel import UNITS_PER_MSAT
-from ngp.core.tenant.account import Order
+from ngp.core.tenant.account import Account, Order, disagreements
+from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import TenantSettings
 from ngp.core.tenant.traffic import Traffic
 from ngp.errors import ConfigError, PaymentError
 from ngp.tenant import autopay
+from ngp.tenant.autopay import Kept
 from ngp.tenant.books import Books, BooksFile
+from ngp.tenant.home import Home
+from ngp.tenant.https import read_place
 
 TRAFFIC = Traffic("4f1c/12", 5000, 700, 700 << 30, 5 << 20, 4321)
 
@@ -31,6 +38,31 @@ def test_the_charge_that_a_payment_by_hand_accepts_outlives_a_kill(tmp_path: Pat
     order = Order(bytes(32), 1000, 1000, False, 0.5, 7, "node", 10, 8, carried_msat)
     BooksFile(tmp_path / "books").write(Books(pending=order))
     assert BooksFile(tmp_path / "books").read().pending == order
+
+
+def test_what_is_charged_while_a_payment_by_hand_is_on_its_way_is_not_in_dispute_when_the_price_ends(
+    tmp_path: Path,
+) -> None:
+    home = Home(tmp_path)
+    tunnel = home.add_tunnel("one", read_place("192.0.2.1", "00" * 32))
+    home.keep_conf(tunnel, "[Interface]\n")
+    file, now_s = BooksFile(home.state_path(tunnel)), int(time.time())
+    file.write(Books(Account(True, (), now_s, now_s, 1_000_000, 0, 0.0, 1_000_000, 1)))
+    before = Status((), now_s, now_s, 0, 700_000, 0.0, 1_000_000, 1, 0, "", price_msat_per_gib=1 << 30)
+    after = replace(before, credit_msat=870_000, paid_msat=1_200_000, payments=2, price_msat_per_gib=0)
+
+    async def pay(_: Any, carried_msat: int | None) -> Books:
+        pending = Order(bytes(32), 200_000, 200_000, False, 0.0, now_s, "node", 0, now_s, carried_msat)
+        return replace(file.read(), pending=pending).succeeded(0, b"")
+
+    payer = mock.Mock(finish=mock.AsyncMock(side_effect=file.read), pay=pay)
+    landlord = mock.Mock(status=lambda *_: after)
+    kept = Kept(home, tunnel, landlord, file, payer, mock.Mock(), mock.Mock(), lambda: 0)
+    quote = mock.Mock(asked=mock.Mock(status=before), amount_msat=200_000)
+    assert asyncio.run(autopay.pay_by_hand(kept, quote)) == after
+    account = file.read().account
+    assert account.credit_msat(now_s) == 870_000 and not disagreements(account, after, now_s)
+    assert disagreements(account, replace(after, credit_msat=869_000), now_s), "from now on no charge is accepted"
 
 
 @pytest.mark.parametrize("written", ["Traffic: 7", "Traffic: {source: a}", "Traffic: []"])
