@@ -75,7 +75,7 @@ class StaticWireApi:
         if path == TERMS:
             return terms(self._letting.offer())
         key = _wireguard_key(form)
-        self._refuse_other_face(key)
+        self._refuse_other_face(key, path)
         if path == ADD_CREDIT:
             amount_msat = _amount_msat(form)
             with self._first_invoices.asking(who, key):
@@ -87,12 +87,14 @@ class StaticWireApi:
             return status(await self._letting.paid(key, bolt11, hold_s) if bolt11 else self._letting.status(key))
         return self._configuration(key)
 
-    def _refuse_other_face(self, key: bytes) -> None:
+    def _refuse_other_face(self, key: bytes, path: str) -> None:
+        """Refuse to show a rental that was made another way; when it is over, its key may rent anew here."""
         try:
             found = self._letting.status(key)
         except RentalError:
             return
-        if found.face != FACE and found.state is not RentalState.RELEASED:
+        rents_anew = path == ADD_CREDIT and found.state is RentalState.RELEASED
+        if found.face != FACE and not rents_anew:
             raise RentalError(f"the rental of this WireGuard key was made another way ({found.face}): ask there")
 
     async def _add_credit(self, key: bytes, amount_msat: int) -> Reply:

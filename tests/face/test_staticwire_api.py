@@ -360,7 +360,11 @@ def test_a_rental_of_another_face_is_not_shown(shop: Shop, tenant: Tenant) -> No
         with pytest.raises(LandlordRefuses, match="another way"):
             ask()
     shop.pass_time(4 * MONTH_S)
+    for ask in (tenant.status, tenant.configuration):
+        with pytest.raises(LandlordRefuses, match="another way"):
+            ask()
     assert tenant.add_credit(1100)["InitialInvoice"]
+    assert tenant.status()["Networks"]
 
 
 def test_a_tunnel_without_an_address_is_told(shop: Shop, tenant: Tenant) -> None:
