@@ -244,10 +244,11 @@ class Gatekeeper:
     def _proposed(self, neighbour: Neighbour, propose: Propose, event: MessageReceived) -> bool:
         """Handle a proposal, then go on with the sales that waited for it."""
         world, purchase = self.world, self.world.running_purchase(propose.contract)
-        price, limit = (purchase.price_msat_per_gib, purchase.data_limit_bytes) if purchase is not None else (0, 0)
+        limit = purchase.data_limit_bytes if purchase is not None else 0
+        cost = upstream.cost(world, neighbour.identity, propose)
         replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
-        if purchase is not None and purchase.price_msat_per_gib > price:
-            seller.costs_more(world, purchase.id, purchase.price_msat_per_gib)
+        if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
+            seller.costs_more(world, propose.contract, costs_now)
         bought = world.running_purchase(propose.contract)
         if purchase is None and bought is not None:
             seller.leads_elsewhere(world, bought.identity, bought.destination.prefix, bought.price_msat_per_gib)

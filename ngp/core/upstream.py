@@ -20,7 +20,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import State
 from ngp.core.kernel import Router
-from ngp.core.messages import MARK_BYTES, MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix
+from ngp.core.messages import MARK_BYTES, MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose
 from ngp.core.peers import Neighbour
 from ngp.core.prefixes import covers
 from ngp.core.selling.sale import Sale
@@ -125,6 +125,16 @@ def _purchase(world: World, sale: Sale) -> Purchase | None:
 def _quote(world: World, sale: Sale) -> Quote | None:
     quote = world.buying.quotes.get((sale.seller, sale.destination.prefix))
     return None if quote is None or sale.rests_on not in (b"", quote.propose.contract) else quote
+
+
+def cost(world: World, server: bytes, propose: Propose) -> int:
+    """Return what a purchase costs by the latest terms, those of the kept quote if it isn't bought; 0: it's neither."""
+    running = world.running_purchase(propose.contract)
+    if running is not None:
+        return running.price_msat_per_gib
+    quote = world.buying.quotes.get((server, propose.destination))
+    known = quote is not None and quote.propose.contract == propose.contract
+    return quote.propose.price_msat_per_gib if quote is not None and known else 0
 
 
 def free(world: World, purchase: Purchase) -> int:

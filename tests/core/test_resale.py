@@ -252,6 +252,84 @@ def test_a_route_that_changes_to_a_dearer_way_ends_what_was_sold_for_the_old_one
     assert mesh["b"].sale("a").rests_on and mesh["b"].sale("a").price_msat_per_gib > 5 * MSAT_PER_KB
 
 
+def accept(mesh: Mesh, client: str) -> None:
+    """Have a client accept what b offered it last, though its own accept was lost."""
+    sale, at = mesh["b"].sale(client), mesh["b"]
+    heard = Accept(sale.id, sale.price_msat_per_gib, sale.data_limit_bytes)
+    at.step(ev.MessageReceived(mesh[client].identity, at.link(client), 1, heard, 1 << 40))
+
+
+def sold_too_cheaply(mesh: Mesh) -> list[str]:
+    """Return the clients whose running contracts with b cost no more than what they rest on."""
+    world = mesh["b"].world
+    return [
+        sale.identity.decode()
+        for contract, sales in world.resting.items()
+        for sale in sales.values()
+        if sale.running
+        and (purchase := world.running_purchase(contract)) is not None
+        and sale.price_msat_per_gib <= purchase.price_msat_per_gib
+    ]
+
+
+def test_an_accept_that_waited_for_a_dearer_renewal_is_answered_with_a_cancel() -> None:
+    mesh = Mesh("abc")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    mesh.packet("x", "b")
+    mesh.lost = set()
+    waiting = mesh["b"].sale("x")
+    accept(mesh, "a")
+    mesh.settle()
+    dear = settings(**PLENTY, sell_msat_per_gib=8 * MSAT_PER_KB, sell_min_msat_per_gib=8 * MSAT_PER_KB)
+    mesh["c"].step(ev.SettingsChanged(dear))
+    mesh["b"].said.clear()
+    accept(mesh, "x")
+    mesh.settle()
+    assert mesh["b"].purchase("c").price_msat_per_gib == 8 * MSAT_PER_KB
+    assert not waiting.running and Cancel(waiting.id, "upstream") in mesh["b"].sent(Cancel)
+    assert not sold_too_cheaply(mesh)
+    mesh.packet("x", "b")
+    assert mesh["b"].sale("x").running and promised(mesh, "b")
+
+
+@pytest.mark.parametrize("asked_again", [False, True])
+def test_a_server_that_repeats_its_quote_at_a_higher_price_makes_us_sell_nothing_below_it(asked_again: bool) -> None:
+    mesh = Mesh("abc")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    at, quoted = mesh["b"], mesh["c"].sent(Propose)[-1]
+    assert isinstance(quoted, Propose)
+    if asked_again:
+        mesh.wait(8.5)
+        mesh.lost = {Accept, Ask}
+        mesh.packet("x", "b")
+        assert at.world.awaited
+    dear = replace(quoted, price_msat_per_gib=8 * MSAT_PER_KB, round=4)
+    at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, dear, 1 << 40, None, quoted.destination))
+    assert [said.reason for said in at.sent(Cancel)] == ["upstream"]  # type: ignore[attr-defined]
+    mesh.lost = set()
+    mesh.packet("a", "b")
+    assert not sold_too_cheaply(mesh)
+
+
+def test_a_quote_for_a_cheap_way_is_taken_back_when_the_route_changes_to_a_dearer_one() -> None:
+    mesh = Mesh("abc")
+    mesh["b"].route = ""
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    old = mesh["b"].sale("a")
+    mesh.lost = set()
+    mesh["b"].route = "c"
+    mesh.packet("b", "c")
+    assert mesh["b"].purchase("c").running
+    assert old.id not in mesh["b"].world.contracts and Cancel(old.id, "upstream") in mesh["b"].sent(Cancel)
+
+
 def test_our_own_traffic_does_not_use_up_what_was_sold() -> None:
     mesh = Mesh("abc")
     mesh.packet("a", "b")

@@ -92,25 +92,36 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
 
 
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
-    """End the contracts that rest on a purchase and are sold too cheaply for what it costs from now on."""
+    """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now."""
     least = world.settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
     for sale in list(world.resting.get(purchase_id, {}).values()):
-        if sale.price_msat_per_gib < least:
-            world.halt(sale, CloseReason.UPSTREAM)
+        if min(sale.price_msat_per_gib, (sale.renewal_offer or sale).price_msat_per_gib) < least:
+            _withdraw(world, sale)
+
+
+def _withdraw(world: World, sale: Sale) -> None:
+    """End a contract, or take back its quote: its client may have accepted that already, or be about to."""
+    if sale.state is State.QUOTED:
+        neighbour = world.peers.of(sale)
+        if neighbour is not None:
+            world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
+        forget(world, sale)
+    else:
+        world.halt(sale, CloseReason.UPSTREAM)
 
 
 def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_per_gib: int) -> None:
-    """End the contracts for a destination that are sold too cheaply for the way that its traffic goes now.
+    """End the contracts and offers for a destination that are too cheap for the way that its traffic goes now.
 
     They rest on another neighbour's purchase, or on none, from before our route changed.
 
     Args: seller: from whom we bought the destination just now, as our traffic goes there.
     """
     least = world.settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
-    for client in list(world.clients):
+    for client in list(world.peers.by_identity):
         sale = world.sales.find(client, destination.network_address)
         if sale is not None and seller not in (client, sale.seller) and sale.price_msat_per_gib < least:
-            world.halt(sale, CloseReason.UPSTREAM)
+            _withdraw(world, sale)
 
 
 def shed(world: World, purchase_id: bytes) -> None:
