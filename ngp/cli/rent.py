@@ -330,7 +330,8 @@ def _forget(call: _Call) -> int:
         drop = f"drop the keys of {tunnel.shown_name}, for which {paid} were paid?"
         _agreed(call, f"{drop} They can't be had again; {lost}.")
     with autopay.alone_with(home, tunnel):
-        _refuse_pending(books)  # AutoPay may have paid while the user was asked
+        home.refuse_changed(tunnel)  # while the user was asked, it may have got another key, or AutoPay may have paid
+        _refuse_pending(books)
         tenant_service.bring_down(call.place, home, tunnel)
         renting.unlink(home.conf_path(tunnel))
         home.forget_tunnel(tunnel)

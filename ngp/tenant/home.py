@@ -259,6 +259,11 @@ class Home:
                 return found
         raise UsageError(f"{tunnel.shown_name} is in {self._config} no longer, or has another key: try again")
 
+    def refuse_changed(self, tunnel: Tunnel) -> None:
+        """Raise UsageError if a tunnel is gone, or another process has given it another key meanwhile. NgpError."""
+        self.reload()
+        self._entry(tunnel)
+
     def forget_tunnel(self, tunnel: Tunnel) -> None:
         """Drop a tunnel's keys and its files: they can't be had again. Its books stay, as budgets count them.
 

@@ -365,6 +365,24 @@ def test_a_payment_that_begins_while_the_user_is_asked_keeps_the_keys(router: Ro
     assert home.tunnels() == [tunnel] and books.read().pending == order and home.conf_path(tunnel).exists()
 
 
+def test_keys_that_change_while_the_user_is_asked_leave_the_tunnel_up(router: Router) -> None:
+    router.trust()
+    router.rent("new", "example", "--name", "one", "--yes")
+    home = Home(router.tenant)
+    (tunnel,) = home.tunnels()
+
+    def changes_meanwhile(*_: object) -> None:
+        home.end_rekey(tunnel, home.begin_rekey(tunnel))
+
+    with (
+        mock.patch("ngp.cli.rent._agreed", changes_meanwhile),
+        mock.patch("ngp.cli.tenant_service.bring_down") as bring_down,
+    ):
+        refused = router.rent("forget", "one")
+    assert refused.returncode == ExitCode.USAGE and "another key" in refused.stderr and not bring_down.called
+    assert len(Home(router.tenant).tunnels()) == 1 and home.conf_path(tunnel).exists()
+
+
 def test_a_new_fingerprint_is_trusted_for_the_rentals_too(router: Router, tmp_path: Path) -> None:
     router.trust()
     router.rent("new", "example", "--name", "one", "--yes")
