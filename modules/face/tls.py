@@ -14,8 +14,8 @@ import ssl
 from contextlib import suppress
 
 _READ_BYTES = 4096
-_MOST_BESIDES_BYTES = 5 * _READ_BYTES
-"""For the handshake, and again after it, as data counts only when its record, of up to 16 kB, has arrived."""
+_MOST_BESIDES_BYTES = 6 * _READ_BYTES
+"""For the handshake, and again after it: data counts only when its record has come, of up to 18 kB, and a read more."""
 _BESIDES_BYTES_OF_ONE = 64
 """How many other bytes may come with each byte of data: TLS adds about these to a record of one byte."""
 

@@ -28,6 +28,7 @@ from ngp.core.rental.rental import RentalState
 from ngp.errors import RentalError
 from ngp.modules.face.door import Bounds, Door, Limits, who_is
 from ngp.modules.face.staticwire import PATHS, TERMS
+from ngp.modules.face.tls import TlsStream
 
 __all__ = ["many_files", "no_fault"]  # the fixtures
 
@@ -145,6 +146,40 @@ def test_who_asks_for_new_keys_without_end_loses_the_connection(shop: Shop) -> N
     openssl.SSL_CTX_free(context)
     assert 20 < asked < 20_000, "some are permitted"
     assert is_served(shop)
+
+
+def test_a_record_of_data_may_be_as_long_as_tls_permits_and_come_in_any_pieces(shop: Shop) -> None:
+    """A record counts as data only when its last byte has come, perhaps with bytes of the next record."""
+    context = shop.face._door._context
+    assert context is not None
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls_context().wrap_bio(to_client, to_server)
+
+    async def run() -> int:
+        reader = asyncio.StreamReader()
+        writer = mock.Mock(write=to_client.write, drain=mock.AsyncMock())
+        stream = TlsStream(reader, writer, context)
+        handshake = asyncio.create_task(stream.handshake())
+        while not handshake.done():
+            with suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            reader.feed_data(to_server.read())
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            client.write(b"x" * 16384)
+        sent, taken = to_server.read(), 0
+        reading = asyncio.create_task(stream.read())
+        for piece in (4096, 4096, 4096, 4096, 16, len(sent)):  # 6 bytes of the first record are missing before the last
+            reader.feed_data(sent[:piece])
+            sent = sent[piece:]
+            await asyncio.sleep(0.01)
+        reader.feed_eof()
+        while data := await reading:
+            taken += len(data)
+            reading = asyncio.create_task(stream.read())
+        return taken
+
+    assert asyncio.run(run()) == 2 * 16384
 
 
 def test_requests_may_come_close_together(shop: Shop) -> None:
