@@ -162,9 +162,9 @@ def keep_configuration(
                     f"{', '.join(map(str, status.networks)) or '(none)'}: no file was written; ask the landlord"
                 )
     networks = status.networks if status is not None else ()
-    # At the payment our books took the landlord's word on the networks; it may say others now, but ours lead packets.
-    said = (*networks, *BooksFile(home.state_path(tunnel)).read().account.networks)
-    said += tuple(one.network for one in configuration.addresses)
+    said = (*networks, *(one.network for one in configuration.addresses))
+    if keeps_route:  # our books, which lead packets, took the landlord's word at the payment; it may say otherwise now
+        said += BooksFile(home.state_path(tunnel)).read().account.networks
     _refuse_surroundings(landlord, configuration, said)
     ours = interface.own_addresses(but=tunnel.interface)
     for network in said:

@@ -237,7 +237,7 @@ def test_a_landlord_elsewhere_lets_no_networks_of_our_surroundings(
     books = BooksFile(home.state_path(tunnel))
     books.write(Books(Account(started=True, networks=status.networks)))
     with pytest.raises(LandlordError, match="surroundings"):  # it says otherwise now, but the books lead packets
-        renting.keep_configuration(home, landlord, tunnel, replace(status, networks=status.networks[:1]))
+        renting.keep_configuration(home, landlord, tunnel, replace(status, networks=status.networks[:1]), True)
     assert not home.conf_path(tunnel).exists()
     landlord.place = LandlordPlace("192.168.1.1", 443, "00" * 32)
     assert renting.keep_configuration(home, landlord, tunnel, status).path.exists()
