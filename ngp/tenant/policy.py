@@ -38,6 +38,8 @@ REFUSING = "unreachable default metric 4294967295"
 """The last route of the tunnel's table while the tunnel carries everything; the kernel prefers any other one."""
 _FIRST_TABLE, _TABLES = 1_032_600_000, 1_000_000
 _IP_PROTOCOLS = {"": 0, "tcp": 6, "udp": 17}
+_ALL = {4: "0.0.0.0/0", 6: "::/0"}
+"""By IP version: a destination that the kernel doesn't name when it shows a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def ways_of(standing: Iterable[Rule]) -> list[Way]:
     """Return what rules of ours lead beside the tunnel that carries everything: what `rules_of_all` was told."""
     names = {number: name for name, number in _IP_PROTOCOLS.items()}
     led = [one for one in standing if one.priority == BESIDE_PRIORITY and not one.not_default]
-    return [Way(ip_network(one.destination), names[one.ip_protocol], one.port) for one in led]
+    return [Way(ip_network(one.destination or _ALL[one.version]), names[one.ip_protocol], one.port) for one in led]
 
 
 def lines(configuration: TunnelConfiguration, networks: Sequence[Prefix], first_key: str) -> list[str]:
