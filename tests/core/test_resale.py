@@ -339,6 +339,20 @@ def test_our_own_traffic_does_not_use_up_what_was_sold() -> None:
     assert purchase.data_limit_bytes > 100 * MB and promised(mesh, "b")
 
 
+def test_only_the_latest_sale_ends_if_that_makes_room_for_the_others() -> None:
+    mesh = Mesh("abc")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh.packet("a", "b")
+    mesh.packet("x", "b")
+    first, latest = mesh["b"].sale("a"), mesh["b"].sale("x")
+    dear = settings(**PLENTY, sell_msat_per_gib=1 << 41, sell_min_msat_per_gib=1 << 41)
+    mesh["c"].step(ev.SettingsChanged(dear))
+    mesh.count("b", mesh["b"].purchase("c").id, MB)
+    mesh.settle()
+    assert first.running and not latest.running and promised(mesh, "b")
+
+
 def test_sales_end_if_our_own_traffic_used_what_was_sold_and_nothing_more_is_to_be_had() -> None:
     mesh = Mesh("abc")
     mesh.packet("a", "b")

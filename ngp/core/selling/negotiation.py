@@ -126,10 +126,14 @@ def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_
 
 def shed(world: World, purchase_id: bytes) -> None:
     """End contracts that rest on a purchase, the latest first, until it can carry what the others still may."""
-    for sale in reversed(list(world.resting.get(purchase_id, {}).values())):
-        room = upstream.room(world, sale)
-        if room is None or room >= 0:
+    purchase, sales = world.running_purchase(purchase_id), list(world.resting.get(purchase_id, {}).values())
+    if purchase is None:
+        return
+    room = upstream.free(world, purchase) + sum(one.reserved_bytes for one in sales if one.state is State.HALTING)
+    for sale in reversed([one for one in sales if one.running]):
+        if room >= 0:
             return
+        room += sale.reserved_bytes
         world.halt(sale, CloseReason.UPSTREAM)
 
 
