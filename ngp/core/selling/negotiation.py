@@ -188,7 +188,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
 
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:
     sale = _own_contract(world, neighbour, ask.contract)
-    if sale is not None and sale.agreed and sale.state is State.QUOTED:  # it runs already on its client's side
+    if sale is not None and sale.state is State.QUOTED:  # it runs already on its client's side: the accept is late
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
         return
     if sale is None or not sale.running:
