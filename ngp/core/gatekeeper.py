@@ -267,7 +267,7 @@ class Gatekeeper:
             seller.answered(world, purchase.identity, purchase.destination.prefix)
             seller.shed(world, purchase.id)
         elif reject.destination is not None:
-            seller.answered(world, neighbour.identity, reject.destination)
+            seller.answered(world, neighbour.identity, reject.destination, refused=True)
         return replied
 
     def _refund(self, neighbour: Neighbour, refund: Refund, event: MessageReceived) -> bool:

@@ -71,13 +71,18 @@ def may_quote(world: World, neighbour: Neighbour) -> bool:
     return neighbour.quotes < min(MOST_QUOTES_PER_NEIGHBOUR, max(16, most // 16))
 
 
-def answered(world: World, identity: bytes, destination: Prefix, grew: bool = False) -> None:
+def answered(world: World, identity: bytes, destination: Prefix, grew: bool = False, refused: bool = False) -> None:
     """Go on with the contracts that waited for a server's answer about a destination.
 
-    Args: grew: the purchase there carries more now; contracts for which it isn't enough yet wait for more.
+    Args:
+        grew: the purchase there carries more now; contracts for which it isn't enough yet wait for more.
+        refused: nothing is sold there to the first of those that wait, who asked. The others ask for themselves: the
+            reason may be the path that the first one named.
     """
-    for sale in list(world.awaited.get((identity, destination), {}).values()):
+    waited = list(world.awaited.get((identity, destination), {}).values())
+    for sale in waited:
         world.stop_waiting(sale)
+    for number, sale in enumerate(waited):
         neighbour = world.peers.of(sale)
         if neighbour is None:
             continue
