@@ -28,6 +28,7 @@ from ngp.core.world import World
 
 ANSWER_S = 3.0  # how long the first node of a path waits for a quote
 HOP_S = 0.15  # by so much less does each further node wait
+LATE_S = 10.0  # an answer that comes so much later is still kept for our clients, and nothing is bought
 LEAST_VALID_S = 2.0  # a quote that is valid for less isn't used any more: its accept might come too late
 LEAST_LIFETIME_S = 30  # a purchase that lasts for less is renewed before anything rests on it
 
@@ -186,6 +187,7 @@ def ask(world: World, sale: Sale, wait_s: float) -> bool:
     key = sale.seller, sale.destination.prefix
     if not world.awaited.get(key):
         path = (*sale.asked_by, mark(world.identity))
+        world.buying.asked.note(key, world.now.monotonic_s + wait_s + LATE_S)
         world.send(seller, Ask(key[1], 0, 0, wait_ms=int((wait_s - HOP_S) * 1000), path=path))
     world.wait_for(sale, *key)
     return True

@@ -81,6 +81,52 @@ def test_questions_alone_make_nobody_buy() -> None:
     assert not mesh["b"].world.awaited and not mesh["b"].world.resting
 
 
+def test_a_quote_that_comes_when_nobody_waits_any_more_is_kept_and_nothing_is_bought() -> None:
+    mesh = Mesh("abc")
+    mesh.lost = {Propose}
+    mesh.packet("a", "b")
+    mesh.wait(3.1)
+    at, late = mesh["b"], mesh["c"].sent(Propose)[0]
+    assert isinstance(late, Propose) and not at.world.awaited
+    at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, late, 1 << 40, None, late.destination))
+    assert not at.sent(Accept)
+    mesh.lost = set()
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh.packet("x", "b")
+    assert at.sale("x").running and len(at.sent(Ask)) == 1
+
+
+def test_a_household_gets_through_though_a_client_asked_while_its_packet_waited_for_a_quote() -> None:
+    mesh = Mesh("abcd")
+    mesh.lost = {Ask}
+    mesh.packet("b", "c")
+    ask = mesh["c"].sent(Ask)[0]
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    at = mesh["d"]
+    at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, ask, 1 << 40, onward=at.onward))
+    mesh.settle()
+    assert mesh["b"].world.buying.quotes and not mesh["b"].sent(Accept)
+    mesh.lost = set()
+    mesh.wait(0.2)
+    assert mesh["c"].verdicts == [Verdict.REPEAT]
+
+
+def test_a_renewal_that_overtakes_the_accept_does_not_end_the_contract() -> None:
+    mesh = Mesh("abc")
+    mesh.lost = {Accept}
+    mesh.packet("b", "c")
+    purchase, at = mesh["b"].purchase("c"), mesh["c"]
+    mesh.lost = set()
+    mesh.count("b", purchase.id, 90 * MB)
+    mesh.settle()
+    assert mesh["b"].sent(Ask) and at.sent(Reject)
+    at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, mesh["b"].sent(Accept)[0], 1 << 40))
+    mesh.settle()
+    assert purchase.running and at.sale("b").running
+
+
 def test_nothing_is_bought_for_a_client_without_money_or_credit() -> None:
     mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": 0}))
     mesh.packet("a", "b")
@@ -149,6 +195,20 @@ def test_a_ring_of_contracts_that_run_already_is_cut_by_their_paths() -> None:
     mesh["a"].route = "b"
     mesh.packet("c", "a")
     assert mesh["a"].verdicts == [Verdict.PROHIBIT]
+
+
+def test_a_question_with_a_forged_path_does_not_spoil_anothers() -> None:
+    mesh = Mesh("abcd")
+    for name in "xy":
+        mesh.add(name, "b")
+    at = mesh["b"]
+    for number, name in enumerate("xy"):
+        forged = Ask(ip_network(f"{HOST}/32"), 0, 0, path=(mark(mesh["d"].identity),))
+        link = at.link(name)
+        at.step(ev.MessageReceived(mesh[name].identity, link, 1, forged, (1 << 40) + number, onward=at.onward))
+    mesh.packet("a", "b")
+    assert at.verdicts == [Verdict.REPEAT] and at.sale("a").running
+    assert [said.reason for said in at.sent(Reject)] == [RejectReason.UPSTREAM] * 2  # type: ignore[attr-defined]
 
 
 def test_a_path_of_more_hops_than_allowed_is_refused() -> None:

@@ -34,6 +34,7 @@ class BuyingMemory:
         ended: purchases that are over, because the statement with their last bytes comes after the server's notice.
         backoff: the pause after failed payments that all servers share through which we haven't sent anything yet.
         quotes: what servers offered when we asked on behalf of our clients. Nothing is bought yet.
+        asked: what we asked servers for on behalf of our clients, and until when an answer may still come.
         questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
     """
 
@@ -41,4 +42,5 @@ class BuyingMemory:
     ended: Newest[bytes, Purchase] = field(default_factory=lambda: Newest(MOST_ENDED))
     backoff: Backoff = field(default_factory=Backoff)
     quotes: Newest[tuple[bytes, Prefix], Quote] = field(default_factory=lambda: Newest(MOST_QUOTES))
+    asked: Newest[tuple[bytes, Prefix], float] = field(default_factory=lambda: Newest(MOST_QUOTES))
     questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))

@@ -64,7 +64,9 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         world.send(neighbour, Cancel(propose.contract), message_id)
         return True
     about = neighbour.identity, propose.destination
-    if world.awaited.get(about):
+    late = world.buying.asked.pop(about, 0.0) > world.now.monotonic_s  # then nobody may wait any more
+    for_clients = late or bool(world.awaited.get(about))
+    if for_clients:
         sends_to = propose.destination  # we asked because our route leads there
     objection = _objection(world, neighbour, propose, sends_to)
     if objection is not None:
@@ -78,9 +80,9 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     world.buying.quotes.pop(about, None)
     terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
     # What we sell on isn't haggled over: each round would cost each node of the path a round trip.
-    round = MOST_ROUNDS if world.awaited.get(about) else propose.round
+    round = MOST_ROUNDS if for_clients else propose.round
     price = answer_proposal(terms, propose.price_msat_per_gib, round)
-    if price == propose.price_msat_per_gib and world.awaited.get(about):
+    if price == propose.price_msat_per_gib and for_clients:
         _keep_quote(world, neighbour, propose)
         return False
     if price == propose.price_msat_per_gib:
@@ -278,6 +280,7 @@ def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     """Remember why a server doesn't sell what we asked for: the server drops our traffic to that destination."""
     why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
     if reject.destination is not None:
+        world.buying.asked.pop((neighbour.identity, reject.destination), None)
         why = f"{reject.destination}: {why}"
     neighbour.why_not_bought = f"{why} (its answer: {reject.reason.value})"
     about = ("not sold", neighbour.identity)

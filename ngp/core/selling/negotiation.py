@@ -87,7 +87,7 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
         if neighbour is None:
             continue
         if sale.state is State.QUOTING:
-            find_basis(world, neighbour, sale, upstream.ANSWER_S if grew else 0.0)
+            find_basis(world, neighbour, sale, upstream.ANSWER_S if grew or (refused and number) else 0.0)
         elif sale.agreed and sale.state is State.QUOTED:
             if not _opened(world, sale, may_wait=grew):
                 quote_due(world, sale)

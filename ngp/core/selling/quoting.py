@@ -110,6 +110,8 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
     world.rest(sale, found.contract)
     world.move(sale, State.QUOTED)
     propose(world, neighbour, sale, sale.asked)
+    if sale.asked and sale.held:
+        offer_again(world, sale)
 
 
 def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
