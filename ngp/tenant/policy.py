@@ -39,7 +39,7 @@ REFUSING = "unreachable default metric 4294967295"
 _FIRST_TABLE, _TABLES = 1_032_600_000, 1_000_000
 _IP_PROTOCOLS = {"": 0, "tcp": 6, "udp": 17}
 _ALL = {4: "0.0.0.0/0", 6: "::/0"}
-"""By IP version: a destination that the kernel doesn't name when it shows a rule."""
+"""By IP version: what a rule without a destination has; the kernel names none when it shows such a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
     return [
         *(
             Rule(
-                one.prefix.version, BESIDE_PRIORITY, MAIN, destination=str(one.prefix),
+                one.prefix.version, BESIDE_PRIORITY, MAIN, destination=str(one.prefix) if one.prefix.prefixlen else "",
                 ip_protocol=_IP_PROTOCOLS[one.protocol], port=one.port,
             )
             for one in beside
