@@ -66,7 +66,7 @@ def seller_to(world: World, destination: Prefix, router: Router | None) -> Neigh
     A neighbour's own addresses are local to it, so it doesn't charge for them.
     """
     found = _at(world, router) if router is not None and world.settings.buys else None
-    if found is None or not found.sells or found.identity in world.peers.blocked:
+    if found is None or not found.sells:
         return None
     is_own = destination.network_address in found.addresses and destination.num_addresses == 1
     return found if networks.is_same(found.network, world.node.network) and not is_own else None
@@ -182,7 +182,7 @@ def is_loop(world: World, sale: Sale, path: tuple[bytes, ...]) -> bool:
 def ask(world: World, sale: Sale, wait_s: float) -> bool:
     """Ask for a quote, unless the same question is on its way. Returns False if we can't ask."""
     seller = world.peers.any_link(sale.seller)
-    if seller is None or wait_s <= HOP_S:
+    if seller is None or sale.seller in world.peers.blocked or wait_s <= HOP_S:
         return False
     key = sale.seller, sale.destination.prefix
     if not world.awaited.get(key):

@@ -285,6 +285,13 @@ def test_where_the_purchase_ends_the_sale_ends_and_the_client_is_told() -> None:
     assert [said.reason for said in mesh["b"].sent(Cancel)] == ["upstream"]  # type: ignore[attr-defined]
 
 
+def test_what_goes_on_to_a_neighbour_that_we_block_is_not_sold() -> None:
+    mesh = Mesh("abc")
+    mesh["b"].step(ev.BlockNeighbour(mesh["c"].identity, True))
+    mesh.packet("a", "b")
+    assert mesh["b"].verdicts == [Verdict.PROHIBIT] and not mesh["b"].sent(Propose) and not mesh["b"].sent(Ask)
+
+
 def test_a_dearer_renewal_ends_the_sales_and_they_are_quoted_at_the_new_cost() -> None:
     mesh = Mesh("abc")
     mesh.packet("a", "b")
