@@ -13,6 +13,7 @@ import pytest
 
 from ngp import node_key, store
 from ngp.config import parse
+from ngp.config.values import ALL_INTERFACES
 from ngp.core.rental.records import RentalRecord
 from ngp.core.rental.terms import Pool
 from ngp.core.settings import Settings
@@ -218,7 +219,9 @@ def test_a_tunnel_that_cannot_be_looked_at_hides_no_other_line(tmp_path: Path, m
 
 
 def test_a_landlord_without_mesh_lacks_no_mesh_interface() -> None:
-    network: Any = SimpleNamespace(mesh_interfaces=lambda *_: (), left_out=lambda *_: {})
+    network: Any = SimpleNamespace(
+        mesh_interfaces=lambda wanted, _: ("eth7",) if wanted == (ALL_INTERFACES,) else (), left_out=lambda *_: {}
+    )
     assert named_interfaces(LANDLORD, network, ()) == []
     (line,) = named_interfaces(LANDLORD, network, ("eth7", "eth8"))
     assert line.ok and line.name == "interface eth7" and "LANDLORD_OUTSIDE" in line.found and line.remedy

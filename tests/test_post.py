@@ -104,7 +104,7 @@ def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: 
             for _ in range(50):
                 desk.take(other)
         mac = WAY[1].hex(":")
-        why = "version: its messages have 1, ours 2"
+        why = f"version: its messages have 1, ours {wire.VERSION}"
         assert caplog.messages == [
             f"the neighbour {mac} on mesh0 can't be understood ({why}); update the router with the older ngp"
         ]

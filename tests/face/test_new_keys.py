@@ -245,7 +245,9 @@ def test_autopay_goes_on_with_a_key_that_another_process_changed(
     books, limits = BooksFile(home.state_path(tunnel)), TenantSettings().limits
     payer: Any = NothingPending()
     kept = autopay.Kept(home, tunnel, landlord, books, payer, mock.Mock(), lambda: limits, lambda: 0)
-    autopay.take_over(home, tunnel, landlord.status(tunnel))
+    status = landlord.status(tunnel)
+    quote: Any = mock.Mock(asked=mock.Mock(status=status))
+    autopay.take_over(home, tunnel, quote, status)
     assert asyncio.run(autopay.look(kept)) > 0
     rekey.change(Home(home.folder), landlord, tunnel)
     assert asyncio.run(autopay.look(kept)) > 0
