@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from ngp.core.allowance import Allowance
+from ngp.core.allowance import Allowance, SharedAllowance
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import Contract
 from ngp.core.kernel import HeldPacket, KernelNeighbour
@@ -16,7 +16,20 @@ from ngp.core.selling.sale import Sale
 Link = tuple[str, bytes]
 
 TELL_EVERY_S, TOLD_IN_A_ROW = 3.0, 4
-QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW = 100, 256
+# For a neighbour's own household and each client behind it; all together may have us ask four times as much.
+QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW, ASKERS = 100, 256, 4
+MOST_ASKERS_KNOWN = 64
+
+
+def _questions() -> SharedAllowance:
+    """Return a new neighbour's allowance of questions to others."""
+    return SharedAllowance(
+        QUESTIONS_A_SECOND * ASKERS,
+        QUESTIONS_A_SECOND,
+        MOST_ASKERS_KNOWN,
+        QUESTIONS_IN_A_ROW * ASKERS,
+        QUESTIONS_IN_A_ROW,
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +39,8 @@ class Neighbour:
     Attributes:
         missed: the neighbour was away, and we haven't sent yet what it may have missed.
         tells: how often we may send what the neighbour may have missed.
-        questions: how often we may ask others for quotes on the neighbour's behalf.
+        questions: how often we may ask others for quotes on the neighbour's behalf. Each node for which it asks has a
+            part of its own, so none of them can use up what the others need.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.
@@ -51,7 +65,7 @@ class Neighbour:
     met_mono_s: float = 0.0
     missed: bool = False
     tells: Allowance = field(default_factory=lambda: Allowance(1 / TELL_EVERY_S, TOLD_IN_A_ROW))
-    questions: Allowance = field(default_factory=lambda: Allowance(QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW))
+    questions: SharedAllowance = field(default_factory=_questions)
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)

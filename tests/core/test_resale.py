@@ -502,6 +502,27 @@ def test_questions_on_behalf_of_one_neighbour_are_limited() -> None:
     assert len(mesh["c"].world.contracts) <= 256
 
 
+def test_one_client_of_a_node_in_the_middle_can_not_use_up_the_questions_of_the_others() -> None:
+    """All that a node asks for is asked of the next one under its name."""
+    mesh = Mesh("abcd")
+    mesh.add("x", "b")
+    at = mesh["b"]
+    for number in range(250):
+        ask = Ask(ip_network(0x0B000000 + number), 0, 0)
+        at.step(ev.MessageReceived(mesh["x"].identity, at.link("x"), 1, ask, (1 << 40) + number, onward=at.onward))
+    mesh.settle()
+    assert len(mesh["c"].sent(Ask)) == 250
+    mesh.wait(0.05)
+    for number in range(250, 300):
+        ask = Ask(ip_network(0x0B000000 + number), 0, 0)
+        at.step(ev.MessageReceived(mesh["x"].identity, at.link("x"), 1, ask, (1 << 40) + number, onward=at.onward))
+    mesh.settle()
+    mesh.packet("b", "c")
+    assert mesh["c"].sale("b").running
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").running
+
+
 # --- the next router --------------------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
         return
     wanted = world.settings.contract_data_bytes
     fits = found is not None and found.lasts and found.free_bytes >= wanted // 2
-    if not fits and wait_s and neighbour.questions.take(world.now.monotonic_s):
+    if not fits and wait_s and neighbour.questions.take(sale.asker, world.now.monotonic_s):
         world.timers.set_if_unset(Due.QUOTE, sale.id, world.now.monotonic_s + wait_s)
         asked = upstream.extend(world, sale, wanted - found.free_bytes) if found else upstream.ask(world, sale, wait_s)
         if asked:

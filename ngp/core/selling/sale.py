@@ -61,6 +61,11 @@ class Sale(Contract):
         return max(0, max(offered, self.data_limit_bytes) - self.used_bytes) if self.open else 0
 
     @property
+    def asker(self) -> bytes:
+        """The mark of the node behind the client on whose behalf it asks; empty if it asks for itself."""
+        return self.asked_by[-2] if len(self.asked_by) > 1 else b""
+
+    @property
     def refused(self) -> bool:
         """True if the client refused or didn't answer in time: for a while the kernel drops packets for it."""
         return self.state in (State.REJECTED, State.LAPSED)
