@@ -227,7 +227,8 @@ def test_the_kernel_cuts_at_the_byte_in_both_directions(shop: Shop, version: int
     far = traffic.udp_sink(shop.lab.outside, OUTSIDE[version], 7001)
     traffic.udp_send(tenant.host, OUTSIDE[version], 7001, count=10)
     shop.meter(tenant, pays_for_bytes=3 * size)
-    traffic.udp_send(tenant.host, OUTSIDE[version], 7001, count=10)
+    for _ in range(10):  # one by one: later versions of wireguard-go join packets, and all that are joined pass or none
+        traffic.udp_send(tenant.host, OUTSIDE[version], 7001, count=1)
     await_until(lambda: far.received()[0] == 3, what="what is paid for")
     assert shop.used(tenant, version) == (11 * size, 3 * size)
     assert shop.spent_units(tenant) == 14 * size * PRICE
