@@ -88,9 +88,9 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
             continue
         if sale.state is State.QUOTING:
             find_basis(world, neighbour, sale, upstream.ANSWER_S if grew or (refused and number) else 0.0)
-        elif sale.agreed and sale.state is State.QUOTED:
+        elif sale.state is State.QUOTED:  # its client has accepted
             if not _opened(world, sale, may_wait=grew):
-                quote_due(world, sale)
+                _take_back(world, neighbour, sale)
         elif sale.wanted is not None and sale.running:
             ask, sale.wanted = sale.wanted, None
             _renewal_asked(world, neighbour, ask, 0, may_wait=grew)
@@ -279,10 +279,7 @@ def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
     if room is not None and room >= sale.data_limit_bytes:
         _open(world, sale)
         return True
-    if room is None or not may_wait or not upstream.extend(world, sale, sale.data_limit_bytes - room):
-        return False
-    sale.agreed = True
-    return True
+    return room is not None and may_wait and upstream.extend(world, sale, sale.data_limit_bytes - room)
 
 
 def _open(world: World, sale: Sale) -> None:
@@ -389,18 +386,25 @@ def quote_due(world: World, sale: Sale) -> None:
             world.send(neighbour, Reject(b"", RejectReason.UPSTREAM, destination=sale.destination.prefix), sale.asked)
         world.move(sale, State.LAPSED)
         refuse(world, sale, SILENCE_S)
+    elif sale.agreed:
+        _take_back(world, neighbour, sale)
+    elif sale.state is State.QUOTED and sale.asked and neighbour is not None:
+        sale.asked = 0
+        if sale.held and upstream.valid_s(world, sale) >= 1:
+            propose(world, neighbour, sale)
+        else:
+            forget(world, sale)  # nobody sends there
     elif sale.state is State.QUOTED:
-        if sale.asked and not sale.agreed and neighbour is not None:
-            asked, sale.asked = sale.asked, 0
-            if asked and sale.held and upstream.valid_s(world, sale) >= 1:
-                propose(world, neighbour, sale)
-            else:
-                forget(world, sale)  # nobody sends there
-            return
-        if sale.agreed and neighbour is not None:
-            world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
         world.move(sale, State.LAPSED)
         refuse(world, sale, SILENCE_S)
+
+
+def _take_back(world: World, neighbour: Neighbour | None, sale: Sale) -> None:
+    """Let a quote lapse that its client has accepted, as the purchase has no room for it."""
+    if neighbour is not None:
+        world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
+    world.move(sale, State.LAPSED)
+    refuse(world, sale, SILENCE_S)
 
 
 def forget_refusals(world: World, identity: bytes | None = None) -> None:

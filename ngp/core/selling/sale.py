@@ -36,7 +36,6 @@ class Sale(Contract):
         asked_by: a mark of each node on whose behalf we sell this; the last one is the client.
         seller: identity of the neighbour to which the traffic goes on, if we buy it there; b"": we don't.
         waits_for: server and destination of the question whose answer this contract waits for.
-        agreed: the client has accepted, and waits until the purchase has room.
         wanted: the renewal that the client asked for, and that waits until the purchase has room.
     """
 
@@ -51,7 +50,6 @@ class Sale(Contract):
     asked_by: tuple[bytes, ...] = ()
     seller: bytes = b""
     waits_for: tuple[bytes, Prefix] | None = None
-    agreed: bool = False
     wanted: Ask | None = None
 
     @property
@@ -59,6 +57,11 @@ class Sale(Contract):
         """What the client may still send and receive, by the terms that were agreed or offered; 0 if it isn't open."""
         offered = self.renewal_offer.data_limit_bytes if self.renewal_offer is not None else 0
         return max(0, max(offered, self.data_limit_bytes) - self.used_bytes) if self.open else 0
+
+    @property
+    def agreed(self) -> bool:
+        """True if the client has accepted a quote, and waits until the purchase has room."""
+        return self.state is State.QUOTED and self.waits_for is not None
 
     @property
     def asker(self) -> bytes:
