@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from core_tests.host import Host
 from ngp import invoice
-from ngp.core.messages import Hello, Invoice, Message, Propose
+from ngp.core.messages import Declined, Hello, Invoice, Message, Propose
 from ngp.courier import Courier
 from ngp.delivery import Received
 from ngp.errors import PeerError
@@ -232,3 +232,14 @@ class Crowd:
         """Go away."""
         self.raw.close()
         self.udp.close()
+
+
+def ask_for_money(crowd: Crowd, persona: Persona, usual_msat: int, times: int = 4) -> None:
+    """Ask the victim for far too much, then for the sum that it names. Args: usual_msat: asked if it names none."""
+    amount_msat = 10**9
+    for _ in range(times):
+        before = len(persona.inbox)
+        persona.say(genuine_invoice(amount_msat))
+        crowd.pump(1.0, lambda before=before: len(persona.inbox) > before)  # type: ignore[misc]
+        named = [one.message.amount_msat for one in persona.inbox if isinstance(one.message, Declined)]
+        amount_msat = (named[-1] if named else 0) or usual_msat

@@ -15,7 +15,7 @@ from pathlib import Path
 from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.host import Host
-from core_tests.hostile import PORT, Crowd, Persona, genuine_invoice, offer, random_mac, udp
+from core_tests.hostile import PORT, Crowd, Persona, ask_for_money, offer, random_mac, udp
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
@@ -25,7 +25,6 @@ from ngp.core.messages import (
     Accept,
     Ask,
     Cancel,
-    Declined,
     Propose,
     Reject,
     Statement,
@@ -97,17 +96,6 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
     assert sum(row["used_to_bytes"] for row in sold) == seen
 
 
-def ask_for_money(crowd: Crowd, persona: Persona) -> None:
-    """Ask for too much, then for the sum that the victim offers."""
-    amount_msat = 10**9
-    for _ in range(4):
-        before = len(persona.inbox)
-        persona.say(genuine_invoice(amount_msat))
-        crowd.pump(1.0, lambda before=before: len(persona.inbox) > before)  # type: ignore[misc]
-        named = [one.message.amount_msat for one in persona.inbox if isinstance(one.message, Declined)]
-        amount_msat = (named[-1] if named else 0) or PAYMENT_SAT * SAT_MSAT
-
-
 def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) -> None:
     net = three_hosts(lab)
     client = net.client.daemon({**CLIENT, "PAYMENT_AMOUNT": f"{PAYMENT_SAT} sat"})
@@ -116,7 +104,7 @@ def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) 
             persona = router_of(net, crowd, random_mac())
             persona.say(offer(f"198.51.100.{number + 1}/32"))
             assert crowd.pump(60, lambda persona=persona: bool(persona.heard(Accept)))  # type: ignore[misc]
-            ask_for_money(crowd, persona)
+            ask_for_money(crowd, persona, PAYMENT_SAT * SAT_MSAT)
         # All of them together got no more than one server may get ahead; servers that carry nothing get no more.
         assert sum(row["paid_msat"] for row in client.json("accounts")) <= 2 * PAYMENT_SAT * SAT_MSAT
         renew_for_ever(net, crowd, net.remote(4, 77))

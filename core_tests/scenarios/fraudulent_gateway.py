@@ -4,11 +4,11 @@ the client risks with a stranger, and an honest gateway beside it serves and bil
 from __future__ import annotations
 
 from core_tests import traffic
-from core_tests.hostile import Crowd, Persona, genuine_invoice, offer
+from core_tests.hostile import Crowd, ask_for_money, offer
 from core_tests.session import Session
 from core_tests.shell import await_until
 from core_tests.trade import Row, assert_conserved, used
-from ngp.core.messages import Accept, Declined, Statement, StatementLine
+from ngp.core.messages import Accept, Statement, StatementLine
 
 REMOTE, STOLEN = "198.51.100.1", "198.51.100.2"
 PAYMENT_MSAT = 50_000
@@ -33,7 +33,7 @@ def expect(session: Session) -> None:
         def paid() -> int:
             return int(stolen(session)["paid_msat"])
 
-        demand(crowd, mallory)
+        ask_for_money(crowd, mallory, PAYMENT_MSAT, times=3)
         await_until(lambda: crowd.pump(0.05) or paid(), what="the client pays a gateway that it has chosen")
         assert traffic.ping(hosts["ann"], STOLEN, count=3, wait_s=0.5).received == 0
         for part in (1, 2):
@@ -41,7 +41,7 @@ def expect(session: Session) -> None:
             mallory.say(Statement(paid(), line.charged_msat, 0, (line,)))
             await_until(lambda: crowd.pump(0.05) or disputed(session), what="the bill is disputed")
             before = paid()
-            demand(crowd, mallory)
+            ask_for_money(crowd, mallory, PAYMENT_MSAT, times=3)
             assert paid() == before  # a gateway that bills for nothing is paid no more
         # At most two payments ahead of what was charged, and of a bill no more than one above our own meter.
         assert 0 < paid() <= 3 * PAYMENT_MSAT
@@ -66,14 +66,3 @@ def stolen(session: Session) -> Row:
 def disputed(session: Session) -> bool:
     """Say whether the client disputes a bill."""
     return "dispute" in {line["kind"] for line in session.daemons["ann"].json("ledger")}
-
-
-def demand(crowd: Crowd, mallory: Persona) -> None:
-    """Ask for far too much, then for the sum that the client names."""
-    amount_msat = 10**9
-    for _ in range(3):
-        before = len(mallory.inbox)
-        mallory.say(genuine_invoice(amount_msat))
-        crowd.pump(1.0, lambda before=before: len(mallory.inbox) > before)  # type: ignore[misc]
-        named = [one.message.amount_msat for one in mallory.inbox if isinstance(one.message, Declined)]
-        amount_msat = (named[-1] if named else 0) or PAYMENT_MSAT

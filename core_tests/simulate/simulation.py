@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -61,7 +62,7 @@ class Node:
         return self.gatekeeper.world
 
 
-class Simulation:
+class Simulation(ABC):
     """Nodes with one clock and one payment network. Subclasses bring `_send` and `_greet`, the links."""
 
     bills_a_page = 1024
@@ -143,11 +144,11 @@ class Simulation:
             node.node.network, node.settings.sells, node.settings.buys, (), "ngp", wants_reply, node.node.payee
         )
 
-    def _send(self, node: Node, effect: fx.Send) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _send(self, node: Node, effect: fx.Send) -> None: ...
 
-    def _greet(self, node: Node, effect: fx.Greet) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _greet(self, node: Node, effect: fx.Greet) -> None: ...
 
     def _do(self, node: Node, effect: fx.Effect) -> None:  # one case for each effect
         read = node.kernel.read

@@ -60,6 +60,12 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         yield built
 
 
+def grants_of(count: int) -> list[Grant]:
+    """Return the contracts of one neighbour for as many addresses."""
+    places = (PackedPrefix.of(ip_network((0x0B000000 + n, 32))) for n in range(count))
+    return [Grant(contract_id(), NEIGHBOUR, Role.SERVER, place, 10**6, 600, PAYER, PRICE) for place in places]
+
+
 def test_an_interface_that_goes_while_ngp_starts_is_no_reason_to_give_up(tmp_path: Path) -> None:
     """Interfaces are renamed while a machine boots, and systemd wouldn't restart a service that ended with KERNEL."""
     with lab():
@@ -315,19 +321,7 @@ def test_a_changed_size_counts_after_a_stop(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_full_table_is_named_and_half_a_batch_is_not_granted(tmp_path: Path) -> None:
     with metered(tmp_path, contracts_max=2) as world:
-        grants = [
-            Grant(
-                contract_id(),
-                NEIGHBOUR,
-                Role.SERVER,
-                PackedPrefix.of(ip_network((0x0B000000 + n, 32))),
-                10**6,
-                600,
-                PAYER,
-                PRICE,
-            )
-            for n in range(3)
-        ]
+        grants = grants_of(3)
         with pytest.raises(KernelError, match="CONTRACTS_MAX"):
             world.datapath.grant(grants)
         assert world.datapath.describe()["contracts"] == "0 of 2"
@@ -398,19 +392,7 @@ def test_one_that_is_not_set_up_knows_the_host(tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_contracts(tmp_path: Path) -> None:
     with metered(tmp_path, contracts_max=100_000) as world:
-        grants = [
-            Grant(
-                contract_id(),
-                NEIGHBOUR,
-                Role.SERVER,
-                PackedPrefix.of(ip_network((0x0B000000 + n, 32))),
-                10**6,
-                600,
-                PAYER,
-                PRICE,
-            )
-            for n in range(99_999)
-        ]
+        grants = grants_of(99_999)
         start = time.process_time()  # counts the kernel's work for this process, and no other process's
         world.datapath.grant(grants)
         mine = world.grant(HOST)
