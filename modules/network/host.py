@@ -344,9 +344,10 @@ class Host:
             return Onward()
         prefix = _prefix(destination, route)
         for hop in route.hops:
-            name = next((name for name in mesh if _index(name) == hop.index), None)
-            on_link = hop.gateway is None and name is not None and self.has_link_addresses(name)
-            if name is not None and not (on_link or (hop.gateway is None and route.of_own_address)):
+            name = _name(hop.index)
+            if name not in mesh:
+                continue
+            if hop.gateway is not None or not (route.of_own_address or self.has_link_addresses(name)):
                 return Onward(prefix, Router(name, self._router_at(name, hop), hop.gateway))
         return Onward(prefix if route.has_gateway else None)
 
@@ -419,11 +420,11 @@ def _prefix(destination: Address, route: rtnetlink.Route) -> Prefix:
     return network_class((destination.packed, route.prefix_length), strict=False)
 
 
-def _index(interface: str) -> int:
+def _name(index: int) -> str:
     try:
-        return socket.if_nametoindex(interface)
+        return socket.if_indextoname(index)
     except OSError:  # it is gone
-        return 0
+        return ""
 
 
 class Bell:
