@@ -21,6 +21,11 @@ Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 
 
+def mark(identity: bytes) -> bytes:
+    """Return the mark of a node in a path (see `Ask` and `Propose`)."""
+    return identity[:MARK_BYTES]
+
+
 class Role(StrEnum):
     """Which side of a contract this node is."""
 

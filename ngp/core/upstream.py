@@ -20,7 +20,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import State
 from ngp.core.kernel import Router
-from ngp.core.messages import MARK_BYTES, MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose
+from ngp.core.messages import MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose, mark
 from ngp.core.peers import Neighbour
 from ngp.core.prefixes import covers
 from ngp.core.selling.sale import Sale
@@ -53,11 +53,6 @@ class Basis:
     path: tuple[bytes, ...]
     is_bought: bool = False
     lasts: bool = True
-
-
-def mark(identity: bytes) -> bytes:
-    """Return the mark of a node in a path."""
-    return identity[:MARK_BYTES]
 
 
 def seller_to(world: World, destination: Prefix, router: Router | None) -> Neighbour | None:

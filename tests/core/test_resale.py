@@ -12,9 +12,9 @@ from playbook import MSAT_PER_KB, settings
 from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Router, Verdict
-from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
+from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, mark
 from ngp.core.settings import Margin
-from ngp.core.upstream import free, mark
+from ngp.core.upstream import free
 
 PLENTY = {"grace_data_bytes": 1 << 30, "grace_time_s": 3600, "buy_max_msat_per_gib": 1 << 40}
 MB = 1 << 20

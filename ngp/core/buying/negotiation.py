@@ -18,18 +18,7 @@ from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import MOST_QUOTED_LIFETIME_S, live_until, renewal_over, renewal_proposed
 from ngp.core.contract import CloseReason, State
-from ngp.core.messages import (
-    MARK_BYTES,
-    Accept,
-    Address,
-    Ask,
-    Cancel,
-    Prefix,
-    Propose,
-    Reject,
-    RejectReason,
-    Role,
-)
+from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role, mark
 from ngp.core.peers import Neighbour
 from ngp.core.policy import LEAST_NETWORK_BITS, MOST_ROUNDS, answer_proposal, buy_terms
 from ngp.core.prefixes import PackedPrefix, host_prefix
@@ -180,7 +169,7 @@ def _objection(
         return RejectReason.BUSY, "we have too many contracts: raise CONTRACTS_MAX"
     if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY, f"it offers a contract for {propose.lifetime_s} s, longer than ngp agrees to"
-    if _sells_it_the_same(world, neighbour, destination) or world.identity[:MARK_BYTES] in propose.path:
+    if _sells_it_the_same(world, neighbour, destination) or mark(world.identity) in propose.path:
         why = "that neighbour gets the same destination from us, so our routes form a loop"
         world.log(f"proposal of {who} for {destination} declined: {why}")
         return RejectReason.NOT_BUYING, why

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ngp.core import upstream
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Verdict
-from ngp.core.messages import Prefix, Propose, Reject, RejectReason
+from ngp.core.messages import Prefix, Propose, Reject, RejectReason, mark
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, above_cost, ask_terms
 from ngp.core.prefixes import PackedPrefix, host_prefix
@@ -60,11 +60,11 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
         data_limit_bytes=world.settings.contract_data_bytes,
         lifetime_s=world.settings.contract_time_s,
         state=State.QUOTED if seller is None else State.QUOTING,
-        path=(upstream.mark(world.identity),),
+        path=(mark(world.identity),),
         held=[] if packet is None else [packet.handle],
         first=None if packet is None else packet.destination,
         asked=wish.reply_to,
-        asked_by=tuple(dict.fromkeys((*wish.path, upstream.mark(neighbour.identity)))),
+        asked_by=tuple(dict.fromkeys((*wish.path, mark(neighbour.identity)))),
         seller=b"" if seller is None else seller.identity,
     )
     world.add_contract(sale)
@@ -106,7 +106,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
     sale.prices = ((0, terms.ask_msat_per_gib),)
     sale.data_limit_bytes = min(wanted, found.free_bytes)
     sale.lifetime_s = min(world.settings.contract_time_s, found.lifetime_s)
-    sale.path = (upstream.mark(world.identity), *found.path)
+    sale.path = (mark(world.identity), *found.path)
     world.rest(sale, found.contract)
     world.move(sale, State.QUOTED)
     propose(world, neighbour, sale, sale.asked)
