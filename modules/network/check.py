@@ -273,8 +273,16 @@ def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
         name, found = f"forwarding IPv{family}", f"off: {', '.join(off)}" if off else "on"
         if off and not desired.sells:
             yield Check(name, True, f"{found}; not needed, as SELL is no, unless this router forwards for a LAN")
+        elif off and _only_lets_others(desired, family):
+            yield Check(name, True, f"{found}; not needed, as there is no mesh interface, and no IPv{family} is let")
         else:
             yield Check(name, not off, found, f"sysctl -w {' '.join(f'{each}=1' for each in off)}" if off else "")
+
+
+def _only_lets_others(desired: DesiredNetwork, family: int) -> bool:
+    """Say whether this host forwards for tenants alone, and none of them has addresses of a family."""
+    let = desired.let
+    return let is not None and not desired.mesh_interfaces and all(pool.version != family for pool in let.pools)
 
 
 def _reverse_path(desired: DesiredNetwork) -> Iterator[Check]:

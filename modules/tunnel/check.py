@@ -14,10 +14,9 @@ from ngp.modules.commands import find_command
 from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.modules.tunnel import host, rules
 from ngp.modules.tunnel.device import Device
-from ngp.modules.tunnel.host import FREE_IT, Host, is_free, read_sysctl, taken
+from ngp.modules.tunnel.host import FORWARDING, FREE_IT, Host, is_free, read_sysctl, taken
 from ngp.ports.letting import DesiredTunnel
 
-_FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}  # IPv6 has one switch for all interfaces
 _KIND = "kernel"
 _LAST_METRIC = 0xFFFFFFFF  # of a route that comes after ours to the same network
 _TOLD = 4
@@ -40,7 +39,7 @@ def look(
     if desired.outside not in interfaces:
         return  # `ngp.daemon.desired.missing_names` says so
     yield from _pools(desired, here, answered_max)
-    yield from _when_stopped(desired, here)
+    yield from _when_stopped(desired, here, interfaces[desired.outside])
     if tunnel is not None and tunnel.alias.startswith(host.ALIAS):
         yield from _ways_out(desired, here, interfaces, tunnel)
 
@@ -69,7 +68,7 @@ def _port(desired: DesiredTunnel) -> Check:
 
 def _forwarding(desired: DesiredTunnel) -> Iterator[Check]:
     for version in sorted({pool.version for pool in desired.pools}):
-        key = _FORWARDING[version].format(desired.outside)
+        key = FORWARDING[version].format(desired.outside)
         is_off = read_sysctl(key) == "0"
         found = f"forwarding is {'off' if is_off else 'on'}: net/{key}"
         yield Check(f"IPv{version} to tenants", not is_off, found, f"sysctl -w net/{key}=1" if is_off else "", _KIND)
@@ -122,16 +121,22 @@ def _pool(desired: DesiredTunnel, pool: Prefix, own: Sequence[OwnAddress], answe
     return Check("", True, found)
 
 
-def _when_stopped(desired: DesiredTunnel, here: Host) -> Iterator[Check]:
+def _when_stopped(desired: DesiredTunnel, here: Host, outside: Interface) -> Iterator[Check]:
     """Warn of routed pools for which no route refuses packets when ngp has stopped: the default route sends them back.
 
     The router that sends us such a packet gets it back, and so on until the packet's hop limit ends: one packet of a
     stranger becomes hundreds on the uplink. With LANDLORD_ROUTING: proxy nobody answers for the addresses when ngp has
     stopped, so no packet comes.
     """
-    refused = {version: here.refused_by_others(version) for version in sorted({pool.version for pool in desired.pools})}
-    back = [pool for pool in desired.pools if not any(covers(each, pool) for each in refused[pool.version])]
-    if desired.proxy or not back:
+    if desired.proxy:
+        return
+    back: list[Prefix] = []
+    for version in (4, 6):
+        pools = [pool for pool in desired.pools if pool.version == version]
+        if pools and here.sends_back(version, outside.index):
+            refused = here.refused_by_others(version)
+            back += [pool for pool in pools if not any(covers(each, pool) for each in refused)]
+    if not back:
         return
     found = f"when ngp has stopped, this host sends packets to {listed(map(str, back))} back by its default route"
     keep = [f"ip {'-6 ' * (each.version == 6)}route add unreachable {each} metric {_LAST_METRIC}" for each in back]

@@ -35,9 +35,12 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NDA_DST, _NDA_PROTOCOL = 0x08, 1, 12
 _ROUTES_LOOKED_AT = 1000
 _SYSCTL = Path("/proc/sys/net")
+FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}
+"""By IP version: the kernel parameter that lets packets of an interface be forwarded; IPv6 has one for all of them."""
 FREE_IT = "free it, or set LANDLORD_PORT"
-# Nothing is sent there: an address that everybody routes, of a root name server.
+# Nothing is sent there: addresses that everybody routes, of two root name servers.
 _SAMPLE = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
+_STRANGER = {4: ip_address("192.5.5.241"), 6: ip_address("2001:500:2f::f")}
 
 # A network, and the index of the interface to which it is routed; None: its packets are refused.
 Route = tuple[Prefix, int | None]
@@ -96,6 +99,19 @@ class Host:
         except OSError:
             return set()
         return set(route.interfaces)
+
+    def sends_back(self, version: int, outside: int) -> bool:
+        """Say whether packets of strangers to addresses that no other route knows are forwarded by a default route.
+
+        Args: outside: the number of the interface where the packets arrive.
+        """
+        if version == 6 and read_sysctl(FORWARDING[6]) == "0":  # unlike IPv4's, the answer ignores it
+            return False
+        try:
+            rtnetlink.ask_way(self.kernel, _SAMPLE[version], _STRANGER[version], outside)
+        except OSError:
+            return False
+        return True
 
     def refused_by_others(self, version: int) -> list[Prefix]:
         """Return the prefixes that routes of other programs or the operator refuse; these routes stay when ngp stops.

@@ -16,7 +16,7 @@ from ngp.errors import KernelError
 from ngp.modules.network import check as checks
 from ngp.modules.network import offloading, rights, xtables
 from ngp.modules.network.datapath import Datapath
-from ngp.ports.network import FreeRule
+from ngp.ports.network import FreeRule, LetTraffic
 
 
 @pytest.fixture
@@ -142,6 +142,17 @@ def test_check_asks_no_forwarding_of_a_client_that_only_buys(hosts: Lab) -> None
     line = by_name(desired(sells=False, buys=True))["forwarding IPv4"]
     assert line.ok and "SELL is no" in line.found and not line.remedy
     assert not by_name(desired())["forwarding IPv4"].ok
+
+
+def test_check_asks_forwarding_of_a_landlord_without_mesh_only_for_what_it_lets(hosts: Lab) -> None:
+    sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+    pools = (ip_network("2001:db8:100::/56"),)
+    let = LetTraffic("up0", tunnel_port=51820, tunnel_versions=frozenset(), faces=(), pools=pools)
+    lines = by_name(desired(mesh_interfaces=(), let=let))
+    line = lines["forwarding IPv4"]
+    assert line.ok and "no IPv4 is let" in line.found and not line.remedy
+    assert not lines["forwarding IPv6"].ok
+    assert not by_name(desired(let=let))["forwarding IPv4"].ok, "neighbours send IPv4 through it"
 
 
 def test_check_warns_a_router_that_sells_nothing_of_neighbours_that_send_through_it(hosts: Lab) -> None:

@@ -190,6 +190,23 @@ def test_pools_go_round_when_ngp_has_stopped_unless_the_operator_keeps_routes(bu
     assert not [line for line in tunnel.check(lab.desired(proxy=True)) if line.name == "pools when stopped"]
 
 
+def test_pools_of_a_host_without_a_default_route_go_nowhere_when_ngp_has_stopped(built: Built) -> None:
+    lab, tunnel = built
+
+    def told() -> str:
+        found = (line.found for line in tunnel.check(lab.desired()) if line.name == "pools when stopped")
+        return next(found, "")
+
+    four, six = POOLS
+    assert str(four) in told() and str(six) in told()
+    sh("ip", "route", "del", "default")
+    assert str(four) not in told() and str(six) in told()
+    sh("sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=0")
+    assert told() == ""
+    sh("ip", "route", "add", "default", "via", OUTSIDE[4])
+    assert str(four) in told() and str(six) not in told()
+
+
 def test_a_host_without_wireguard_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(userspace, "find_command", lambda name: None)
     assert userspace.UserspaceDevice().why_not() == ("wireguard-go isn't installed", "apt install wireguard-go")
