@@ -29,6 +29,7 @@ from ngp.modules.netlink import (
 
 RTM_GETROUTE = 26
 RTM_F_FIB_MATCH = 0x2000
+_RTM_F_LOOKUP_TABLE = 0x1000
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_GETADDR, _RTM_GETNEIGH = 16, 17, 18, 22, 30
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ARPHRD_ETHER = 1
@@ -43,9 +44,10 @@ _ROUTE = struct.Struct("=8BI")  # struct rtmsg
 _RTN_UNICAST = 1
 _RTPROT_KERNEL = 2
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 2, 3, 4, 5, 9, 18
+_RTA_TABLE = 15
 _RTM_GETRULE = 34
 _RULE = struct.Struct("=12x")  # struct fib_rule_hdr
-_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 10, 22, 23, 24
+_FRA_IIFNAME, _FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 3, 10, 22, 23, 24
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # the address family, which is before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
@@ -246,15 +248,25 @@ def ask_way(kernel: Asker, destination: Address, source: Address, index: int) ->
     return kernel.ask(RTM_GETROUTE, body + attribute(_RTA_IIF, struct.pack("=I", index)))
 
 
+def ask_table(kernel: Asker, destination: Address, source: Address) -> tuple[int, Route]:
+    """Ask by which table and route a packet of this host's own leaves. Raises OSError, also if there is no route."""
+    bits = destination.max_prefixlen
+    body = _route_body(destination.version, bits, flags=_RTM_F_LOOKUP_TABLE, source_bits=bits)
+    body += attribute(_RTA_DST, destination.packed) + attribute(_RTA_SRC, source.packed)
+    message = kernel.ask(RTM_GETROUTE, body)
+    return _number(dict(attributes(message[_ROUTE.size :])), _RTA_TABLE), route_of(message)
+
+
 def rules_test_more(kernel: Asker, version: int) -> bool:
     """Say whether a rule of `ip rule` tests a mark, a protocol or ports, which the question of `ask_way` doesn't name.
 
-    Raises KernelError.
+    Rules for this host's own packets (`iif lo`) don't count. Raises KernelError.
     """
     tests = {_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE}
     with kernel_errors("routing rules can't be listed"):
-        listed = kernel.dump(_RTM_GETRULE, bytes([_FAMILY[version]]) + bytes(_RULE.size - 1))
-        return any(kind in tests for message in listed for kind, _ in attributes(message[_RULE.size :]))
+        messages = kernel.dump(_RTM_GETRULE, bytes([_FAMILY[version]]) + bytes(_RULE.size - 1))
+        rules = (dict(attributes(message[_RULE.size :])) for message in messages)
+        return any(text(rule.get(_FRA_IIFNAME, b"")) != "lo" and not tests.isdisjoint(rule) for rule in rules)
 
 
 def prefix_of(version: int, message: bytes) -> Prefix:

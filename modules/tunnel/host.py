@@ -23,7 +23,8 @@ from ngp.modules.netlink import Asker, attribute, attributes
 from ngp.modules.rtnetlink import Interface
 
 ALIAS = "ngp: tunnel to tenants"
-_PROTOCOL = 110  # of our routes and entries: above those that rt_protos names, below those of routing daemons
+PROTOCOL = 110
+"""Of our routes, entries and rules: above those that rt_protos names, below those of routing daemons."""
 _UNREACHABLE_METRIC = 0xFFFF0000  # of our routes that refuse; anybody else's route to the same network goes first
 _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNEIGH, _DELNEIGH, _GETNEIGH = 24, 25, 26, 28, 29, 30
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -39,7 +40,7 @@ FORWARDING = {4: "ipv4/conf/{}/forwarding", 6: "ipv6/conf/all/forwarding"}
 """By IP version: the kernel parameter that lets packets of an interface be forwarded; IPv6 has one for all of them."""
 FREE_IT = "free it, or set LANDLORD_PORT"
 # Nothing is sent there: addresses that everybody routes, of two root name servers.
-_SAMPLE = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
+SAMPLE = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
 _STRANGER = {4: ip_address("192.5.5.241"), 6: ip_address("2001:500:2f::f")}
 
 # A network, and the index of the interface to which it is routed; None: its packets are refused.
@@ -95,7 +96,7 @@ class Host:
         Args: tunnel: the number of the interface by which the packets arrive.
         """
         try:
-            route = rtnetlink.route_of(rtnetlink.ask_way(self.kernel, _SAMPLE[pool.version], pool[-1], tunnel))
+            route = rtnetlink.route_of(rtnetlink.ask_way(self.kernel, SAMPLE[pool.version], pool[-1], tunnel))
         except OSError:
             return set()
         return set(route.interfaces)
@@ -108,7 +109,7 @@ class Host:
         if version == 6 and read_sysctl(FORWARDING[6]) == "0":  # unlike IPv4's, the answer ignores it
             return False
         try:
-            rtnetlink.ask_way(self.kernel, _SAMPLE[version], _STRANGER[version], outside)
+            rtnetlink.ask_way(self.kernel, SAMPLE[version], _STRANGER[version], outside)
         except OSError:
             return False
         return True
@@ -123,7 +124,7 @@ class Host:
             for message in self._strict.dump(_GETROUTE, _ROUTE.pack(_FAMILY[version], 0, 0, 0, _MAIN, 0, 0, kind, 0)):
                 _, bits, _, _, _, protocol, _, _, _ = _ROUTE.unpack_from(message)
                 said = dict(attributes(message[_ROUTE.size :]))
-                if protocol != _PROTOCOL and _DST in said:
+                if protocol != PROTOCOL and _DST in said:
                     found.append(ip_network((said[_DST], bits)))
         return found
 
@@ -156,7 +157,7 @@ class Host:
 
     def remove_route(self, route: Route) -> None:
         """Remove a route; no error if it is gone."""
-        _or_gone(lambda: self.kernel.order(_DELROUTE, _route_body(route)))
+        or_gone(lambda: self.kernel.order(_DELROUTE, _route_body(route)))
 
     def add_entry(self, entry: Entry) -> None:
         """Answer for an address on an interface, by ARP or NDP."""
@@ -164,17 +165,17 @@ class Host:
 
     def remove_entry(self, entry: Entry) -> None:
         """Answer no longer for an address."""
-        _or_gone(lambda: self.kernel.order(_DELNEIGH, _entry_body(entry)))
+        or_gone(lambda: self.kernel.order(_DELNEIGH, _entry_body(entry)))
 
     def _routes(self) -> set[Route]:
         found: set[Route] = set()
         for version, family in _FAMILY.items():
             network_class = IPv4Network if version == 4 else IPv6Network
             # The kernel selects: a router may have a million routes.
-            for message in self._strict.dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, _PROTOCOL, 0, 0, 0)):
+            for message in self._strict.dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
                 _, bits, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(message)
                 said = dict(attributes(message[_ROUTE.size :]))
-                if (table, protocol) != (_MAIN, _PROTOCOL) or _DST not in said:
+                if (table, protocol) != (_MAIN, PROTOCOL) or _DST not in said:
                     continue
                 network = network_class((said[_DST], bits))
                 if kind == _UNREACHABLE and said.get(_PRIORITY) == struct.pack("=I", _UNREACHABLE_METRIC):
@@ -189,7 +190,7 @@ class Host:
             for message in self.kernel.dump(_GETNEIGH, _NEIGHBOUR.pack(family, 0, 0, _PROXY, 0)):
                 _, index, _, _, _ = _NEIGHBOUR.unpack_from(message)
                 said = dict(attributes(message[_NEIGHBOUR.size :]))
-                if said.get(_NDA_PROTOCOL) == bytes([_PROTOCOL]):
+                if said.get(_NDA_PROTOCOL) == bytes([PROTOCOL]):
                     found.add((index, ip_address(said[_NDA_DST])))
         return found
 
@@ -218,7 +219,8 @@ def _bring(
         raise refusals[0]
 
 
-def _or_gone(deed: Callable[[], None]) -> None:
+def or_gone(deed: Callable[[], None]) -> None:
+    """Remove something; no error if it is gone already."""
     try:
         deed()
     except OSError as error:
@@ -232,16 +234,16 @@ def _route_body(route: Route) -> bytes:
     destination = attribute(_DST, network.network_address.packed)
     if index is None:
         priority = attribute(_PRIORITY, struct.pack("=I", _UNREACHABLE_METRIC))
-        return _ROUTE.pack(family, bits, 0, 0, _MAIN, _PROTOCOL, 0, _UNREACHABLE, 0) + destination + priority
+        return _ROUTE.pack(family, bits, 0, 0, _MAIN, PROTOCOL, 0, _UNREACHABLE, 0) + destination + priority
     scope = _LINK_SCOPE if network.version == 4 else 0
     out = attribute(_OIF, struct.pack("=i", index))
-    return _ROUTE.pack(family, bits, 0, 0, _MAIN, _PROTOCOL, scope, _UNICAST, 0) + destination + out
+    return _ROUTE.pack(family, bits, 0, 0, _MAIN, PROTOCOL, scope, _UNICAST, 0) + destination + out
 
 
 def _entry_body(entry: Entry) -> bytes:
     index, address = entry
     body = _NEIGHBOUR.pack(_FAMILY[address.version], index, 0, _PROXY, 0)
-    return body + attribute(_NDA_DST, address.packed) + attribute(_NDA_PROTOCOL, bytes([_PROTOCOL]))
+    return body + attribute(_NDA_DST, address.packed) + attribute(_NDA_PROTOCOL, bytes([PROTOCOL]))
 
 
 def read_sysctl(key: str) -> str:

@@ -23,7 +23,7 @@ from ngp.core.values import Check
 from ngp.errors import KernelError, MomentError, refused
 from ngp.modules import rtnetlink
 from ngp.modules.rtnetlink import Interface
-from ngp.modules.tunnel import check, host, limits, rules
+from ngp.modules.tunnel import answers, check, host, limits, rules
 from ngp.modules.tunnel.device import Device, Networks, Standing, steps
 from ngp.modules.tunnel.host import Entry, Host, is_free, read_sysctl, refuse_taken_port, write_sysctl
 from ngp.modules.tunnel.kernel import KernelDevice
@@ -56,9 +56,13 @@ class WireGuard:
             return list(check.look(desired, self._host(), devices(desired.kind), ANSWERED_MAX))
 
     def stands(self) -> bool:
-        """Say whether what `set_up` made still exists, at little cost. Raises: KernelError."""
+        """Say whether what `set_up` made still exists, at little cost. Raises: KernelError.
+
+        What depends on the addresses of LANDLORD_OUTSIDE, which come and go, follows them here.
+        """
         desired, _ = self._standing()
         with _errors(f"tunnel {desired.interface} can't be looked at"):
+            answers.bring_rules(self._host(), desired.outside, desired.port)
             return self._host().is_up(self._index) and rules.stand()
 
     def read(self) -> list[PeerReading]:
@@ -136,6 +140,7 @@ class WireGuard:
                 self._delete(interface)
             self._host().bring_routes(None, ())
             self._host().bring_entries(())
+            answers.remove_rules(self._host())
             rules.clean_up()
         self._desired = self._device = None
         self._owners = Owners()
@@ -218,6 +223,7 @@ class WireGuard:
         if read_sysctl(key := f"ipv4/conf/{desired.interface}/forwarding") == "0":
             write_sysctl(key, "1")
         self._switch_ndp(interface, desired.outside if desired.proxy else "")
+        answers.bring_rules(self._host(), desired.outside, desired.port)
         rules.commit(rules.table(desired.interface, desired.mtu, owners.peers.values()))
         before = {key: peer.networks for key, peer in standing.peers.items()}
         self._change_peers(desired, device, before, _networks(owners.peers.values()))

@@ -160,7 +160,8 @@ class TunnelLab:
         """Return all of the landlord's kernel that the tunnel may change."""
         looks = (
             "ip -o link | sed 's/@.*//'", "ip route show table all", "ip -6 route show table all",
-            "ip neigh show proxy", "nft list ruleset", "sysctl -a 2>/dev/null | grep -E 'proxy_ndp|[.]forwarding'",
+            "ip rule", "ip -6 rule", "ip neigh show proxy", "nft list ruleset",
+            "sysctl -a 2>/dev/null | grep -E 'proxy_ndp|[.]forwarding'",
         )  # fmt: skip
         return "\n".join(f"{look}\n{sh('sh', '-c', look, check=False)}" for look in looks)
 
