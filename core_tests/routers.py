@@ -6,6 +6,7 @@ from core_tests.daemon import Daemon
 from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.shell import await_until
+from core_tests.trade import Conf
 
 REMOTE = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
 REMOTE_NET = {4: "198.51.100.0/24", 6: "2001:db8:ffff::/64"}
@@ -58,9 +59,12 @@ class Line:
     Args:
         masquerade: the household's router and the last one hide IPv4 addresses behind their own.
         start: start the daemons.
+        keys: of net.conf, for all of them.
     """
 
-    def __init__(self, lab: Lab, masquerade: bool, names: str = "abc", start: bool = True) -> None:
+    def __init__(
+        self, lab: Lab, masquerade: bool, names: str = "abc", start: bool = True, keys: Conf | None = None
+    ) -> None:
         self.household, self.internet = lab.host("household"), lab.host("internet")
         self.routers = tuple(lab.host(name, forward=True) for name in names)
         chain = (self.household, *self.routers, self.internet)
@@ -78,7 +82,7 @@ class Line:
         first, last = self.routers[0], self.routers[-1]
         mesh = {first.name: "north", last.name: "south"}
         self.daemons = tuple(
-            host.daemon({"MESH_INTERFACES": mesh.get(host.name, ["north", "south"])}, start=start)
+            host.daemon({"MESH_INTERFACES": mesh.get(host.name, ["north", "south"]), **(keys or {})}, start=start)
             for host in self.routers
         )
 

@@ -12,7 +12,19 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from core_tests.bench import billing, contracts, flood, forwarding, latency, lightning, pages, rentals, report, tunnel
+from core_tests.bench import (
+    billing,
+    contracts,
+    flood,
+    forwarding,
+    latency,
+    lightning,
+    mesh,
+    pages,
+    rentals,
+    report,
+    tunnel,
+)
 from core_tests.counter import CounterError
 from core_tests.shell import LabError
 
@@ -20,6 +32,7 @@ PARTS: dict[str, Callable[[bool], None]] = {
     "forwarding": forwarding.run,
     "billing": billing.run,
     "latency": latency.run,
+    "mesh": mesh.run,
     "contracts": contracts.run,
     "flood": flood.run,
     "pages": pages.run,
