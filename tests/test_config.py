@@ -14,7 +14,7 @@ from ngp.config.units import (
     ALL_MONEY_MSAT,
 )
 from ngp.core.rental.terms import LettingSettings, Terms, TunnelSettings
-from ngp.core.settings import Budgets, FreeDestination, Margin, PriceRule, Settings
+from ngp.core.settings import Budgets, FreeDestination, Hours, Margin, PriceRule, Settings
 from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import ConfigError, ExitCode
 
@@ -144,6 +144,40 @@ def test_each_entry_of_prices_becomes_a_price_rule() -> None:
         PriceRule(ip_network("2001:db8::/32"), None, None, KB_PRICE, 9 * KB_PRICE, "eth1"),
         PriceRule(ip_network("192.0.2.1/32"), None, 5 * KB_PRICE, None, None, None),
     )
+
+
+def test_prices_for_a_neighbour_a_time_of_day_and_with_a_margin() -> None:
+    net, who = ip_network("192.0.2.0/24"), "7f" * 8
+    got = settings(
+        "PRICES:",
+        "  - {prefix: 192.0.2.0/24, margin: 5 % + 1 msat}",
+        "  - {prefix: 192.0.2.0/24, sell: 1, from: 22:00, to: 6:30}",
+        "  - {prefix: 192.0.2.0/24, sell: 2, from: 06:30, to: 12:00}",
+        "  - {prefix: 192.0.2.0/24, sell: 3, from: '12:00', to: 24:00, interface: eth1}",
+        f"  - {{prefix: 192.0.2.0/24, sell: 4, neighbour: {who.upper()}}}",
+        f"  - {{prefix: 192.0.2.0/24, sell: 5, neighbour: {'70' * 8}}}",
+    ).prices
+    assert got[0] == PriceRule(net, margin=Margin(50_000, KB_PRICE))
+    assert got[1] == PriceRule(net, KB_PRICE, KB_PRICE, hours=Hours(22 * 3600, 6 * 3600 + 1800))
+    assert got[3] == PriceRule(net, 3 * KB_PRICE, 3 * KB_PRICE, hours=Hours(12 * 3600, 24 * 3600), interface="eth1")
+    assert got[4] == PriceRule(net, 4 * KB_PRICE, 4 * KB_PRICE, neighbour=who)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("from: 22:00, to: 6:30", "from: 05:00, to: 9:00"),
+        ("neighbour: 7f7f7f7f7f7f7f7f", "neighbour: 7f7f7f7f7f7f7f7f01"),
+        ("interface: eth1, from: 9:00, to: 10:00", "interface: eth1, from: 9:59, to: 9:00"),
+    ],
+)
+def test_entries_of_prices_between_which_nothing_decides_are_refused_with_both_lines(one: str, other: str) -> None:
+    lines = problems(
+        "PRICES:", f"  - {{prefix: 10.0.0.0/8, sell: 1, {one}}}", "  - {prefix: 10.0.0.0/8, sell: 2}",
+        f"  - {{prefix: 10.0.0.0/8, sell: 2, {other}}}",
+    )  # fmt: skip
+    assert len(lines) == 1 and lines[0].startswith("/etc/ngp/net.conf:5: PRICES")
+    assert "gives 10.0.0.0/8 a second price, as the entry in line 3" in lines[0] and "remove one" in lines[0]
 
 
 def test_free_destinations_are_read_in_each_of_their_forms() -> None:
@@ -358,6 +392,17 @@ BAD_LINES = [
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell_min: 6}]", "PRICES", "sell_min 6 msat/kB above sell 5 msat/kB"),
     ("PRICES: [{prefix: 10.0.0.0/8, buy: 11}]", "PRICES", "buy 11 msat/kB above buy_max 10 msat/kB"),
     ("PRICES: [{prefix: 10.0.0.0/8, buy: 1}, {prefix: 10.0.0.0/8, buy: 2}]", "PRICES", "second price"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: -1}]", "PRICES: '-1'", "is negative"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 2000 sat}]", "PRICES: '2000 sat'", "the highest price is"),
+    ("PRICES: [{prefix: 10.0.0.0/8, margin: 10}]", "PRICES: '10'", "has no unit: write 10 % or 10 msat"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, neighbour: bob}]", "PRICES: 'bob'", "16 to 64 of its hexadecimal"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, neighbour: 7f7f}]", "PRICES: '7f7f'", "16 to 64 of its hexadecimal"),
+    ("PRICES: [{prefix: 10.0.0.0/8, neighbour: 7f7f7f7f7f7f7f7f}]", "PRICES", "has no price"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 18:00}]", "PRICES", "`from` without `to`: write both"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, to: 18:00}]", "PRICES", "`to` without `from`: write both"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 24:01, to: 1:00}]", "PRICES: '24:01'", "hours and minutes, 00:00"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 6, to: 7:00}]", "PRICES: '6'", "hours and minutes, 00:00 to 24:00"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 0:00, to: 24:00}]", "PRICES", "neither for the whole day"),
     ("FREE_DESTINATIONS: 192.0.2.1 80", "FREE_DESTINATIONS: '192.0.2.1 80'", "port without its protocol"),
     ("FREE_DESTINATIONS: [{prefix: 192.0.2.1, port: 80}]", "FREE_DESTINATIONS", "port without its protocol"),
     ("FREE_DESTINATIONS: 192.0.2.1 icmp 80", "FREE_DESTINATIONS", "port without its protocol"),

@@ -64,7 +64,7 @@ def test_the_shipped_files_examples_work() -> None:
         text = text.replace(f"\n{key}: none\n", "\n")
     text = re.sub(r"^#   ", "", text, flags=re.MULTILINE)
     settings = parse(text, ROOT / "net.conf")
-    assert len(settings.prices) == 2
+    assert len(settings.prices) == 3
     assert len(settings.free_destinations) == 2
     assert len(settings.payment_services) == 2
     assert len(settings.tenant.beside) == 2

@@ -7,7 +7,7 @@ each check compares as few keys as it can: then a mistake in one key doesn't hid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -57,13 +57,12 @@ def complete_rule(rule: PriceRule, general: Prices) -> PriceRule:
     """Fill in missing prices of an entry of PRICES where the general ones contradict it, as `general_prices` does."""
     sell, sell_min = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
     buy, buy_max = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
-    return PriceRule(
-        rule.prefix,
-        _unless_general(rule.sell_msat_per_gib, sell, general.sell),
-        _unless_general(rule.sell_min_msat_per_gib, sell_min, general.sell_min),
-        _unless_general(rule.buy_msat_per_gib, buy, general.buy),
-        _unless_general(rule.buy_max_msat_per_gib, buy_max, general.buy_max),
-        rule.interface,
+    return replace(
+        rule,
+        sell_msat_per_gib=_unless_general(rule.sell_msat_per_gib, sell, general.sell),
+        sell_min_msat_per_gib=_unless_general(rule.sell_min_msat_per_gib, sell_min, general.sell_min),
+        buy_msat_per_gib=_unless_general(rule.buy_msat_per_gib, buy, general.buy),
+        buy_max_msat_per_gib=_unless_general(rule.buy_max_msat_per_gib, buy_max, general.buy_max),
     )
 
 

@@ -1,4 +1,4 @@
-"""Destinations: parses the entries of PRICES, FREE_DESTINATIONS, PAYMENT_SERVICES and TENANT_BESIDE.
+"""Destinations: parses the entries of FREE_DESTINATIONS, PAYMENT_SERVICES and TENANT_BESIDE, and prefixes.
 
 A prefix with host bits is refused, not rounded: `10.0.0.1/8` may mean one host or sixteen million, and that decides
 what a neighbour has to pay for.
@@ -7,15 +7,13 @@ what a neighbour has to pay for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from ipaddress import IPv6Network, ip_network
 
-from ngp.config.document import Entries, Items, Node, Scalar, each, refuse
-from ngp.config.units import price_msat_per_gib
-from ngp.config.values import fields_of, interface, one_or_list, quantity, scalar
+from ngp.config.document import Entries, Node, Scalar, refuse
+from ngp.config.values import fields_of, one_or_list, scalar
 from ngp.core.messages import Address, Prefix
-from ngp.core.settings import FreeDestination, PriceRule
+from ngp.core.settings import FreeDestination
 from ngp.core.tenant.way import Way
 
 PROTOCOL_NUMBERS: Mapping[str, int] = {
@@ -160,47 +158,3 @@ def _host(node: Node) -> Prefix:
 def is_forwarded_to(address: Address) -> bool:
     """Say whether an address is of a kind that routers forward packets to."""
     return not (address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local)
-
-
-# --- PRICES -----------------------------------------------------------------------------------------------------------
-
-_RULE_PRICES = ("sell", "sell_min", "buy", "buy_max")
-_RULE_PARSERS: Mapping[str, Callable[[Node], object]] = {
-    "prefix": prefix,
-    **dict.fromkeys(_RULE_PRICES, quantity(price_msat_per_gib)),
-    "interface": interface,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenRule:
-    """An entry of PRICES as written, before the general prices complete it; its node gives the line for errors."""
-
-    rule: PriceRule
-    node: Node
-
-
-def price_rules(node: Node) -> tuple[WrittenRule, ...]:
-    """Read PRICES: a list of {prefix, sell, sell_min, buy, buy_max, interface}. Raises Refused."""
-    if not isinstance(node, Items):
-        raise refuse(node, "is not a list of prices: write a line `- {prefix: 198.51.100.0/24, sell: 3 msat}` for each")
-    rules = each(node.items, _price_rule)
-    seen: set[tuple[Prefix, str | None]] = set()
-    for written in rules:
-        key = (written.rule.prefix, written.rule.interface)
-        if key in seen:
-            raise refuse(written.node, f"gives {key[0]} a second price: keep one entry for a prefix and interface")
-        seen.add(key)
-    return rules
-
-
-def _price_rule(node: Node) -> WrittenRule:
-    if not isinstance(node, Entries):
-        raise refuse(node, "is not an entry of PRICES: write {prefix: 198.51.100.0/24, sell: 3 msat}")
-    fields = fields_of(node, _RULE_PARSERS)
-    if "prefix" not in fields:
-        raise refuse(node, "has no prefix: add one, for example prefix: 198.51.100.0/24")
-    if not any(name in fields for name in _RULE_PRICES):
-        raise refuse(node, f"has no price: add one of {', '.join(_RULE_PRICES)}")
-    sell, sell_min, buy, buy_max = (fields.get(name) for name in _RULE_PRICES)
-    return WrittenRule(PriceRule(fields["prefix"], sell, sell_min, buy, buy_max, fields.get("interface")), node)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ngp.config import destinations, landlord_keys, tenant_keys, values
+from ngp.config import destinations, landlord_keys, prices, tenant_keys, values
 from ngp.config.document import Node, refuse, refuse_unseen
 from ngp.config.key import Key
 from ngp.config.units import (
@@ -23,7 +23,7 @@ from ngp.config.units import (
     time_s,
 )
 from ngp.core.pricing import SAT_MSAT
-from ngp.core.settings import FeeLimit, Margin
+from ngp.core.settings import FeeLimit
 from ngp.errors import ConfigError, UnseenError
 from ngp.module_keys import KeyText, ModuleKey
 
@@ -65,18 +65,6 @@ def _fee_limit(text: str) -> FeeLimit:
         return FeeLimit(0, limit_msat)
     share = share_ppm(text)
     return FeeLimit(share, SAT_MSAT if share else 0)
-
-
-def _margin(text: str) -> Margin:
-    """Read a margin: a share, an amount per kilobyte, or both: `10 %`, `1 msat`, `10 % + 1 msat`."""
-    parts = [part.strip() for part in text.split("+")]
-    shares = [part for part in parts if part.endswith("%")]
-    amounts = [part for part in parts if not part.endswith("%")]
-    if len(shares) > 1 or len(amounts) > 1:
-        raise ConfigError("isn't one share and one amount: write for example 10 %, 1 msat, or 10 % + 1 msat")
-    if amounts and amounts[0][-1:].isdigit() and not shares and amounts[0] != "0":
-        raise ConfigError(f"has no unit: write {text} % or {text} msat")
-    return Margin(share_ppm(shares[0]) if shares else 0, price_msat_per_gib(amounts[0]) if amounts else 0)
 
 
 def _bounded_money(node: Node) -> int:
@@ -212,17 +200,17 @@ BUY_PRICE_MAX = Key(
 RESALE_MARGIN = Key(
     "RESALE_MARGIN",
     "share, price, or both",
-    values.quantity(_margin),
+    values.quantity(prices.margin),
     "10 %",
     "added to the cost of what we buy ourselves to sell it; we never sell it for less",
     ("resale_margin",),
 )
 PRICES = Key(
     "PRICES",
-    "list of {prefix, sell, sell_min, buy, buy_max, interface}",
-    values.or_none(destinations.price_rules),
+    "list of {prefix, sell, sell_min, buy, buy_max, margin, neighbour, interface, from, to}",
+    values.or_none(prices.price_rules),
     "none",
-    "prices of single destinations, the longest prefix wins",
+    "prices of single destinations, neighbours and times of day: the longest prefix wins, then the more exact entry",
     ("prices",),
 )
 CONTRACT_DATA = Key(

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 from ngp.core.pricing import show_money
 from ngp.core.settings import Budgets
-from ngp.core.values import Now
+from ngp.core.values import DAY_S, Now
 
 HOUR_S = 3600
-DAY_S = 86400
 PAYMENT = "BUDGET_PAYMENT"
 
 

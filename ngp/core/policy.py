@@ -1,4 +1,4 @@
-"""Policy: the prices that this node asks, offers and agrees to. They depend on net.conf and nothing else.
+"""Policy: the prices that this node asks, offers and agrees to, by net.conf.
 
 A negotiation has at most `MOST_ROUNDS` proposals. The seller begins at its price and comes down to its least price in
 equal steps. The buyer begins at its offer and goes up to its highest price. The negotiation ends as soon as one side
@@ -7,11 +7,11 @@ can agree to the other's price. Whatever the neighbour says, we stay within the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ngp.core.messages import Address, Prefix
 from ngp.core.prefixes import covers, host_prefix
-from ngp.core.settings import PriceRule, Settings
+from ngp.core.settings import Margin, PriceRule, Settings
 
 MOST_ROUNDS = 4
 LEAST_NETWORK_BITS = {4: 8, 6: 16}
@@ -19,6 +19,18 @@ LEAST_NETWORK_BITS = {4: 8, 6: 16}
 
 A route with a shorter prefix (0.0.0.0/1, 2000::/3) counts as part of a default route: only the address is sold.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """With whom, where and when a price is agreed: that decides which entries of PRICES hold.
+
+    Attributes: identity, interface: of the neighbour. local_s: time of day, seconds since midnight.
+    """
+
+    identity: bytes
+    interface: str
+    local_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +50,36 @@ class BuyTerms:
     most_msat_per_gib: int
 
 
-def price_rule(settings: Settings, destination: Prefix, interface: str) -> PriceRule | None:
-    """Find the PRICES entry for a destination: the longest prefix wins, then one that names the interface."""
-    best: PriceRule | None = None
-    for rule in settings.prices:
-        if rule.interface not in (None, interface) or not covers(rule.prefix, destination):
-            continue
-        if best is None or (rule.prefix.prefixlen, rule.interface is not None) > (
-            best.prefix.prefixlen,
-            best.interface is not None,
-        ):
-            best = rule
-    return best
+def _holds(rule: PriceRule, occasion: Occasion) -> bool:
+    return (
+        rule.interface in (None, occasion.interface)
+        and (rule.neighbour is None or occasion.identity.hex().startswith(rule.neighbour))
+        and (rule.hours is None or rule.hours.include(occasion.local_s))
+    )
 
 
-def sell_terms(settings: Settings, address: Address, interface: str, route: Prefix | None) -> SellTerms:
+def _rule(settings: Settings, destination: Prefix, occasion: Occasion) -> PriceRule | None:
+    """Find the PRICES entry for a destination: `PriceRule.exactness` decides between several."""
+    holding = (rule for rule in settings.prices if covers(rule.prefix, destination) and _holds(rule, occasion))
+    return max(holding, key=lambda rule: rule.exactness, default=None)
+
+
+def _inner_rules(settings: Settings, destination: Prefix, occasion: Occasion) -> list[PriceRule]:
+    """Find the entries for parts of a destination: of several with one prefix, the one that holds there."""
+    parts = {
+        rule.prefix: _rule(settings, rule.prefix, occasion)
+        for rule in settings.prices
+        if rule.prefix != destination and covers(destination, rule.prefix) and _holds(rule, occasion)
+    }
+    return [rule for rule in parts.values() if rule is not None]
+
+
+def sell_terms(settings: Settings, address: Address, occasion: Occasion, route: Prefix | None) -> SellTerms:
     """Decide what to propose for a destination.
 
     Args:
         address: destination of the held packet.
-        interface: the interface of the neighbour that sent it.
+        occasion: of the neighbour that sent it.
         route: our route to the address; if it is None, or a default route or part of one, only the address is sold.
 
     Returns:
@@ -65,68 +87,67 @@ def sell_terms(settings: Settings, address: Address, interface: str, route: Pref
         prefix is too wide, or if a part of it has a price of its own.
     """
     host = host_prefix(address)
-    rule = price_rule(settings, host, interface)
-    ask, least = _sell_prices(settings, rule)
+    rule = _rule(settings, host, occasion)
+    ask, least = _sell_prices(settings, rule, None)
     destination = host
     if rule is not None and _is_sold_whole(rule.prefix):
         destination = rule.prefix
     elif rule is None and route is not None and _is_sold_whole(route):
         destination = route
-    if _inner_rules(settings, destination, interface):  # a part of it has a price of its own
+    if _inner_rules(settings, destination, occasion):  # a part of it has a price of its own
         destination = host
     return SellTerms(destination, ask, least)
-
-
-def above_cost(settings: Settings, terms: SellTerms, cost_msat_per_gib: int) -> SellTerms:
-    """Raise prices to the least at which we sell on what costs us this much: this cost plus RESALE_MARGIN."""
-    least = settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
-    return replace(
-        terms,
-        ask_msat_per_gib=max(terms.ask_msat_per_gib, least),
-        least_msat_per_gib=max(terms.least_msat_per_gib, least),
-    )
 
 
 def _is_sold_whole(prefix: Prefix) -> bool:
     return prefix.prefixlen >= LEAST_NETWORK_BITS[prefix.version]
 
 
-def ask_terms(settings: Settings, destination: Prefix, interface: str) -> SellTerms:
+def ask_terms(
+    settings: Settings, destination: Prefix, occasion: Occasion, cost_msat_per_gib: int | None = None
+) -> SellTerms:
     """Decide what to propose for a destination that a client names: no wider one, for the client knows its routes.
 
     A prefix costs as much as its most expensive part. Otherwise a client could reach that part at the wider prefix's
     lower price.
+
+    Args: cost_msat_per_gib: what the destination costs us; None: it costs us nothing.
     """
-    ask, least = _sell_prices(settings, price_rule(settings, destination, interface))
-    for rule in _inner_rules(settings, destination, interface):
-        inner_ask, inner_least = _sell_prices(settings, rule)
-        ask, least = max(ask, inner_ask), max(least, inner_least)
-    return SellTerms(destination, ask, least)
+    prices = [_sell_prices(settings, rule, cost_msat_per_gib) for rule in _rules(settings, destination, occasion)]
+    return SellTerms(destination, max(ask for ask, _ in prices), max(least for _, least in prices))
 
 
-def _sell_prices(settings: Settings, rule: PriceRule | None) -> tuple[int, int]:
+def least_above_cost(settings: Settings, destination: Prefix, occasion: Occasion, cost_msat_per_gib: int) -> int:
+    """Return the least at which we sell on what costs us this much: this cost plus the margin, msat per GiB."""
+    margins = (_margin(settings, rule) for rule in _rules(settings, destination, occasion))
+    return max(margin.least_msat_per_gib(cost_msat_per_gib) for margin in margins)
+
+
+def _rules(settings: Settings, destination: Prefix, occasion: Occasion) -> list[PriceRule | None]:
+    """Return the entry for a destination, None if there is none, and those for its parts."""
+    return [_rule(settings, destination, occasion), *_inner_rules(settings, destination, occasion)]
+
+
+def _margin(settings: Settings, rule: PriceRule | None) -> Margin:
+    return settings.resale_margin if rule is None or rule.margin is None else rule.margin
+
+
+def _sell_prices(settings: Settings, rule: PriceRule | None, cost_msat_per_gib: int | None) -> tuple[int, int]:
+    """Return what is asked, and the least that is accepted: never below cost and margin."""
     ask, least = settings.sell_msat_per_gib, settings.sell_min_msat_per_gib
     if rule is not None and rule.sell_msat_per_gib is not None:
         ask = least = rule.sell_msat_per_gib
     if rule is not None and rule.sell_min_msat_per_gib is not None:
         least = rule.sell_min_msat_per_gib
-    return ask, min(least, ask)
+    floor = 0 if cost_msat_per_gib is None else _margin(settings, rule).least_msat_per_gib(cost_msat_per_gib)
+    return max(ask, floor), max(min(least, ask), floor)
 
 
-def _inner_rules(settings: Settings, destination: Prefix, interface: str) -> list[PriceRule]:
-    return [
-        rule
-        for rule in settings.prices
-        if rule.interface in (None, interface) and rule.prefix != destination and covers(destination, rule.prefix)
-    ]
-
-
-def buy_terms(settings: Settings, destination: Prefix, interface: str) -> BuyTerms:
+def buy_terms(settings: Settings, destination: Prefix, occasion: Occasion) -> BuyTerms:
     """Decide what to pay for a destination. For a prefix, pay no more than for the part that is worth least to us."""
-    whole = _terms_of(settings, price_rule(settings, destination, interface))
-    inner = [_terms_of(settings, rule) for rule in _inner_rules(settings, destination, interface)]
-    most = min(terms.most_msat_per_gib for terms in (whole, *inner))
-    return BuyTerms(min(most, *(terms.offer_msat_per_gib for terms in (whole, *inner))), most)
+    parts = [_terms_of(settings, rule) for rule in _rules(settings, destination, occasion)]
+    most = min(terms.most_msat_per_gib for terms in parts)
+    return BuyTerms(min(most, *(terms.offer_msat_per_gib for terms in parts)), most)
 
 
 def _terms_of(settings: Settings, rule: PriceRule | None) -> BuyTerms:

@@ -15,18 +15,21 @@ ModuleId = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class PriceRule:
-    """One entry of PRICES. Prices are msat per GiB; where one is None, the general price holds.
+class Hours:
+    """A part of each day, seconds since midnight, local time; it crosses midnight if it ends before it begins."""
 
-    `interface` limits the rule to one interface; None: the rule holds on all.
-    """
+    from_s: int
+    to_s: int
 
-    prefix: Prefix
-    sell_msat_per_gib: int | None
-    sell_min_msat_per_gib: int | None
-    buy_msat_per_gib: int | None
-    buy_max_msat_per_gib: int | None
-    interface: str | None
+    def include(self, local_s: int) -> bool:
+        """Say whether a time of day is in this part; its first second is, that of its end isn't."""
+        if self.from_s < self.to_s:
+            return self.from_s <= local_s < self.to_s
+        return local_s >= self.from_s or local_s < self.to_s
+
+    def overlap(self, other: Hours) -> bool:
+        """Say whether two parts have a second in common."""
+        return self.include(other.from_s) or other.include(self.from_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,42 @@ class Margin:
     def least_msat_per_gib(self, cost_msat_per_gib: int) -> int:
         """Return the least price, rounded up, of what costs us this much."""
         return cost_msat_per_gib - (-cost_msat_per_gib * self.share_ppm // 1_000_000) + self.msat_per_gib
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRule:
+    """One entry of PRICES. Prices are msat per GiB; where one is None, the general price holds.
+
+    Attributes:
+        interface: the rule holds for neighbours on this interface alone; None: on all.
+        neighbour: the first hexadecimal digits, at least 16, of the identity for which alone the rule holds; None: all.
+        hours: the part of the day in which the rule holds; None: always.
+        margin: RESALE_MARGIN for this destination; None: the general one.
+    """
+
+    prefix: Prefix
+    sell_msat_per_gib: int | None = None
+    sell_min_msat_per_gib: int | None = None
+    buy_msat_per_gib: int | None = None
+    buy_max_msat_per_gib: int | None = None
+    interface: str | None = None
+    neighbour: str | None = None
+    hours: Hours | None = None
+    margin: Margin | None = None
+
+    @property
+    def exactness(self) -> tuple[int, bool, bool, bool]:
+        """What decides between two rules that both hold: the greater one wins."""
+        named = self.neighbour is not None, self.interface is not None, self.hours is not None
+        return (self.prefix.prefixlen, *named)
+
+    def rivals(self, other: PriceRule) -> bool:
+        """Say whether both rules may hold at once for a destination, and neither of them wins."""
+        if (self.prefix, self.interface) != (other.prefix, other.interface) or self.exactness != other.exactness:
+            return False
+        ours, theirs = self.neighbour or "", other.neighbour or ""
+        is_same = ours.startswith(theirs) or theirs.startswith(ours)
+        return is_same and (self.hours is None or other.hours is None or self.hours.overlap(other.hours))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+DAY_S = 86400
+
 
 @dataclass(frozen=True, slots=True)
 class LinkPeer:
@@ -41,7 +43,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """One instant by two clocks: UTC seconds for records, monotonic seconds for intervals."""
+    """One instant by two clocks: UTC seconds for records, monotonic seconds for intervals.
+
+    Attributes: utc_offset_s: by how much the host's local time is ahead of UTC.
+    """
 
     utc_s: int
     monotonic_s: float
+    utc_offset_s: int = 0
+
+    @property
+    def local_s(self) -> int:
+        """The local time of day, seconds since midnight."""
+        return (self.utc_s + self.utc_offset_s) % DAY_S

@@ -36,6 +36,7 @@ from ngp.core.newest import Newest
 from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Link, Neighbour, Peers
+from ngp.core.policy import Occasion
 from ngp.core.records import BilledRecord, ForgetNeighbours, JournalRecord
 from ngp.core.rental.letting import Letting
 from ngp.core.selling.account import ClientAccount, CreditLine
@@ -136,6 +137,10 @@ class World:
     ) -> None:
         """Write one line of `ngp ledger`."""
         self.do(Persist(JournalRecord(self.now.utc_s, kind, identity, contract, amount_msat, paid, state)))
+
+    def occasion(self, other: Neighbour | Contract) -> Occasion:
+        """Return with whom, where and when we agree on a price: with a neighbour, or about one of its contracts."""
+        return Occasion(other.identity, other.link[0], self.now.local_s)
 
     # --- accounts -----------------------------------------------------------------------------------------------------
 

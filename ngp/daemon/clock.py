@@ -12,8 +12,9 @@ class SystemClock:
     """UTC seconds for records, CLOCK_MONOTONIC for intervals (the kernel's meter uses the same)."""
 
     def now(self) -> Now:
-        """Read both clocks."""
-        return Now(int(time.time()), time.monotonic())
+        """Read both clocks. Local time is that of the time zone in which the daemon was started."""
+        utc_s = int(time.time())
+        return Now(utc_s, time.monotonic(), time.localtime(utc_s).tm_gmtoff)
 
 
 def boot_number() -> int:

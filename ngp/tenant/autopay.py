@@ -24,12 +24,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
-from ngp.core.budget import DAY_S
 from ngp.core.pricing import SAT_MSAT, show_money
 from ngp.core.tenant import traffic
 from ngp.core.tenant.account import disagreements, follow
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, SaleTerms, lasts_until_due_s, most_bought_msat, refusals, top_up_msat
+from ngp.core.values import DAY_S
 from ngp.errors import ConfigError, LandlordError, NgpError, PaymentError
 from ngp.tenant import files, interface, rekey, renting
 from ngp.tenant.books import Books, BooksFile

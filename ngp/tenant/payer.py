@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-from ngp.core.budget import DAY_S, HOUR_S
+from ngp.core.budget import HOUR_S
 from ngp.core.networks import is_same, takes_invoice
 from ngp.core.payment_node import UNKNOWN_PAYMENT, PaymentOutcome, PaymentStatus
 from ngp.core.pricing import show_money
 from ngp.core.settings import Budgets, FeeLimit
 from ngp.core.tenant.account import Order
+from ngp.core.values import DAY_S
 from ngp.errors import PaymentError, PeerError
 from ngp.ports import Payment
 from ngp.tenant import files

@@ -13,7 +13,7 @@ from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Router, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, mark
-from ngp.core.settings import Margin
+from ngp.core.settings import Hours, Margin, PriceRule
 from ngp.core.upstream import free
 
 PLENTY = {"grace_data_bytes": 1 << 30, "grace_time_s": 3600, "buy_max_msat_per_gib": 1 << 40}
@@ -64,6 +64,27 @@ def test_a_counter_offer_never_gets_below_cost_and_margin() -> None:
     mesh = Mesh("abc", a=poor, b=low)
     mesh.packet("a", "b")
     assert 5.5 * MSAT_PER_KB <= mesh["b"].sale("a").price_msat_per_gib <= 7 * MSAT_PER_KB
+
+
+def test_prices_for_a_neighbour_and_a_time_hold_for_new_contracts_and_what_was_agreed_stays() -> None:
+    night = PriceRule(ip_network("0.0.0.0/0"), 9 * MSAT_PER_KB, hours=Hours(22 * 3600, 6 * 3600))
+    friend = PriceRule(ip_network("0.0.0.0/0"), margin=Margin(0, MSAT_PER_KB), neighbour=b"a".ljust(32, b"-").hex())
+    low = settings(**PLENTY, sell_msat_per_gib=0, sell_min_msat_per_gib=0, prices=(friend,))
+    mesh = Mesh("abc", b=low, c=settings(**PLENTY, prices=(night,)))
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    mesh.now = replace(mesh.now, utc_offset_s=12 * 3600 - mesh.now.local_s)  # noon
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").price_msat_per_gib == 6 * MSAT_PER_KB  # the friend's margin
+    mesh.packet("z", "b")
+    assert mesh["b"].sale("z").price_msat_per_gib == -(-5 * MSAT_PER_KB * 11 // 10)
+    mesh.now = replace(mesh.now, utc_offset_s=mesh.now.utc_offset_s + 11 * 3600)
+    for client in "az":
+        assert mesh["b"].sale(client).running and mesh["b"].purchase("c").price_msat_per_gib == 5 * MSAT_PER_KB
+    mesh.carry("abc", 80 * MB)
+    assert mesh["b"].purchase("c").price_msat_per_gib == 9 * MSAT_PER_KB  # renewed at night
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").price_msat_per_gib == 10 * MSAT_PER_KB
 
 
 def test_questions_alone_make_nobody_buy() -> None:

@@ -15,21 +15,25 @@ from ngp.core.budget import Spending, broken_limit, room_msat
 from ngp.core.policy import (
     MOST_ROUNDS,
     BuyTerms,
+    Occasion,
     SellTerms,
     answer_counter,
     answer_proposal,
     ask_in_round,
     ask_terms,
+    buy_terms,
+    least_above_cost,
     sell_terms,
 )
 from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.selling.sale import Sale
-from ngp.core.settings import Budgets, PriceRule
+from ngp.core.settings import Budgets, Hours, Margin, PriceRule
 from ngp.core.timers import Due, Timers
 from ngp.core.values import Now
 
 FAST = effort(derandomize=True, database=None)
+HERE = Occasion(b"\x7f" * 32, "mesh0", 12 * 3600)
 price = st.integers(0, 1 << 40)
 size = st.integers(0, 1 << 40)
 
@@ -179,7 +183,7 @@ def test_timers_ring_as_set_last_and_stay_small(changes: list[tuple[int, int | N
     ],
 )
 def test_a_default_route_is_never_sold_whole_nor_a_part_of_one(address: str, route: str, sold: str) -> None:
-    terms = sell_terms(settings(), ip_address(address), "mesh0", ip_network(route))
+    terms = sell_terms(settings(), ip_address(address), HERE, ip_network(route))
     assert terms.destination == ip_network(sold)
 
 
@@ -189,20 +193,73 @@ def test_a_prefix_is_never_sold_below_the_price_of_a_part_of_it() -> None:
 
     cheap, dear = entry("10.0.0.0/8", 1), entry("10.1.0.0/16", 100)
     both, apart = settings(prices=(cheap, dear)), settings(prices=(cheap, replace(dear, interface="mesh1")))
-    held = {each: sell_terms(both, ip_address(each), "mesh0", None) for each in ("10.1.0.1", "10.2.0.1")}
+    held = {each: sell_terms(both, ip_address(each), HERE, None) for each in ("10.1.0.1", "10.2.0.1")}
     assert held["10.1.0.1"] == SellTerms(ip_network("10.1.0.0/16"), 100, 100)
     assert held["10.2.0.1"] == SellTerms(ip_network("10.2.0.1/32"), 1, 1)
-    assert sell_terms(apart, ip_address("10.2.0.1"), "mesh0", None) == SellTerms(ip_network("10.0.0.0/8"), 1, 1)
-    asked = {each: ask_terms(both, ip_network(each), "mesh0") for each in ("10.0.0.0/8", "10.0.0.0/15", "10.2.0.0/16")}
+    assert sell_terms(apart, ip_address("10.2.0.1"), HERE, None) == SellTerms(ip_network("10.0.0.0/8"), 1, 1)
+    asked = {each: ask_terms(both, ip_network(each), HERE) for each in ("10.0.0.0/8", "10.0.0.0/15", "10.2.0.0/16")}
     assert [terms.ask_msat_per_gib for terms in asked.values()] == [100, 100, 1]
     assert all(terms.destination == ip_network(each) for each, terms in asked.items())
-    assert ask_terms(apart, ip_network("10.2.0.0/16"), "mesh0") == SellTerms(ip_network("10.2.0.0/16"), 1, 1)
+    assert ask_terms(apart, ip_network("10.2.0.0/16"), HERE) == SellTerms(ip_network("10.2.0.0/16"), 1, 1)
+
+
+NET = ip_network("10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("others", "wins"),
+    [
+        ([], 1),
+        ([PriceRule(ip_network("10.0.0.0/16"), 2)], 2),
+        ([PriceRule(NET, 2, neighbour="7f" * 8), PriceRule(NET, 3, interface="mesh0", hours=Hours(0, 86400))], 2),
+        ([PriceRule(NET, 2, interface="mesh0"), PriceRule(NET, 3, hours=Hours(11 * 3600, 13 * 3600))], 2),
+        ([PriceRule(NET, 2, hours=Hours(22 * 3600, 13 * 3600))], 2),
+        ([PriceRule(NET, 2, hours=Hours(13 * 3600, 14 * 3600)), PriceRule(NET, 3, neighbour="70" * 8)], 1),
+        ([PriceRule(NET, 2, hours=Hours(9 * 3600, 12 * 3600))], 1),
+        ([PriceRule(NET, 2, neighbour="7f" * 8), PriceRule(ip_network("10.0.0.0/9"), 3)], 3),
+    ],
+)
+def test_the_longest_prefix_wins_then_the_neighbour_the_interface_and_the_time(
+    others: list[PriceRule], wins: int
+) -> None:
+    for rules in ((PriceRule(NET, 1), *others), (*others, PriceRule(NET, 1))):
+        conf = settings(prices=rules)
+        assert ask_terms(conf, ip_network("10.0.0.1/32"), HERE).ask_msat_per_gib == wins
+        paying = settings(prices=tuple(replace(rule, buy_max_msat_per_gib=rule.sell_msat_per_gib) for rule in rules))
+        assert buy_terms(paying, ip_network("10.0.0.1/32"), HERE).most_msat_per_gib == wins
+
+
+@FAST
+@given(st.integers(0, 86399), st.integers(1, 86399), st.integers(0, 86399), st.integers(1, 86399))
+def test_parts_of_the_day_overlap_where_a_second_is_in_both(one: int, length: int, other: int, span: int) -> None:
+    ours, theirs = Hours(one, (one + length) % 86400 or 86400), Hours(other, (other + span) % 86400 or 86400)
+    ends = [second % 86400 for each in (ours, theirs) for second in (each.from_s, each.to_s - 1)]
+    assert ours.overlap(theirs) == theirs.overlap(ours) == any(ours.include(s) and theirs.include(s) for s in ends)
+    assert sum(ours.include(second) for second in range(0, 86400, 60)) in (length // 60, length // 60 + 1)
+
+
+def test_a_part_that_is_cheap_for_this_neighbour_makes_nothing_around_it_dearer() -> None:
+    part = ip_network("10.1.0.0/16")
+    conf = settings(prices=(PriceRule(NET, 1), PriceRule(part, 100), PriceRule(part, 2, neighbour="7f" * 8)))
+    assert ask_terms(conf, NET, HERE).ask_msat_per_gib == 2
+    assert ask_terms(conf, NET, replace(HERE, identity=b"\x01" * 32)).ask_msat_per_gib == 100
+
+
+def test_a_margin_of_an_entry_replaces_the_general_one_and_a_prefix_takes_the_highest() -> None:
+    part = ip_network("10.1.0.0/16")
+    conf = settings(sell_msat_per_gib=0, sell_min_msat_per_gib=0, prices=(
+        PriceRule(NET, margin=Margin(500_000, 0)), PriceRule(part, margin=Margin(0, 3)),
+    ))  # fmt: skip
+    for destination, least in ((part, 103), (NET, 150), (ip_network("192.0.2.0/24"), 110)):
+        assert ask_terms(conf, destination, HERE, 100) == SellTerms(destination, least, least)
+        assert least_above_cost(conf, destination, HERE, 100) == least
+    assert ask_terms(conf, NET, HERE) == SellTerms(NET, 0, 0)
 
 
 @pytest.mark.parametrize(("prefix", "sold"), [("198.51.100.0/24", "198.51.100.0/24"), ("128.0.0.0/1", None)])
 def test_a_price_for_a_part_of_a_default_route_holds_for_each_host_in_it(prefix: str, sold: str | None) -> None:
     rule = PriceRule(ip_network(prefix), 7, None, None, None, None)
-    terms = sell_terms(settings(prices=(rule,)), ip_address("198.51.100.7"), "mesh0", None)
+    terms = sell_terms(settings(prices=(rule,)), ip_address("198.51.100.7"), HERE, None)
     assert terms.ask_msat_per_gib == 7 and terms.destination == ip_network(sold or "198.51.100.7/32")
-    asked = ask_terms(settings(prices=(rule,)), ip_network("198.51.100.7/32"), "mesh0")
+    asked = ask_terms(settings(prices=(rule,)), ip_network("198.51.100.7/32"), HERE)
     assert asked == replace(terms, destination=ip_network("198.51.100.7/32"))

@@ -67,7 +67,7 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
             _ask(world, neighbour, sends_to)
         return True
     world.buying.quotes.pop(about, None)
-    terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
+    terms = buy_terms(world.settings, propose.destination, world.occasion(neighbour))
     # What we sell on isn't haggled over: each round would cost each node of the path a round trip.
     round = MOST_ROUNDS if for_clients else propose.round
     price = answer_proposal(terms, propose.price_msat_per_gib, round)
@@ -100,7 +100,7 @@ def accept_quote(world: World, identity: bytes, quote: Quote) -> bool:
     # Our traffic went through this server when it offered.
     if neighbour is None or not neighbour.up or _objection(world, neighbour, propose, propose.destination):
         return False
-    terms = buy_terms(world.settings, propose.destination, neighbour.link[0])
+    terms = buy_terms(world.settings, propose.destination, world.occasion(neighbour))
     if propose.price_msat_per_gib > terms.most_msat_per_gib:
         return False
     _accept(world, neighbour, propose, 0)

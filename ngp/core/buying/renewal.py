@@ -116,7 +116,7 @@ def _objection(world: World, purchase: Purchase, propose: Propose) -> RejectReas
         return RejectReason.TERMS
     if propose.lifetime_s > MOST_QUOTED_LIFETIME_S:
         return RejectReason.BUSY
-    if price > buy_terms(world.settings, purchase.destination.prefix, purchase.link[0]).most_msat_per_gib:
+    if price > buy_terms(world.settings, purchase.destination.prefix, world.occasion(purchase)).most_msat_per_gib:
         return RejectReason.PRICE
     blocked, disputed = purchase.identity in world.peers.blocked, world.server(purchase.identity).disputed
     if blocked or disputed or not world.settings.buys:

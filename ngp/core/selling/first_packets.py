@@ -47,7 +47,7 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         world.count("quotes_refused")
         world.do(Decide(packet.handle, Verdict.DROP))
         return
-    terms = sell_terms(world.settings, packet.destination, packet.link[0], packet.onward.route)
+    terms = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
     quote(world, neighbour, Wish(terms, packet.onward, packet))
 
 

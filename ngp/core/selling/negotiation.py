@@ -13,7 +13,7 @@ from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import answer_counter, ask_terms
+from ngp.core.policy import answer_counter, ask_terms, least_above_cost
 from ngp.core.pricing import show_price
 from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
@@ -98,8 +98,8 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
 
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
     """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now."""
-    least = world.settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
     for sale in list(world.resting.get(purchase_id, {}).values()):
+        least = least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
         if min(sale.price_msat_per_gib, (sale.renewal_offer or sale).price_msat_per_gib) < least:
             _withdraw(world, sale)
 
@@ -122,10 +122,12 @@ def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_
 
     Args: seller: from whom we bought the destination just now, as our traffic goes there.
     """
-    least = world.settings.resale_margin.least_msat_per_gib(cost_msat_per_gib)
     for client in list(world.peers.by_identity):
         sale = world.sales.find(client, destination.network_address)
-        if sale is not None and seller not in (client, sale.seller) and sale.price_msat_per_gib < least:
+        if sale is None or seller in (client, sale.seller):
+            continue
+        least = least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
+        if sale.price_msat_per_gib < least:
             _withdraw(world, sale)
 
 
@@ -164,7 +166,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
     if ask.contract:
         _renewal_asked(world, neighbour, ask, message_id)
         return
-    terms = ask_terms(world.settings, ask.destination, neighbour.link[0])
+    terms = ask_terms(world.settings, ask.destination, world.occasion(neighbour))
     existing = world.sales.exact(neighbour.identity, terms.destination)
     if existing is not None and existing.state is State.QUOTING:
         existing.asked = message_id

@@ -13,7 +13,7 @@ from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason, mark
 from ngp.core.peers import Neighbour
-from ngp.core.policy import SellTerms, above_cost, ask_terms
+from ngp.core.policy import SellTerms, ask_terms
 from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.selling import metering
 from ngp.core.selling.sale import Sale
@@ -118,7 +118,7 @@ def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReaso
     """Refuse a quote, since what it would rest on isn't sold to us. For a network, try the packet's address alone."""
     destination = sale.destination.prefix
     if reason is not RejectReason.LOOP and sale.first is not None and destination.prefixlen < destination.max_prefixlen:
-        terms = ask_terms(world.settings, host_prefix(sale.first), sale.link[0])
+        terms = ask_terms(world.settings, host_prefix(sale.first), world.occasion(sale))
         packet = HeldPacket(sale.held.pop(0), sale.link, sale.first)
         router = upstream.router_of(world, sale)
         forget(world, sale)
@@ -131,8 +131,8 @@ def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReaso
 
 
 def terms_of(world: World, sale: Sale, found: upstream.Basis | None) -> SellTerms:
-    terms = ask_terms(world.settings, sale.destination.prefix, sale.link[0])
-    return terms if found is None else above_cost(world.settings, terms, found.cost_msat_per_gib)
+    cost = None if found is None else found.cost_msat_per_gib
+    return ask_terms(world.settings, sale.destination.prefix, world.occasion(sale), cost)
 
 
 def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
