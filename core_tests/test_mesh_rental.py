@@ -30,6 +30,9 @@ def test_a_neighbour_rents_and_its_tunnel_is_no_traffic_of_the_mesh(mesh: Mesh) 
     mesh.trust()
     (offer,) = json.loads(mesh.done("offers", "--json"))
     assert (offer["name"], offer["networks"], offer["free"]) == ("default", ["IPv4 /32", "IPv6 /64"], 7)
+    declined = mesh.rent("new", "let")
+    assert declined.returncode == ExitCode.USAGE and "nothing was done" in declined.stderr
+    await_until(lambda: mesh.lets.json("rentals", "--all") == [], timeout_s=5, what="the addresses are free at once")
     mesh.done("new", "let", "--name", "shop", "--yes", "--up")
     row = mesh.status()
     assert row["networks"] == [f"{V4}/32", "2001:db8:100::/64"]

@@ -23,7 +23,7 @@ from ngp.errors import LedgerError, ProofError, RentalError
 from ngp.ports import LettingService
 
 GET_OFFERS, ADD_CREDIT, GET_STATUS = "GetOffers", "AddCredit", "GetStatus"
-GET_CONFIGURATION, REKEY, GET_REFUND = "GetConfiguration", "Rekey", "GetRefund"
+GET_CONFIGURATION, REKEY, GET_REFUND, CANCEL = "GetConfiguration", "Rekey", "GetRefund", "Cancel"
 MALFORMED, UNPROVEN, BUSY = pb.Failure.MALFORMED, pb.Failure.VERIFICATION_FAILED, pb.Failure.BUSY
 _PREIMAGE_BYTES = 32
 
@@ -68,6 +68,7 @@ class Answering:
             GET_CONFIGURATION: (pb.GetConfigurationRequest, self._configuration),
             REKEY: (pb.RekeyRequest, self._rekey),
             GET_REFUND: (pb.GetRefundRequest, self._refund),
+            CANCEL: (pb.CancelRequest, self._cancel),
         }
 
     @property
@@ -165,6 +166,9 @@ class Answering:
 
     async def _refund(self, request: pb.GetRefundRequest, _asking: Asking) -> pb.Reply:
         return pb.Reply(status=_status(await self._letting.refund(request.ctx.key, request.bolt11)))
+
+    async def _cancel(self, request: pb.CancelRequest, _asking: Asking) -> pb.Reply:
+        return pb.Reply(status=_status(await self._letting.cancel(request.ctx.key)))
 
 
 def _parsed(kind: Any, request: bytes) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -196,7 +197,13 @@ def _asked(
     quote = renting.ask(landlord, tunnel, amount_sat, offered, is_first)
     if not call.no_pay:
         rent_show.invoice(tunnel, quote, call.as_json, with_code=False)
-        _agreed(call, f"pay {show_money(quote.amount_msat)}?")
+        try:
+            _agreed(call, f"pay {show_money(quote.amount_msat)}?")
+        except BaseException:
+            if offered is not None:
+                with suppress(NgpError):  # it can't be reached any more: the invoice expires
+                    landlord.cancel(tunnel)
+            raise
     return quote
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -21,7 +22,7 @@ from ngp.core.records import PaymentKind, PaymentState
 from ngp.core.rental.asking import NOT_LETTING
 from ngp.core.rental.calls import Call, Payee, Session
 from ngp.core.rental.effects import AnswerTenant
-from ngp.core.rental.events import CreditAsked, MoneyBackAsked, RekeyAsked, RentProven
+from ngp.core.rental.events import CancelAsked, CreditAsked, MoneyBackAsked, RekeyAsked, RentProven
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.rental.status import Asked, Configuration, RentalStatus, room, status
 from ngp.core.rental.terms import LettingSettings, Offer
@@ -110,10 +111,18 @@ class Letting:
             )
         except TimeoutError:
             raise RentalError("the payment node took too long to make an invoice: ask again in a minute") from None
-        rental = self._world.letting.rentals[answer.rental]
+        rental = self._world.letting.rentals.get(answer.rental)
+        if rental is None:
+            raise RentalError("the rental was cancelled while its invoice was made: ask again")
         terms = self.offer(rental.offer)
         is_first = rental.state is RentalState.PENDING
         return Asked(answer.bolt11, is_first, amount_msat, terms, status(self._world, rental, self._clock.now()))
+
+    async def cancel(self, wireguard_key: bytes) -> RentalStatus:
+        """Withdraw the invoice of a rental that wasn't paid yet. Raises: RentalError: refused. LedgerError."""
+        before = self.status(wireguard_key)
+        await self._answer_to(lambda request: CancelAsked(request, wireguard_key))
+        return replace(before, unpaid_invoice="")  # the rental itself may be forgotten by now
 
     def status(self, wireguard_key: bytes) -> RentalStatus:
         """Return a tenant's newest rental. Raises: RentalError: there is none."""

@@ -120,6 +120,12 @@ class LettingService(Protocol):
             peer: identity of the neighbour that asks over the mesh link.
         """
 
+    async def cancel(self, wireguard_key: bytes) -> RentalStatus:
+        """Withdraw the invoice of a rental that wasn't paid yet, for a caller who proved that it has the key.
+
+        Raises: LedgerError: nothing can be written now.
+        """
+
     def status(self, wireguard_key: bytes) -> RentalStatus:
         """Return a tenant's newest rental."""
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.message import DecodeError
 
 import ngp.calls.landlord_pb2 as pb
-from ngp.calls.answering import ADD_CREDIT, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS, REKEY
+from ngp.calls.answering import ADD_CREDIT, CANCEL, GET_CONFIGURATION, GET_OFFERS, GET_REFUND, GET_STATUS, REKEY
 from ngp.calls.proof import prove
 from ngp.core.host_port import split_host_port
 from ngp.core.pricing import SAT_MSAT
@@ -77,6 +77,10 @@ class CallingLandlord:
             ADD_CREDIT, keys, lambda ctx: pb.AddCreditRequest(ctx=ctx, offer=offer, amount_msat=amount_sat * SAT_MSAT)
         )
         return self._read(lambda: replace(_asked(asked.asked), payee=self._payee))
+
+    def cancel(self, keys: Keys) -> None:
+        """Say that a rental that isn't paid yet isn't wanted."""
+        self._proven(CANCEL, keys, lambda ctx: pb.CancelRequest(ctx=ctx))
 
     def status(self, keys: Keys, wait_for: str = "", preimage: bytes = b"") -> Status:
         """Return a rental's status. Args: wait_for: an invoice. preimage: proves that one was paid."""
@@ -166,6 +170,7 @@ _RESULTS = {
     GET_CONFIGURATION: "configuration",
     REKEY: "status",
     GET_REFUND: "status",
+    CANCEL: "status",
 }
 
 

@@ -99,6 +99,9 @@ class HttpsLandlord:
         """Raise LandlordError: this interface has no refunds."""
         raise no_refunds(self.place)
 
+    def cancel(self, keys: Keys) -> None:  # noqa: ARG002  the interface's
+        """Do nothing: this interface has no such request, and the invoice expires."""
+
     def rekey(self, keys: Keys, new: Keys) -> None:
         """Refuse: over HTTPS nobody can prove that a key is its own."""
         raise RefusedError(

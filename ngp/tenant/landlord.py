@@ -70,6 +70,9 @@ class Landlord(Protocol):
     def ask(self, keys: Keys, amount_sat: int, offer: str = "") -> Asked:
         """Return an invoice for credit; for a new rental if this key has none. Args: offer: used for a new rental."""
 
+    def cancel(self, keys: Keys) -> None:
+        """Say that a rental that isn't paid yet isn't wanted: the landlord may let its networks to others at once."""
+
     def status(self, keys: Keys, wait_for: str = "", preimage: bytes = b"") -> Status:
         """Return a rental's status.
 

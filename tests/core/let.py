@@ -45,6 +45,7 @@ from ngp.core.rental.effects import (
     WatchInvoice,
 )
 from ngp.core.rental.events import (
+    CancelAsked,
     CreditAsked,
     InvoiceHeld,
     MoneyBackAsked,
@@ -403,6 +404,13 @@ class Landlord:
         self._requests += 1
         request = self._requests
         self.happen(CreditAsked(request, key(tenant), sat * SAT, self.face, name))
+        return self.answers.get(request)
+
+    def cancel(self, tenant: int) -> AnswerTenant | None:
+        """Say that an unpaid rental isn't wanted. Returns the answer, or None if a crash came before it."""
+        self._requests += 1
+        request = self._requests
+        self.happen(CancelAsked(request, key(tenant)))
         return self.answers.get(request)
 
     def pay(self, bolt11: str) -> bool:

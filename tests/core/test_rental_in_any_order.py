@@ -25,6 +25,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("crash after"), st.integers(0, 4)),
     st.tuples(st.just("switch"), st.integers(1, 5), st.booleans()),
     st.tuples(st.just("release"), st.integers(1, 5)),
+    st.tuples(st.just("cancel"), st.integers(1, 5)),
     st.tuples(st.just("away"), st.booleans()),
     st.tuples(st.just("carry"), st.integers(1, 5), st.sampled_from((100, 10**6, 10**8)), st.booleans()),
     st.tuples(st.just("carry"), st.integers(1, 3), st.sampled_from((10**7, 10**8)), st.booleans()),
@@ -94,6 +95,8 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
         landlord.crash(*words)  # type: ignore[arg-type]
     elif name == "crash after":
         landlord.crash_after = words[0]  # type: ignore[assignment]
+    elif name == "cancel":
+        landlord.cancel(*words)  # type: ignore[arg-type]
     elif name == "fetch":
         landlord.fetch(*words)  # type: ignore[arg-type]
     elif name in ("switch", "release"):

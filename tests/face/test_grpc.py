@@ -26,6 +26,7 @@ from ngp.core.rental.events import ReleaseRental
 REQUESTS = {
     "GetOffers": pb.GetOffersRequest, "AddCredit": pb.AddCreditRequest, "GetStatus": pb.GetStatusRequest,
     "GetConfiguration": pb.GetConfigurationRequest, "Rekey": pb.RekeyRequest, "GetRefund": pb.GetRefundRequest,
+    "Cancel": pb.CancelRequest,
 }  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def test_a_stranger_sees_nothing_and_replaces_nothing(shop: Shop, tenant: Caller
     more = tenant.ask("AddCredit", amount_msat=1_000_000).asked
     stranger = caller(shop)
     stranger.meet()
-    for method in ("GetStatus", "GetConfiguration", "AddCredit", "GetRefund"):
+    for method in ("GetStatus", "GetConfiguration", "AddCredit", "GetRefund", "Cancel"):
         stranger.nonce += 1
         request = REQUESTS[method](ctx=pb.Ctx(nonce=stranger.nonce, key=tenant.public)).SerializeToString()
         for proof in (prove(stranger.key, stranger.session, Call(method, request)), bytes(32), b"", None):

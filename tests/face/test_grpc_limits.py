@@ -293,7 +293,9 @@ def test_no_frames_harm_the_face(shop: Shop, frames: list[tuple[int, int, int, b
 
 
 @effort(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["GetOffers", "AddCredit", "GetStatus", "Rekey", "GetRefund"]), st.binary(max_size=120))
+@given(
+    st.sampled_from(["GetOffers", "AddCredit", "GetStatus", "Rekey", "GetRefund", "Cancel"]), st.binary(max_size=120)
+)
 def test_no_message_harms_the_face(shop: Shop, method: str, message: bytes) -> None:
     with Client(shop) as client:
         assert client.reply(client.call(message, f"/ngp.Landlord/{method}"))["grpc-status"] == "0"

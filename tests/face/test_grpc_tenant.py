@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from let import offer
-from shop import Shop, WireGuardKeys, terms_by_grpc
+from shop import GENEROUS, Shop, WireGuardKeys, terms_by_grpc
 
 import ngp.calls.landlord_pb2 as pb
 from ngp import identity, node_key
@@ -65,6 +65,23 @@ def test_a_tenant_rents_an_offer_of_its_choice(shop: Shop, landlord: CallingLand
     assert status.payments == 1 and status.offer == "large" and status.state == "active"
     found = landlord.configuration(tenant)
     assert [str(one) for one in found.addresses] == ["203.0.113.0/32"]
+
+
+def test_a_tenant_that_does_not_want_its_rental_gives_the_addresses_back(tmp_path: Path) -> None:
+    """One sender may have only one rental that waits here: one that was cancelled doesn't count."""
+    with closing(Shop(tmp_path, terms_by_grpc(), replace(GENEROUS, first_invoices_of_one=1))) as shop:
+        landlord = grpc_landlord(GrpcPlace(*shop.terms.grpc[0], shop.identity.hex()))
+        for _ in range(3):
+            tenant = WireGuardKeys()
+            landlord.ask(tenant, 24_000)
+            landlord.cancel(tenant)
+            assert shop.do(lambda: not shop.landlord.world.letting.rentals and not shop.landlord.world.clients)
+        with pytest.raises(RefusedError, match="no rental has this WireGuard key"):
+            landlord.cancel(tenant)
+        paid = WireGuardKeys()
+        assert shop.pay(landlord.ask(paid, 24_000).bolt11)
+        with pytest.raises(RefusedError, match="waits for its first payment"):
+            landlord.cancel(paid)
 
 
 def test_a_refusal_is_the_landlords(landlord: CallingLandlord) -> None:

@@ -131,7 +131,9 @@ def test_nobody_else_is_told_of_a_rental_or_replaces_its_invoice(shop: Shop) -> 
 
 @given(st.binary(max_size=200) | st.builds(
     lambda method, request, proof: pb.Carried(method=method, request=request, proof=proof).SerializeToString(),
-    st.sampled_from(("", "GetOffers", "AddCredit", "GetStatus", "GetConfiguration", "Rekey", "GetRefund", "__init__")),
+    st.sampled_from(
+        ("", "GetOffers", "AddCredit", "GetStatus", "GetConfiguration", "Rekey", "GetRefund", "Cancel", "__init__")
+    ),
     st.binary(max_size=100), st.binary(max_size=70),
 ))  # fmt: skip
 @effort(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -143,7 +145,7 @@ def test_whatever_a_neighbour_sends_is_answered_and_makes_no_rental(shop: Shop, 
 
 def test_an_unknown_method_is_told_which_there_are(shop: Shop) -> None:
     kind, text = Caller(shop).failure(pb.Carried(method="Buy").SerializeToString())
-    assert kind == pb.Failure.MALFORMED and "AddCredit, GetConfiguration, GetOffers" in text
+    assert kind == pb.Failure.MALFORMED and "AddCredit, Cancel, GetConfiguration" in text
     assert Caller(shop).failure(b"\xff" * 20)[0] == pb.Failure.MALFORMED
 
 

@@ -8,7 +8,7 @@ from ngp.core.messages import Prefix
 from ngp.core.records import ForgetNeighbours, PaymentKind, PaymentState
 from ngp.core.rental import holding, landlord, metering
 from ngp.core.rental.effects import AnswerTenant, HoldNetworks, RemoveTunnelPeer, WatchInvoice
-from ngp.core.rental.events import CreditAsked, NetworksHeld
+from ngp.core.rental.events import CancelAsked, CreditAsked, NetworksHeld
 from ngp.core.rental.pools import networks_text
 from ngp.core.rental.rental import Quote, Rental, RentalState
 from ngp.core.rental.status import credit_msat, offer_of
@@ -17,6 +17,7 @@ from ngp.core.world import World
 
 NOT_LETTING = "this router lets no addresses"
 _ALL_LET = "all addresses of this offer are let: ask again later"
+_BEING_MADE = "an invoice for this rental is being made: ask again in a moment"
 
 
 def credit_asked(world: World, event: CreditAsked) -> None:
@@ -133,7 +134,7 @@ def _ask_for_more(world: World, settings: LettingSettings, event: CreditAsked, r
     if why_not := why_not or _why_not_metered(world, event, offer, metering.is_entered(world, rental)):
         return why_not
     if world.client(rental.id).invoice.asked:
-        return "an invoice for this rental is being made: ask again in a moment"
+        return _BEING_MADE
     if rental.state is RentalState.PENDING:
         rental.started_at_s, rental.started_s = world.now.utc_s, world.letting.clock.at_s(world.now)
         rental.face, rental.peer = event.face, event.peer  # over HTTPS a stranger may have asked with the tenant's key
@@ -199,6 +200,23 @@ def invoice_failed(world: World, event: InvoiceFailed) -> None:
         world.do(AnswerTenant(request, why_not=why_not))
     if rental is not None and rental.state is RentalState.PENDING and not rental.payable:
         landlord.end(world, rental, "no invoice")
+
+
+def cancel_asked(world: World, event: CancelAsked) -> None:
+    """Withdraw the invoice of a new rental whose tenant doesn't want it, or say why not.
+
+    The networks are free as soon as our node confirms that nobody can pay the invoice any more (`invoice_cancelled`);
+    if it is paid before that, the rental begins.
+    """
+    rental = world.letting.by_key.get(event.wireguard_key)
+    if rental is None or rental.state is not RentalState.PENDING:
+        world.do(AnswerTenant(event.request, why_not="no rental of this WireGuard key waits for its first payment"))
+    elif world.client(rental.id).invoice.asked:
+        world.do(AnswerTenant(event.request, why_not=_BEING_MADE))
+    else:
+        world.do(RemoveTunnelPeer(rental.wireguard_key))  # it may have a peer if a payment is held
+        landlord.withdraw_invoices(world, rental, "cancelled by the tenant")
+        world.do(AnswerTenant(event.request, rental=rental.id))
 
 
 def invoice_cancelled(world: World, payment_hash: bytes) -> None:

@@ -22,6 +22,7 @@ from ngp.core.kernel import HintKind
 from ngp.core.records import PaymentKind
 from ngp.core.rental import asking, holding, landlord, refunds, rekey
 from ngp.core.rental.events import (
+    CancelAsked,
     CreditAsked,
     InvoiceHeld,
     MoneyBackAsked,
@@ -41,6 +42,8 @@ def handle(world: World, event: Event) -> None:  # one case for each event
     match event:
         case CreditAsked():
             asking.credit_asked(world, event)
+        case CancelAsked():
+            asking.cancel_asked(world, event)
         case NetworksHeld():
             asking.networks_held(world, event)
         case InvoiceHeld():

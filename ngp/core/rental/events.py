@@ -29,6 +29,14 @@ class CreditAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """A tenant doesn't want the rental that it hasn't paid yet. Answered by `AnswerTenant`."""
+
+    request: int
+    wireguard_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class NetworksHeld:
     """The ledger's answer to HoldNetworks.
 
@@ -119,6 +127,7 @@ class ReleaseRental:
 
 RentalEvent = (
     CreditAsked
+    | CancelAsked
     | NetworksHeld
     | InvoiceHeld
     | TunnelPeerSet
