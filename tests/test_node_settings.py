@@ -109,6 +109,24 @@ def test_a_reload_that_takes_away_what_is_let_is_refused_whole(
     assert checkup.rentals(world.letting, parse(f"{lets}203.0.113.0/24\n", path)) == []
 
 
+def test_a_reload_is_refused_also_if_a_rental_is_paid_while_it_looks_at_the_host(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    path.write_text("MESH_INTERFACES: eth1\n")
+    world: Any = broken.parts.gatekeeper.world
+    world.node = SimpleNamespace(payee=b"\x02" * 33)
+    tenant = Rental(
+        id=b"\x5e" * 32, wireguard_key=bytes(32), face="https", offer="default",
+        networks=(ip_network("203.0.113.7/32"),), state=RentalState.PENDING, rent_msat=1, activation_fee_msat=0,
+        started_at_s=1, started_s=1,
+    )  # fmt: skip
+    world.letting.add(tenant)
+    monkeypatch.setattr(broken.host, "refuse", lambda *_: tenant.move(RentalState.ACTIVE))
+    with pytest.raises(ConfigError, match="LANDLORD: no would end what is let: 5e5e5e5e"):
+        asyncio.run(broken.reload())
+
+
 def test_a_start_warns_of_tenants_whose_networks_are_no_longer_let(
     broken: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -502,14 +502,15 @@ class Node:
         refuse_shown_secret(wanted, self.parts.config_path)
         checkup.refuse_other_node(wanted, self.parts.gatekeeper.world.node.payee.hex())
         checkup.refuse_without_holding(wanted, self.parts.payment)
-        if lost := who_would_lose(self.parts.gatekeeper.world.letting, wanted.letting):
-            raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
 
         def refuse(network: Network) -> None:
             self.host.refuse(wanted, network)
             self.host.refuse_open(wanted, network)
 
         await self.host.aside(refuse)
+        self._drain()  # a payment that arrived meanwhile may have begun a rental
+        if lost := who_would_lose(self.parts.gatekeeper.world.letting, wanted.letting):
+            raise ConfigError(f"{lost}; {GIVE_BACK_FIRST}")
         return wanted
 
     async def warn_of_lacks(self) -> list[str]:
