@@ -26,11 +26,16 @@ def make_folder(path: Path) -> None:
     """Make a folder that only its owner can enter, and remove what killed processes left half written in it.
 
     The published client lets everybody enter its folder, and read the WireGuard files there, which have private keys.
+    What is in the folder names commands, which we run. So it, and the one that it is in, must belong to us or to root:
+    root may have another user's HOME, whose folder may be a link to anywhere.
 
     Raises: ConfigError.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_others(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        _refuse_others(path)
         if path.stat().st_mode & 0o077:
             path.chmod(0o700)
         for left in path.glob(f".*.{'[0-9a-f]' * (2 * durable_file.TOKEN_BYTES)}"):
@@ -41,6 +46,15 @@ def make_folder(path: Path) -> None:
         raise ConfigError(
             f"{path} can't be used: {error.strerror}; run this as its owner, or set HOME to a folder that you own"
         ) from error
+
+
+def _refuse_others(folder: Path) -> None:
+    owner = folder.stat().st_uid
+    if owner not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{folder} belongs to user {owner}, who could have commands run by the user that runs this "
+            f"({os.geteuid()}): run this as its owner, or set HOME to a folder of your own"
+        )
 
 
 def replace(path: Path, content: bytes) -> None:

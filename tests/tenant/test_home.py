@@ -66,6 +66,26 @@ def test_nobody_else_can_enter_the_folder_of_the_published_client(tmp_path: Path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_root_uses_no_folder_of_another_user(tmp_path: Path) -> None:
+    """It may name commands, or be a link to a folder of the system."""
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 4321, -1)
+    with pytest.raises(ConfigError, match=f"{home} belongs to user 4321.*run this as its owner, or set HOME"):
+        Home(home / ".StaticWire")
+    assert list(home.iterdir()) == []
+    system = tmp_path / "etc"
+    system.mkdir(mode=0o755)
+    (home / ".StaticWire").symlink_to(system)
+    with pytest.raises(ConfigError, match="belongs to user 4321"):
+        Home(home / ".StaticWire")
+    assert stat.S_IMODE(system.stat().st_mode) == 0o755
+    os.chown(home, 0, -1)
+    os.chown(system, 4321, -1)
+    with pytest.raises(ConfigError, match="StaticWire belongs to user 4321"):
+        Home(home / ".StaticWire")
+
+
 def test_a_configuration_of_2025_stays_as_it_is(tmp_path: Path) -> None:
     home = home_with(tmp_path, OF_2025)
     place = home.landlord(home.tunnel(None), None, None)
