@@ -50,6 +50,25 @@ def test_a_route_behind_another_router_is_sold_whole_and_an_expensive_part_separ
     assert prices == {"198.51.100.1/32": 3, expensive: 4, REMOTE_NETS[1]: 3}
 
 
+def test_the_price_rises_with_the_load_upstream_and_what_was_agreed_stays(lab: Lab) -> None:
+    loaded = {"SELL_PRICE_LOAD": {"from": "10 %", "factor": 3, "rate": "4 kB/s"}}
+    trade = open_trade(lab, loaded, {"BUY_PRICE_MAX": "15 msat"})
+    calm, busy, later = (trade.net.remote(4, number) for number in (1, 2, 3))
+    assert answered(trade, calm)
+
+    def is_full() -> bool:
+        traffic.ping(trade.net.client, calm, count=40, payload_bytes=1200, interval_s=0.01)
+        return bool(trade.gateway.json("status")["upstream_load"] == 1)
+
+    await_until(is_full, 60, "a full upstream")
+    assert answered(trade, busy)
+    await_until(lambda: trade.gateway.json("status")["upstream_load"] < 0.1, 60, "a calm upstream")
+    assert answered(trade, later)
+    prices = {row["destination"]: row["price_msat_per_gib"] // MSAT_PER_KB for row in trade.sold()}
+    assert prices == {f"{calm}/32": 5, f"{busy}/32": 15, f"{later}/32": 5}
+    trade.assert_books_agree()
+
+
 def test_only_free_destinations_cost_nothing(lab: Lab) -> None:
     name_server, whole_host = "198.51.100.53", "2001:db8:ffff::35"
     trade = open_trade(lab, both={"FREE_DESTINATIONS": [f"{name_server} udp 53", whole_host]})

@@ -5,9 +5,12 @@ Source: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import itertools
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +39,10 @@ _ARPHRD_ETHER = 1
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_IFALIAS = 1, 3, 5, 10, 20
-_IFLA_MTU, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 4, 18, 37
+_IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_LINK_NETNSID = 4, 18, 23, 37
+_STATISTICS = struct.Struct("=16xQQ")  # of struct rtnl_link_stats64: rx_bytes, tx_bytes
+_SIOCETHTOOL, _ETHTOOL_GSET, _ETHTOOL_CMD_BYTES = 0x8946, 1, 44  # linux/ethtool.h
+_UNKNOWN_SPEEDS = (0, 0xFFFF, 0xFFFFFFFF)
 _IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
 _ADDRESS = struct.Struct("=4BI")  # struct ifaddrmsg
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -168,6 +174,26 @@ def interfaces(kernel: Asker) -> list[Interface]:
 def ask_link(kernel: Asker, index: int) -> Interface:
     """Return the interface with an index. Raises OSError, also if there is none."""
     return _interface(kernel.ask(_RTM_GETLINK, _LINK.pack(0, 0, index, 0, 0)))
+
+
+def ask_traffic(kernel: Asker, index: int) -> tuple[int, int]:
+    """Return how many bytes an interface received and sent since it was made. Raises OSError."""
+    message = kernel.ask(_RTM_GETLINK, _LINK.pack(0, 0, index, 0, 0))
+    received, sent = _STATISTICS.unpack_from(dict(attributes(message[_LINK.size :]))[_IFLA_STATS64])
+    return received, sent
+
+
+def ask_speed(name: str) -> int | None:
+    """Return what an interface carries in one direction, bytes a second, as its driver says; None if it doesn't say."""
+    answer = ctypes.create_string_buffer(_ETHTOOL_GSET.to_bytes(4, sys.byteorder), _ETHTOOL_CMD_BYTES)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        try:
+            fcntl.ioctl(asker, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), ctypes.addressof(answer)))
+        except OSError:
+            return None
+    low, high = struct.unpack_from("=H14xH", answer, 12)
+    mbit_s = high << 16 | low
+    return None if mbit_s in _UNKNOWN_SPEEDS else mbit_s * 125_000
 
 
 def make_link(kernel: Asker, name: str, kind: str) -> None:

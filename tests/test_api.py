@@ -87,7 +87,9 @@ def node(**of_world: Any) -> Any:
 
 def test_a_status_is_what_scripts_know() -> None:
     account = ClientAccount(WHO, running=1, why_not="no way")
-    shown = plain(Reading(node(clients={WHO: account}, money=Money(payments={b"h": pending()}))).status())
+    shown = plain(
+        Reading(node(clients={WHO: account}, money=Money(payments={b"h": pending()}), load_ppm=250_000)).status()
+    )
     assert json.loads(json.dumps(shown)) == shown
     assert isinstance(shown.pop("version"), str)
     assert shown == {
@@ -96,6 +98,7 @@ def test_a_status_is_what_scripts_know() -> None:
         "interfaces": ["eth1"],
         "upstream_interfaces": [],
         "lan_interfaces": ["lan0"],
+        "upstream_load": 0.25,
         "queue": {"held": 2, "dropped": 0},
         "datapath": {"hook": "tcx"},
         "payment": {

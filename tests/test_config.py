@@ -14,7 +14,7 @@ from ngp.config.units import (
     ALL_MONEY_MSAT,
 )
 from ngp.core.rental.terms import LettingSettings, Terms, TunnelSettings
-from ngp.core.settings import Budgets, FreeDestination, Hours, Margin, PriceRule, Settings
+from ngp.core.settings import Budgets, FreeDestination, Hours, LoadPrice, Margin, PriceRule, Settings
 from ngp.core.tenant.terms import TenantSettings
 from ngp.errors import ConfigError, ExitCode
 
@@ -144,6 +144,13 @@ def test_each_entry_of_prices_becomes_a_price_rule() -> None:
         PriceRule(ip_network("2001:db8::/32"), None, None, KB_PRICE, 9 * KB_PRICE, "eth1"),
         PriceRule(ip_network("192.0.2.1/32"), None, 5 * KB_PRICE, None, None, None),
     )
+
+
+def test_a_price_by_load_has_a_beginning_a_factor_and_perhaps_what_the_interface_carries() -> None:
+    assert settings().load_price is None
+    assert settings("SELL_PRICE_LOAD: {from: 70 %, factor: 3}").load_price == LoadPrice(700_000, 3_000_000)
+    got = settings("SELL_PRICE_LOAD: {rate: 6 MB/s, factor: 1.125, from: 0 %}").load_price
+    assert got == LoadPrice(0, 1_125_000, 6 << 20)
 
 
 def test_prices_for_a_neighbour_a_time_of_day_and_with_a_margin() -> None:
@@ -380,6 +387,16 @@ BAD_LINES = [
     ("STATE_DIR: ~/ngp", "STATE_DIR: '~/ngp'", "only a shell knows"),
     ("STATE_DIR: /", "STATE_DIR: '/'", "can't be ngp's own directory"),
     ('STATE_DIR: "a\\0b"', "STATE_DIR: 'a\\x00b'", "not a directory's name"),
+    ("SELL_PRICE_LOAD: 3", "SELL_PRICE_LOAD: '3'", "write {from: 70 %, factor: 3}, or none"),
+    ("SELL_PRICE_LOAD: {factor: 3}", "SELL_PRICE_LOAD", "has no `from`: add it"),
+    ("SELL_PRICE_LOAD: {from: 70 %}", "SELL_PRICE_LOAD", "has no `factor`: add it"),
+    ("SELL_PRICE_LOAD: {from: 100 %, factor: 3}", "SELL_PRICE_LOAD: '100 %'", "write less than 100 %"),
+    ("SELL_PRICE_LOAD: {from: 0.7, factor: 3}", "SELL_PRICE_LOAD: '0.7'", "has no unit: write a share"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 1}", "SELL_PRICE_LOAD: '1'", "a number above 1, up to 100"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 101}", "SELL_PRICE_LOAD: '101'", "a number above 1, up to 100"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: -3}", "SELL_PRICE_LOAD: '-3'", "a number above 1, up to 100"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 3, rate: 0}", "SELL_PRICE_LOAD", "what the upstream interface carries"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 3, floor: 1}", "SELL_PRICE_LOAD: 'floor'", "known are from, factor, rate"),
     ("PRICES: 5", "PRICES: '5'", "not a list"),
     ("PRICES: [5]", "PRICES: '5'", "not an entry"),
     ("PRICES: [{sell: 5}]", "PRICES", "has no prefix"),

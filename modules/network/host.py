@@ -27,6 +27,7 @@ from ngp.errors import KernelError
 from ngp.modules import rtnetlink
 from ngp.modules.network import layers
 from ngp.modules.rtnetlink import Interface, OwnAddress
+from ngp.ports.network import InterfaceTraffic
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # of links, IPv4 addresses and routes, IPv6 addresses and routes
 _ROUTES_MAX = 8192
@@ -129,6 +130,16 @@ class Host:
                     found.update(names[index] for index in route.interfaces if index in names)
         found.discard("lo")
         return tuple(sorted(found))
+
+    def traffic(self, names: Iterable[str]) -> dict[str, InterfaceTraffic]:
+        """Return what each of these interfaces carried so far, and its speed; one that doesn't exist is left out."""
+        found, known = dict[str, InterfaceTraffic](), self.interfaces()
+        for name in names:
+            if name in known:
+                with contextlib.suppress(OSError):  # it went just now
+                    received, sent = rtnetlink.ask_traffic(self._kernel, known[name].index)
+                    found[name] = InterfaceTraffic(received, sent, rtnetlink.ask_speed(name))
+        return found
 
     def has_link_addresses(self, interface: str) -> bool:
         """Say whether neighbours on an interface have MACs; False if it doesn't exist."""

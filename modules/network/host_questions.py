@@ -11,7 +11,7 @@ from ngp.modules.network import check as host_check
 from ngp.modules.network import sides
 from ngp.modules.network.alarm import Alarm
 from ngp.modules.network.host import Host
-from ngp.ports.network import DesiredNetwork
+from ngp.ports.network import DesiredNetwork, InterfaceTraffic
 
 
 class HostQuestions:
@@ -40,6 +40,10 @@ class HostQuestions:
         found = sides.look(host, mesh)
         ours = sides.lan_of(found, lan)
         return ours, sides.upstream_of(found, ours)
+
+    def traffic(self, names: Sequence[str]) -> dict[str, InterfaceTraffic]:
+        """Return what each of these interfaces carried so far, and its speed; one that doesn't exist is left out."""
+        return self._open_host().traffic(names)
 
     def local_addresses(self) -> tuple[Address, ...]:
         """Return this host's own addresses, IPv4 and IPv6, except loopback and link-local ones. Raises KernelError."""

@@ -205,6 +205,14 @@ RESALE_MARGIN = Key(
     "added to the cost of what we buy ourselves to sell it; we never sell it for less",
     ("resale_margin",),
 )
+SELL_PRICE_LOAD = Key(
+    "SELL_PRICE_LOAD",
+    "{from, factor, rate} or none",
+    values.or_word("none", prices.load_price),
+    "none",
+    "selling prices rise with the load of the upstream interface: above `from`, up to `factor` times at full load",
+    ("load_price",),
+)
 PRICES = Key(
     "PRICES",
     "list of {prefix, sell, sell_min, buy, buy_max, margin, neighbour, interface, from, to}",
@@ -381,7 +389,8 @@ CONTRACTS_MAX = Key(
 KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, LAN_INTERFACE,
     NGP_INTERFACE, ACCOUNT_ID, CSV_DELAY,
-    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, RESALE_MARGIN, PRICES,
+    DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, RESALE_MARGIN, SELL_PRICE_LOAD,
+    PRICES,
     CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
     PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,

@@ -205,6 +205,7 @@ def _settings(written: Written) -> Settings:
         buy_msat_per_gib=prices.buy,
         buy_max_msat_per_gib=prices.buy_max,
         resale_margin=written[keys.RESALE_MARGIN],
+        load_price=written[keys.SELL_PRICE_LOAD],
         prices=tuple(complete_rule(entry.rule, prices) for entry in written[keys.PRICES]),
         contract_data_bytes=written[keys.CONTRACT_DATA],
         contract_time_s=written[keys.CONTRACT_TIME],

@@ -1,4 +1,4 @@
-"""Prices: parses RESALE_MARGIN and the entries of PRICES.
+"""Prices: parses RESALE_MARGIN, SELL_PRICE_LOAD and the entries of PRICES.
 
 Of several entries that hold, the longest prefix wins, then one that names the neighbour, then one that names the
 interface, then one for a part of the day (`PriceRule.exactness`). Two entries between which this doesn't decide are
@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from ngp.config.destinations import prefix
 from ngp.config.document import Entries, Items, Node, each, refuse
-from ngp.config.units import price_msat_per_gib, share_ppm
+from ngp.config.units import data_rate_bytes_s, price_msat_per_gib, share_ppm
 from ngp.config.values import fields_of, interface, quantity, scalar
-from ngp.core.settings import Hours, Margin, PriceRule
+from ngp.core.settings import FULL_PPM, Hours, LoadPrice, Margin, PriceRule
 from ngp.core.values import DAY_S
 from ngp.errors import ConfigError
 
@@ -32,6 +33,42 @@ def margin(text: str) -> Margin:
     if amounts and amounts[0][-1:].isdigit() and not shares and amounts[0] != "0":
         raise ConfigError(f"has no unit: write {text} % or {text} msat")
     return Margin(share_ppm(shares[0]) if shares else 0, price_msat_per_gib(amounts[0]) if amounts else 0)
+
+
+_MOST_FACTOR = 100
+_FACTOR = re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{1,3})?", re.ASCII)
+
+
+def load_price(node: Node) -> LoadPrice:
+    """Read SELL_PRICE_LOAD: {from, factor}, optionally with rate. Raises Refused."""
+    if not isinstance(node, Entries):
+        raise refuse(node, "is not a price by load: write {from: 70 %, factor: 3}, or none")
+    fields = fields_of(node, {"from": _load, "factor": _factor, "rate": quantity(data_rate_bytes_s)})
+    for name, example in (("from", "70 %"), ("factor", "3")):
+        if name not in fields:
+            raise refuse(node, f"has no `{name}`: add it, for example {name}: {example}")
+    if fields.get("rate") == 0:
+        raise refuse(node, "has the rate 0: write what the upstream interface carries, for example rate: 6 MB/s")
+    return LoadPrice(fields["from"], fields["factor"], fields.get("rate"))
+
+
+def _load(node: Node) -> int:
+    text = scalar(node, "a share").text
+    if text[-1].isdigit():  # 0.7 may mean 70 %
+        raise refuse(node, "has no unit: write a share, for example 70 %")
+    ppm = quantity(share_ppm)(node)
+    if ppm >= FULL_PPM:
+        raise refuse(node, "leaves nothing between it and full load: write less than 100 %, for example 70 %")
+    return ppm
+
+
+def _factor(node: Node) -> int:
+    """Read a number with up to three decimals. Returns millionths."""
+    text = scalar(node, "a factor").text
+    ppm = int(Fraction(text) * FULL_PPM) if _FACTOR.fullmatch(text) else 0
+    if not FULL_PPM < ppm <= _MOST_FACTOR * FULL_PPM:
+        raise refuse(node, f"is not a factor: write a number above 1, up to {_MOST_FACTOR}, for example 3 or 1.5")
+    return ppm
 
 
 def _neighbour(node: Node) -> str:

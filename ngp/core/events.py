@@ -36,6 +36,13 @@ class MessageReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSeen:
+    """The load of the upstream interface was measured, in millionths of what it carries."""
+
+    load_ppm: int
+
+
+@dataclass(frozen=True, slots=True)
 class Undelivered:
     """A message was not acknowledged in time."""
 
@@ -202,6 +209,7 @@ Event = (
     | InvoiceCancelled
     | Settlement
     | ChannelsSeen
+    | LoadSeen
     | PaymentOutcome
     | Tick
     | Stopping

@@ -32,6 +32,7 @@ from ngp.core.events import (
     InvoiceCancelled,
     InvoiceFailed,
     InvoiceMade,
+    LoadSeen,
     MessageReceived,
     RefundNeighbour,
     SettingsChanged,
@@ -176,6 +177,8 @@ class Gatekeeper:
                     buyer.ask_again(world)
                     for account in world.servers.values():
                         payments.pay_now(world, account)
+            case LoadSeen():
+                world.load_ppm = event.load_ppm
             case BlockNeighbour():
                 (blocking.block if event.blocked else blocking.unblock)(world, event.identity)
             case RefundNeighbour():

@@ -25,12 +25,16 @@ A route with a shorter prefix (0.0.0.0/1, 2000::/3) counts as part of a default 
 class Occasion:
     """With whom, where and when a price is agreed: that decides which entries of PRICES hold.
 
-    Attributes: identity, interface: of the neighbour. local_s: time of day, seconds since midnight.
+    Attributes:
+        identity, interface: of the neighbour.
+        local_s: time of day, seconds since midnight.
+        load_ppm: of our upstream interface, in millionths; only selling prices depend on it.
     """
 
     identity: bytes
     interface: str
     local_s: int
+    load_ppm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def sell_terms(settings: Settings, address: Address, occasion: Occasion, route: 
     """
     host = host_prefix(address)
     rule = _rule(settings, host, occasion)
-    ask, least = _sell_prices(settings, rule, None)
+    ask, least = _sell_prices(settings, rule, occasion)
     destination = host
     if rule is not None and _is_sold_whole(rule.prefix):
         destination = rule.prefix
@@ -113,7 +117,8 @@ def ask_terms(
 
     Args: cost_msat_per_gib: what the destination costs us; None: it costs us nothing.
     """
-    prices = [_sell_prices(settings, rule, cost_msat_per_gib) for rule in _rules(settings, destination, occasion)]
+    rules = _rules(settings, destination, occasion)
+    prices = [_sell_prices(settings, rule, occasion, cost_msat_per_gib) for rule in rules]
     return SellTerms(destination, max(ask for ask, _ in prices), max(least for _, least in prices))
 
 
@@ -132,15 +137,21 @@ def _margin(settings: Settings, rule: PriceRule | None) -> Margin:
     return settings.resale_margin if rule is None or rule.margin is None else rule.margin
 
 
-def _sell_prices(settings: Settings, rule: PriceRule | None, cost_msat_per_gib: int | None) -> tuple[int, int]:
-    """Return what is asked, and the least that is accepted: never below cost and margin."""
+def _sell_prices(
+    settings: Settings, rule: PriceRule | None, occasion: Occasion, cost_msat_per_gib: int | None = None
+) -> tuple[int, int]:
+    """Return what is asked, and the least that is accepted: never below cost and margin, and more under load."""
     ask, least = settings.sell_msat_per_gib, settings.sell_min_msat_per_gib
     if rule is not None and rule.sell_msat_per_gib is not None:
         ask = least = rule.sell_msat_per_gib
     if rule is not None and rule.sell_min_msat_per_gib is not None:
         least = rule.sell_min_msat_per_gib
     floor = 0 if cost_msat_per_gib is None else _margin(settings, rule).least_msat_per_gib(cost_msat_per_gib)
-    return max(ask, floor), max(min(least, ask), floor)
+    ask, least = max(ask, floor), max(min(least, ask), floor)
+    load = settings.load_price
+    if load is None:
+        return ask, least
+    return load.raised_msat_per_gib(ask, occasion.load_ppm), load.raised_msat_per_gib(least, occasion.load_ppm)
 
 
 def buy_terms(settings: Settings, destination: Prefix, occasion: Occasion) -> BuyTerms:

@@ -10,6 +10,7 @@ from ngp.core.messages import Prefix
 from ngp.core.rental.terms import LettingSettings
 from ngp.core.tenant.terms import TenantSettings
 
+FULL_PPM = 1_000_000
 ModuleId = tuple[str, str]
 """A module: the group of its entry point (`ngp.payment`) and its name."""
 
@@ -81,6 +82,28 @@ class PriceRule:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadPrice:
+    """How selling prices rise with the load of the upstream interface.
+
+    Attributes:
+        from_ppm: the load, in millionths of what the interface carries, above which they rise; below 1,000,000.
+        factor_ppm: by how much they are multiplied at full load, in millionths, above 1,000,000; in between they rise
+            evenly.
+        bytes_s: what the interface carries in one direction; None: what its driver says.
+    """
+
+    from_ppm: int
+    factor_ppm: int
+    bytes_s: int | None = None
+
+    def raised_msat_per_gib(self, price_msat_per_gib: int, load_ppm: int) -> int:
+        """Return a price at a load, rounded down, never below the price itself or above the factor."""
+        above_ppm = min(max(0, load_ppm - self.from_ppm), FULL_PPM - self.from_ppm)
+        rise_ppm = (self.factor_ppm - FULL_PPM) * above_ppm // (FULL_PPM - self.from_ppm)
+        return price_msat_per_gib + price_msat_per_gib * rise_ppm // FULL_PPM
+
+
+@dataclass(frozen=True, slots=True)
 class Budgets:
     """Spending limits, msat with fees: for a payment, for a neighbour, in an hour, in a day, in all. None: no limit."""
 
@@ -149,6 +172,7 @@ class Settings:
     buy_msat_per_gib: int
     buy_max_msat_per_gib: int
     resale_margin: Margin
+    load_price: LoadPrice | None
     prices: tuple[PriceRule, ...]
     contract_data_bytes: int
     contract_time_s: int

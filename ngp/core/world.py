@@ -72,6 +72,7 @@ class World:
         resting: by purchase, the sales that rest on it or on the quote for it.
         awaited: by server and destination, the sales that wait for its answer: for a quote, or for a renewal.
         unflushed: contracts whose latest totals the ledger doesn't have yet.
+        load_ppm: load of the upstream interface, in millionths of what it carries; 0 if prices don't depend on it.
     """
 
     settings: Settings
@@ -91,6 +92,7 @@ class World:
     openings: Openings = field(default_factory=Openings)
     timers: Timers = field(default_factory=Timers)
     strangers: int = 0
+    load_ppm: int = 0
     room: int = 1 << 31
     identity: bytes = bytes(32)
     resting: dict[bytes, dict[bytes, Sale]] = field(default_factory=dict)
@@ -140,7 +142,7 @@ class World:
 
     def occasion(self, other: Neighbour | Contract) -> Occasion:
         """Return with whom, where and when we agree on a price: with a neighbour, or about one of its contracts."""
-        return Occasion(other.identity, other.link[0], self.now.local_s)
+        return Occasion(other.identity, other.link[0], self.now.local_s, self.load_ppm)
 
     # --- accounts -----------------------------------------------------------------------------------------------------
 

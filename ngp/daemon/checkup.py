@@ -27,6 +27,7 @@ from ngp.core.world import World
 from ngp.daemon import lightning, payment_keys
 from ngp.daemon.api.plain import instant, plain
 from ngp.daemon.desired import look_at_host, named_interfaces
+from ngp.daemon.load_watch import unmeasured
 from ngp.errors import KernelError, LedgerError, PaymentError
 from ngp.ports import Link, Network, Payment, Store
 from ngp.ports.network import DesiredNetwork
@@ -60,7 +61,14 @@ def network(
     desired = look_at_host(settings, asked, node_addresses)
     found = dict.fromkeys(line for link in links for line in link.check(desired.mesh_interfaces))  # without repeats
     asked_lines = _with_tunnel(asked.check(desired), settings)
-    return [*named_interfaces(settings, asked, desired.mesh_interfaces), *asked_lines, *found]
+    return [*_of_host(settings, asked, desired), *asked_lines, *found]
+
+
+def _of_host(settings: Settings, asked: Network, desired: DesiredNetwork) -> list[Check]:
+    """Check the interfaces that net.conf names, and those whose load it needs. Raises: KernelError."""
+    traffic = asked.traffic(desired.upstream_interfaces) if settings.load_price is not None else {}
+    named = named_interfaces(settings, asked, desired.mesh_interfaces)
+    return [*named, *unmeasured(settings.load_price, traffic)]
 
 
 def _with_tunnel(lines: Iterable[Check], settings: Settings) -> list[Check]:
@@ -93,7 +101,7 @@ def lacks(settings: Settings, asked: Network, links: Sequence[Link], desired: De
     """
     try:
         looked = _with_tunnel(asked.look(desired, LOOK_S), settings)
-        found = [*named_interfaces(settings, asked, desired.mesh_interfaces), *looked]
+        found = [*_of_host(settings, asked, desired), *looked]
         until = time.monotonic() + LOOK_S
         for link, name in product(links, desired.mesh_interfaces):  # one by one: there may be thousands of tunnels
             if time.monotonic() > until:

@@ -36,6 +36,7 @@ from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.landlord import Landlord
 from ngp.daemon.last_books import charge_former
 from ngp.daemon.link_calls import LinkCalls
+from ngp.daemon.load_watch import LoadWatch
 from ngp.daemon.logs import WhileItLasts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post
@@ -105,6 +106,7 @@ class Node:
         self.calls = LinkCalls(parts.gatekeeper.world, self.post, self._answer_call)
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
         self._readings = Readings(parts.network, parts.gatekeeper.world, self.tell)
+        self._load = LoadWatch(parts.network, lambda: self.settings.load_price, self._ways_on, self.tell)
         self._events = FairQueue()
         self.post.in_turn = self._in_turn
         self._pump: asyncio.Handle | None = None
@@ -158,6 +160,7 @@ class Node:
                 self.channels.follow,
                 self.host.follow,
                 self.host.keep_gate,
+                self._load.follow,
             )
         ]
         self._schedule_tick()
@@ -440,6 +443,12 @@ class Node:
                 self._readings.read_all()
             if self.landlord is not None:
                 self.landlord.catch_up()
+
+    def _ways_on(self) -> set[str]:
+        """Return the interfaces by which sold traffic goes on: those upstream, and those by which we buy."""
+        servers = self.parts.gatekeeper.world.servers.values()
+        links = [self.parts.gatekeeper.world.peers.any_link(one.identity) for one in servers if one.running]
+        return {*self.host.desired.upstream_interfaces, *(link.link[0] for link in links if link is not None)}
 
     # --- neighbours ---------------------------------------------------------------------------------------------------
 

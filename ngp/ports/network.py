@@ -123,6 +123,15 @@ class DesiredNetwork:
     let: LetTraffic | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class InterfaceTraffic:
+    """What an interface received and sent since it was made, and what it carries in one direction; None: unknown."""
+
+    received_bytes: int
+    sent_bytes: int
+    bytes_s: int | None
+
+
 class Network(Protocol):
     """Gates, meters and cuts traffic in the kernel, and answers questions about the host.
 
@@ -148,6 +157,12 @@ class Network(Protocol):
             mesh: names.
             lan: names and patterns of LAN_INTERFACE; None: `auto`.
         Raises: KernelError.
+        """
+
+    def traffic(self, names: Sequence[str]) -> dict[str, InterfaceTraffic]:
+        """Return what each of these interfaces carried so far, and its speed; one that doesn't exist is left out.
+
+        Raises KernelError.
         """
 
     def local_addresses(self) -> tuple[Address, ...]:

@@ -50,6 +50,7 @@ def settings(**changes: object) -> Settings:
         buy_msat_per_gib=5 * MSAT_PER_KB,
         buy_max_msat_per_gib=5 * MSAT_PER_KB,
         resale_margin=Margin(100_000, 0),
+        load_price=None,
         prices=(),
         contract_data_bytes=100 << 20,
         contract_time_s=3600,

@@ -13,7 +13,7 @@ from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Router, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, mark
-from ngp.core.settings import Hours, Margin, PriceRule
+from ngp.core.settings import Hours, LoadPrice, Margin, PriceRule
 from ngp.core.upstream import free
 
 PLENTY = {"grace_data_bytes": 1 << 30, "grace_time_s": 3600, "buy_max_msat_per_gib": 1 << 40}
@@ -85,6 +85,32 @@ def test_prices_for_a_neighbour_and_a_time_hold_for_new_contracts_and_what_was_a
     assert mesh["b"].purchase("c").price_msat_per_gib == 9 * MSAT_PER_KB  # renewed at night
     mesh.packet("a", "b")
     assert mesh["b"].sale("a").price_msat_per_gib == 10 * MSAT_PER_KB
+
+
+def test_a_quote_keeps_its_price_under_load_and_a_contract_too() -> None:
+    loaded = settings(
+        **PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB,
+        load_price=LoadPrice(500_000, 3_000_000),
+    )  # fmt: skip
+    haggling = settings(**{**PLENTY, "buy_max_msat_per_gib": 20 * MSAT_PER_KB}, buy_msat_per_gib=19 * MSAT_PER_KB)
+    mesh = Mesh("ab", a=haggling, b=loaded)
+    mesh.lost = {Reject}
+    mesh.packet("a", "b")
+    quote = mesh["b"].sale("a")
+    assert quote.state is State.QUOTED and quote.price_msat_per_gib == 20 * MSAT_PER_KB
+    mesh["b"].step(ev.LoadSeen(1_000_000))
+    counter = Reject(quote.id, RejectReason.PRICE, 1)
+    mesh["b"].step(ev.MessageReceived(mesh["a"].identity, mesh["b"].link("a"), 1, counter, 1 << 40))
+    assert quote.round == 2 and quote.price_msat_per_gib == 20 * MSAT_PER_KB  # it would be 40
+    mesh.lost = set()
+    mesh.settle()
+    assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    mesh["z"].step(ev.SettingsChanged(settings(**PLENTY)))
+    mesh.packet("z", "b")
+    assert mesh["b"].sale("z").price_msat_per_gib == 60 * MSAT_PER_KB
+    assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
 
 
 def test_questions_alone_make_nobody_buy() -> None:

@@ -28,7 +28,7 @@ from ngp.core.policy import (
 from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.pricing import GIB, affordable_bytes, amount_due_msat
 from ngp.core.selling.sale import Sale
-from ngp.core.settings import Budgets, Hours, Margin, PriceRule
+from ngp.core.settings import Budgets, Hours, LoadPrice, Margin, PriceRule
 from ngp.core.timers import Due, Timers
 from ngp.core.values import Now
 
@@ -201,6 +201,19 @@ def test_a_prefix_is_never_sold_below_the_price_of_a_part_of_it() -> None:
     assert [terms.ask_msat_per_gib for terms in asked.values()] == [100, 100, 1]
     assert all(terms.destination == ip_network(each) for each, terms in asked.items())
     assert ask_terms(apart, ip_network("10.2.0.0/16"), HERE) == SellTerms(ip_network("10.2.0.0/16"), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("load_ppm", "ask", "least"), [(0, 100, 80), (700_000, 100, 80), (850_000, 200, 160), (1_000_000, 300, 240)]
+)
+def test_under_load_prices_rise_evenly_up_to_the_factor_also_above_cost(load_ppm: int, ask: int, least: int) -> None:
+    conf = settings(sell_msat_per_gib=100, sell_min_msat_per_gib=80, load_price=LoadPrice(700_000, 3_000_000))
+    there, then = ip_network("192.0.2.0/24"), replace(HERE, load_ppm=load_ppm)
+    assert ask_terms(conf, there, then) == SellTerms(there, ask, least)
+    assert sell_terms(conf, ip_address("192.0.2.1"), then, there) == SellTerms(there, ask, least)
+    assert ask_terms(conf, there, then, 1000) == SellTerms(there, 11 * ask, 11 * ask)
+    assert least_above_cost(conf, there, then, 1000) == 1100  # what was agreed without load stays
+    assert buy_terms(conf, there, then) == buy_terms(conf, there, HERE)
 
 
 NET = ip_network("10.0.0.0/8")

@@ -52,6 +52,17 @@ def test_interfaces_are_those_of_the_namespace(hosts: Lab, host: Host) -> None:
     assert host.mesh_interfaces(["all"], ["up0", "m1*"]) == ("br0", "m0", "tun0")
 
 
+def test_what_interfaces_carried_and_how_fast_they_are(host: Host) -> None:
+    before = host.traffic(["up0", "absent"])
+    assert list(before) == ["up0"]
+    sh(f"ping -c 3 -s 1000 -i 0.01 -W 2 -q {INTERNET[4]}")
+    sent = host.traffic(["up0"])["up0"].sent_bytes - before["up0"].sent_bytes
+    received = host.traffic(["up0"])["up0"].received_bytes - before["up0"].received_bytes
+    assert 3000 < sent < 8000 and 3000 < received < 8000
+    assert before["up0"].bytes_s == 10_000 * 125_000  # what veth says
+    assert rtnetlink.ask_speed("absent") is None and rtnetlink.ask_speed("lo") is None
+
+
 def test_a_default_route_and_parts_of_one_lead_out(host: Host) -> None:
     assert host.default_route_interfaces() == ("up0",)
     sh("ip route del default && ip -6 route del default")

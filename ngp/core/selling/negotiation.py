@@ -338,6 +338,8 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
     found, price = upstream.basis(world, sale) if sale.rests_on else None, None
     if reject.counter_msat_per_gib is not None and (found is not None or not sale.rests_on):
         price = answer_counter(terms_of(world, sale, found), reject.counter_msat_per_gib, sale.round)
+        if price is not None:  # our terms may have risen meanwhile, but not above what we quoted
+            price = min(price, sale.price_msat_per_gib)
     world.move(sale, State.REJECTED, reject.reason.value)
     if price is None:
         world.log(

@@ -16,7 +16,7 @@ from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.rental import RentalState
-from ngp.core.settings import Settings
+from ngp.core.settings import FULL_PPM, Settings
 from ngp.core.values import Check
 from ngp.daemon import checkup, evidence, lightning
 from ngp.daemon.api import books
@@ -73,6 +73,7 @@ class Reading:
             interfaces=node.host.desired.mesh_interfaces,
             upstream_interfaces=node.host.desired.upstream_interfaces,
             lan_interfaces=node.host.desired.lan_interfaces,
+            upstream_load=world.load_ppm / FULL_PPM,
             queue=QueueStatus(counters.get("held", 0), counters.get("dropped", 0)),
             datapath=parts.network.describe(),
             payment=self._payment(),

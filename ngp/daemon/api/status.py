@@ -57,7 +57,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """State of the daemon. `letting` is None while nothing is let."""
+    """State of the daemon. `letting` is None while nothing is let.
+
+    `upstream_load` is between 0 and 1; 0 if prices don't depend on it, as it isn't measured then.
+    """
 
     version: str
     uptime_s: int
@@ -65,6 +68,7 @@ class Status:
     interfaces: tuple[str, ...]
     upstream_interfaces: tuple[str, ...]
     lan_interfaces: tuple[str, ...]
+    upstream_load: float
     queue: QueueStatus
     datapath: Mapping[str, str]
     payment: PaymentStatus
