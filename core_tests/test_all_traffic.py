@@ -282,6 +282,33 @@ def test_the_setting_that_is_taken_back_is_undone_by_the_next_up(machine: Machin
     assert machine.stands() == machine.before
 
 
+def test_a_net_conf_that_is_spoiled_before_a_boot_opens_nothing(machine: Machine) -> None:
+    market, tenant = machine.market, machine.tenant
+    market.done("up", "shop")
+    conf = tenant.folder / "net.conf"
+    good = conf.read_text()
+    tenant.ip("link", "delete", "dev", machine.interface)
+    tenant.sh("nft", "delete", "table", "inet", "ngp_rent")
+    for version in ("-4", "-6"):
+        tenant.ip(version, "rule", "flush", "protocol", "110")
+    assert machine.reaches(THIRD4), "as after a boot"
+    conf.write_text(f"{good}TENANT_ALL_TRAFIC: yes\n")
+    refused, base = market.rent("up", "shop"), machine.leaked()
+    assert refused.returncode == ExitCode.CONFIGURATION
+    assert "TENANT_ALL_TRAFIC" in refused.stderr and "nothing leaves beside the tunnel" in refused.stderr
+    for words in ((), ("-I", "eth0")):
+        assert not machine.reaches(THIRD4, *words) and not machine.reaches(THIRD6, *words)
+    assert machine.leaked() == base
+    conf.write_text(good)
+    market.done("up", "shop")
+    await_until(lambda: machine.reaches(THIRD4), what="the tunnel")
+    conf.write_text(f"{good}TENANT_ALL_TRAFIC: yes\n")
+    assert market.rent("up", "shop").returncode == ExitCode.CONFIGURATION
+    assert machine.reaches(THIRD4), "a tunnel that is up goes on"
+    market.done("down", "shop")
+    assert machine.stands() == machine.before
+
+
 SHIM = """#!/bin/sh
 n=$(($(cat "{count}") + 1)); echo $n > "{count}"
 if [ $n = "$(cat "{stop}")" ]; then {deed} kill -9 $PPID; sleep 1; exit 1; fi

@@ -26,7 +26,7 @@ from ngp.core.settings import FeeLimit, Settings
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
-from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
+from ngp.errors import ConfigError, ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
 from ngp.remembered_node import RememberedNode
 from ngp.tenant import autopay, barrier, files, interface, money_back, routing, wallet
@@ -264,7 +264,13 @@ async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
 
 def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
     """Bring a tunnel up as net.conf says. Returns the tunnel that everything uses, if one does. Raises NgpError."""
-    said = _tenant(place)
+    try:
+        said = _tenant(place)
+    except ConfigError as error:
+        if not routing.close(home):
+            raise
+        until = f"until then, or until `sudo ngp rent down {tunnel.shown_name}`, nothing leaves beside the tunnel"
+        raise ConfigError(f"{error}; {until}") from error
     return routing.bring_up(home, tunnel, said.all_traffic, said.beside)
 
 

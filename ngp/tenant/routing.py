@@ -16,7 +16,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from ngp.core.host_port import split_host_port
 from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
-from ngp.errors import ConfigError, KernelError, MomentError
+from ngp.errors import ConfigError, KernelError, MomentError, NgpError
 from ngp.tenant import barrier, files, interface, policy
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
@@ -34,6 +34,8 @@ from ngp.tenant.policy import Rule
 
 _COMMAND_S = 20.0
 _MOST_TOLD = 300
+_CARRIER = "AllTraffic"
+"""A file with the first public key of the tunnel that carries everything: it tells the next boot that one did."""
 _IPV6 = Path("/proc/sys/net/ipv6")
 
 
@@ -52,8 +54,9 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
         carrier = _carrier(_standing()) or (table if all_traffic else None)
         if carrier == table and not all_traffic:
             carrier = None
-        configuration = TunnelConfiguration(tuple(interface.addresses_in(path)), (), None, ())
-        sources = policy.sources_of(configuration, _networks(home, tunnel))
+        sources = _sources(home, tunnel)
+        if carrier == table:
+            _remember(home, tunnel)
         _bring(home, table, carrier, policy.rules_of_sources(sources, table), beside)
         try:
             interface.bring_up(path, uses_dns=carrier == table)
@@ -63,6 +66,28 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
         for version in sorted({one.version for one in sources}):
             _ip(version, f"route replace default dev {tunnel.interface} table {table}")
     return next((one for one in home.tunnels() if policy.table_of(one.root_key) == carrier), None)
+
+
+def close(home: Home) -> bool:
+    """Let nothing leave beside a tunnel that carried everything when it was last brought up.
+
+    This is for a net.conf that can't be used, perhaps at a boot: a mistake in it must not open what was closed. What
+    stands already stays as it is.
+
+    Returns: whether nothing leaves beside a tunnel now. Raises: NgpError.
+    """
+    if os.geteuid() != 0:
+        return False
+    with _alone(home):
+        standing, key = _standing(), _remembered(home)
+        tunnel = next((one for one in home.tunnels() if one.root_key == key), None)
+        if tunnel is None or (_carrier(standing) is not None and _has_barrier()):
+            return _carrier(standing) is not None
+        table = policy.table_of(tunnel.root_key)
+        rules = policy.rules_of_sources(_sources(home, tunnel), table)
+        with suppress(ConfigError, MomentError):  # a landlord's name isn't known: then not even the landlord is reached
+            _bring(home, table, table, rules, policy.ways_of(standing))
+    return True
 
 
 def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) -> None:
@@ -131,6 +156,7 @@ def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], bes
     if carrier is None:
         for version in versions:
             _run(["ip", f"-{version}", *f"route del {policy.REFUSING} table {table}".split()], needed=False)
+        (home.folder / _CARRIER).unlink(missing_ok=True)
         _remove_barrier()
 
 
@@ -201,6 +227,23 @@ def _addresses_of(end: _End, asks_names: bool) -> list[str]:
         why = error.strerror
         raise MomentError(f"the landlord's name {end.host} can't be resolved ({why}): try again; {stays}") from error
     return sorted(found)
+
+
+def _remember(home: Home, tunnel: Tunnel) -> None:
+    """Note that a tunnel carries everything; a full disk is no reason not to go on."""
+    if _remembered(home) != tunnel.root_key:
+        with suppress(NgpError):
+            files.replace(home.folder / _CARRIER, tunnel.root_key.encode())
+
+
+def _remembered(home: Home) -> str:
+    path = home.folder / _CARRIER
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _sources(home: Home, tunnel: Tunnel) -> list[Prefix]:
+    addresses = tuple(interface.addresses_in(home.conf_path(tunnel)))
+    return policy.sources_of(TunnelConfiguration(addresses, (), None, ()), _networks(home, tunnel))
 
 
 def _networks(home: Home, tunnel: Tunnel) -> tuple[Prefix, ...]:

@@ -104,6 +104,36 @@ def test_a_tunnel_that_is_up_goes_on_while_the_name_is_looked_up_again(host: Hos
     assert host.barrier == host.asked[0]
 
 
+def test_a_net_conf_that_can_not_be_used_at_a_boot_opens_nothing(host: Host) -> None:
+    assert not routing.close(host.home), "nothing carried everything"
+    host.answers = True
+    host.up(NAME_SERVER)
+    host.barrier, host.answers = "", False  # a boot
+    assert routing.close(host.home) and host.barrier
+    assert TO_NAME_SERVER not in host.barrier and TO_LANDLORD not in host.barrier, "nobody can be asked for names"
+    routing.bring_down(host.home, host.tunnel, lambda: ())
+    host.barrier = ""
+    assert not routing.close(host.home) and not host.barrier, "the user has opened it"
+
+
+def test_a_net_conf_that_is_spoiled_meanwhile_changes_nothing_that_stands(host: Host) -> None:
+    host.answers = True
+    host.up(NAME_SERVER)
+    landlord = Way(ip_network("203.0.113.1"), "udp", 51820)
+    host.rules = policy.rules_of_all(policy.table_of(host.tunnel.root_key), [landlord, NAME_SERVER])
+    before = host.barrier
+    assert routing.close(host.home) and host.barrier == before
+    host.barrier = ""  # by a firewall's restart
+    assert routing.close(host.home) and TO_NAME_SERVER in host.barrier and TO_LANDLORD in host.barrier
+
+
+def test_a_full_disk_leaves_nothing_open(host: Host) -> None:
+    with mock.patch("ngp.durable_file.replace", side_effect=OSError(28, "No space left on device")):
+        host.answers = True
+        host.up(NAME_SERVER)
+    assert host.barrier
+
+
 def test_what_rules_lead_beside_the_tunnel_is_read_back() -> None:
     ways = [NAME_SERVER, Way(ip_network("2001:db8:7::/64")), Way(ip_network("192.0.2.9"), "tcp")]
     ways += [Way(ip_network("0.0.0.0/0"), "tcp", 9735), Way(ip_network("::/0"), "tcp", 9735)]
