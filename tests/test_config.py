@@ -56,6 +56,7 @@ def test_the_smallest_file_has_the_documented_defaults() -> None:
     assert (got.data_renewal_bytes, got.time_renewal_s, got.never_renews) == (None, None, False)
     assert (got.payment_amount_msat, got.grace_data_bytes, got.grace_time_s) == (100_000, 256 << 10, 10)
     assert (got.queue_number, got.state_dir, got.contracts_max) == (10325, "/var/lib/ngp", 131_072)
+    assert got.verify_tolerance_ppm == 10_000
     assert got.budgets.neighbour_msat is None and got.budgets.total_msat is None
 
 
@@ -332,6 +333,9 @@ BAD_LINES = [
     ("TIME_RENEWAL: 1 h", "TIME_RENEWAL: '1 h'", "less than CONTRACT_TIME (1 h)"),
     ("TIME_RENEWAL: none", "TIME_RENEWAL: 'none'", "is not a duration"),
     ("BUY_PRICE: 11", "BUY_PRICE: '11'", "above BUY_PRICE_MAX (10 msat/kB)"),
+    ("VERIFY_TOLERANCE: 51 %", "VERIFY_TOLERANCE: '51 %'", "the most is 50 %"),
+    ("VERIFY_TOLERANCE: -1 %", "VERIFY_TOLERANCE: '-1 %'", "negative"),
+    ("VERIFY_TOLERANCE: 1 msat", "VERIFY_TOLERANCE: '1 msat'", "unknown unit 'msat'"),
     ("RESALE_MARGIN: 10", "RESALE_MARGIN: '10'", "has no unit: write 10 % or 10 msat"),
     ("RESALE_MARGIN: 101 %", "RESALE_MARGIN: '101 %'", "the most is 100 %"),
     ("RESALE_MARGIN: 1 msat + 2 msat", "RESALE_MARGIN", "one share and one amount"),

@@ -30,6 +30,7 @@ from ngp.module_keys import KeyText, ModuleKey
 MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
 LEAST_RATE_BYTES_S, MOST_RATE_BYTES_S = 1 << 10, 1 << 30
 MOST_CSV_DELAY_BLOCKS = 10_000  # peers take 2,016, unless their bitcoin.maxlocaldelay says more
+MOST_TOLERANCE_PPM = 500_000
 
 
 _price = values.quantity(price_msat_per_gib)
@@ -65,6 +66,14 @@ def _fee_limit(text: str) -> FeeLimit:
         return FeeLimit(0, limit_msat)
     share = share_ppm(text)
     return FeeLimit(share, SAT_MSAT if share else 0)
+
+
+def _tolerance(text: str) -> int:
+    """Read the share of a bill that may be lost: half of it at most. Returns millionths."""
+    tolerance_ppm = share_ppm(text)
+    if tolerance_ppm > MOST_TOLERANCE_PPM:
+        raise ConfigError("is too high: the most is 50 %; such a link is no good, or the neighbour bills too much")
+    return tolerance_ppm
 
 
 def _bounded_money(node: Node) -> int:
@@ -326,6 +335,14 @@ FEE_LIMIT = Key(
     "most that routing may add to a payment: a share of it, at least 1 sat, or an amount; 0 = direct channels only",
     ("fee_limit",),
 )
+VERIFY_TOLERANCE = Key(
+    "VERIFY_TOLERANCE",
+    "share",
+    values.quantity(_tolerance),
+    "1 %",
+    "share of a bill that loss on the link may explain beyond what is measured",
+    ("verify_tolerance_ppm",),
+)
 FREE_DESTINATIONS = Key(
     "FREE_DESTINATIONS",
     "list of prefix, prefix protocol, or prefix protocol port",
@@ -392,8 +409,8 @@ KEYS: tuple[Key[Any], ...] = (
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, RESALE_MARGIN, SELL_PRICE_LOAD,
     PRICES,
     CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
-    BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, FREE_DESTINATIONS,
-    PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
+    BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, VERIFY_TOLERANCE,
+    FREE_DESTINATIONS, PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
     STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS, *tenant_keys.KEYS,
 )  # fmt: skip
 

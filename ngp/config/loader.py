@@ -217,6 +217,7 @@ def _settings(written: Written) -> Settings:
         refund_when_asked=written[keys.REFUND_WHEN_ASKED],
         budgets=_budgets(written),
         fee_limit=written[keys.FEE_LIMIT],
+        verify_tolerance_ppm=written[keys.VERIFY_TOLERANCE],
         free_destinations=written[keys.FREE_DESTINATIONS],
         payment_services=written[keys.PAYMENT_SERVICES],
         payment_services_bytes_s=written[keys.PAYMENT_SERVICES_RATE],

@@ -184,6 +184,7 @@ class Settings:
     refund_when_asked: bool
     budgets: Budgets
     fee_limit: FeeLimit
+    verify_tolerance_ppm: int
     free_destinations: tuple[FreeDestination, ...]
     payment_services: tuple[FreeDestination, ...]
     payment_services_bytes_s: int

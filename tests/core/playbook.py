@@ -62,6 +62,7 @@ def settings(**changes: object) -> Settings:
         refund_when_asked=False,
         budgets=Budgets(20_000_000, None, 50_000_000, 200_000_000, None),
         fee_limit=FeeLimit(10_000, 1000),
+        verify_tolerance_ppm=10_000,
         free_destinations=(),
         payment_services=(),
         payment_services_bytes_s=32 << 10,
@@ -238,11 +239,12 @@ class Sim(Simulation):
         found = [n for n, it in node.kernel.neighbours.items() if (it.interface, it.link_address) == other.link]
         return max(found, default=0)
 
-    def up(self, destination: str, size: int = 1000) -> None:
-        """Send a packet from the client to a destination."""
+    def up(self, destination: str, size: int = 1000, lost: bool = False) -> None:
+        """Send a packet from the client to a destination; a lost one leaves the client and doesn't arrive."""
         self.client.kernel.carry(self.number(self.client), Role.CLIENT, destination, size, True, self.now)
         self._hints(self.client)
-        self._gate(destination, size)
+        if not lost:
+            self._gate(destination, size)
 
     def _gate(self, destination: str, size: int) -> None:
         gateway = self.gateway

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ngp.core.account import Account
+from ngp.core.buying.loss import Loss
 from ngp.core.buying.purchase import Purchase
 from ngp.core.messages import Role
 from ngp.core.records import AccountRecord
@@ -28,7 +29,8 @@ class ServerAccount(Account):
         metered_msat: the price of what our own meter counted.
         tolerated_msat: how much more than our meter counted we accept for good: what the meter missed, and what was
             written off as lost.
-        since_bill_msat: the price of what our meter counted since the last bill was compared.
+        came_back_msat: the price of what our meter counted from destinations since the last bill was compared.
+        loss: how much of what we send the server gets.
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
         unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
         sent: our meter has counted something that we sent through this server.
@@ -47,7 +49,8 @@ class ServerAccount(Account):
     billed_msat: int = 0
     metered_msat: int = 0
     tolerated_msat: int = 0
-    since_bill_msat: int = 0
+    came_back_msat: int = 0
+    loss: Loss = field(default_factory=Loss)
     disputed: bool = False
     unpaid: dict[bytes, Purchase] = field(default_factory=dict)
     sent: bool = False

@@ -2,8 +2,8 @@
 
 A server charges what it hands to its interface. What its queue drops, or what is lost on the air, doesn't reach our
 meter, so even an honest bill is higher. PAYMENT_AMOUNT is what we trust a server with anyway, so the account's bill may
-exceed our meter by as much. Beside that, up to a tenth of what our meter counts is written off for good as lost. So a
-lossy link causes no dispute, and a server that cheats gains PAYMENT_AMOUNT once, and a tenth of what it carries.
+exceed our meter by as much. Beside that, the share of what came back that the link may have lost (`loss`) is written
+off for good. So a lossy link causes no dispute, and a server that cheats gains PAYMENT_AMOUNT once, and that share.
 
 A server that bills more than that isn't paid any more. A bill of an identity from which we never bought is no bill at
 all: anybody can send one, and keys cost nothing, so it leaves nothing in ledger, journal and log.
@@ -31,7 +31,6 @@ from ngp.core.records import BilledRecord, PaymentKind, PaymentState
 from ngp.core.topups import sendable, usual_msat
 from ngp.core.world import World
 
-TOLERANCE_SHARE = 10  # a tenth (1/10) of what our meter counts may be written off as lost
 DISOWN_PAUSE_S = 0.5  # least time between two answers that end at the server the contracts that we don't meter
 MOST_DISOWNED_AGAIN = 256  # most contracts that a server that came back is told to end
 CREDITED_WITHIN_S = 60  # within this time after a payment a server's statement may still lack it
@@ -46,6 +45,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
         _never_bought(world, neighbour, statement)
         return
     disowns = account.disown_not_before_mono_s <= world.now.monotonic_s
+    account.loss.fade()
     for line in statement.lines:
         purchase = world.bought(line.contract)
         if purchase is not None and purchase.identity != neighbour.identity:
@@ -55,6 +55,7 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
             # Contracts that ended long ago or before a restart are in the ledger only. `_compare` checks their sum.
             world.do(Persist(BilledRecord(line.contract, Role.CLIENT, neighbour.identity, line.used_bytes)))
         else:
+            account.loss.note(*purchase.stated(line.used_to_bytes))
             _contract_stated(world, neighbour, account, purchase, line.used_bytes)
         # A contract that we don't meter must end at the server too. We don't say so for each bill, since each message
         # costs a signature.
@@ -88,7 +89,8 @@ def _never_bought(world: World, neighbour: Neighbour, statement: Statement) -> N
 
 def _compare(world: World, account: ServerAccount) -> None:
     """Compare the account's bill with our meter, and write off what may be lost; dispute what is still too high."""
-    may_be_lost_msat, account.since_bill_msat = divmod(account.since_bill_msat, TOLERANCE_SHARE)
+    tolerance_ppm = world.settings.verify_tolerance_ppm
+    may_be_lost_msat, account.came_back_msat = account.loss.may_be_lost(account.came_back_msat, tolerance_ppm)
     missing_msat = account.billed_msat - account.metered_msat - account.tolerated_msat
     written_off_msat = max(0, min(missing_msat, may_be_lost_msat))
     account.tolerated_msat += written_off_msat
@@ -200,8 +202,9 @@ def _dispute(world: World, account: ServerAccount) -> None:
         world.journal("dispute", account.identity, "open")
         world.log(
             f"the bill of {account.identity.hex()[:8]} is more than our meter counted ({account.billed_msat} msat "
-            f"billed, {account.metered_msat} msat metered, {account.tolerated_msat} msat tolerated): nothing more is "
-            f"paid to it; find out why, then run `ngp unblock {account.identity.hex()[:16]}`",
+            f"billed, {account.metered_msat} msat metered, {account.tolerated_msat} msat tolerated, as "
+            f"{account.loss.ppm / 10_000:.1f} % of what we sent was lost): nothing more is paid to it; find out why, "
+            f"then run `ngp unblock {account.identity.hex()[:16]}`",
             logging.WARNING,
         )
 

@@ -39,10 +39,11 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
 
 def meter(world: World, purchase: Purchase, reading: Reading) -> int:
     """Price what our own meter counted. Returns the msat by which the charge grew, >= 0."""
+    carried, came_back = reading.used_bytes - purchase.used_bytes, reading.used_from_bytes - purchase.used_from_bytes
     due = purchase.count(reading)
     account = world.server(purchase.identity)
     account.metered_msat += due
-    account.since_bill_msat += due
+    account.came_back_msat += due * max(0, came_back) // carried
     account.unsaved_msat += due
     account.sent = account.sent or purchase.used_to_bytes > 0
     return due

@@ -21,6 +21,8 @@ class Purchase(Contract):
             contract before the server did.
         forgiven_bytes: billed bytes above our count that we believed, because our meter may have missed them.
         disowned: we ended the contract, and the server hasn't confirmed yet that it ended it, too.
+        compared: the bytes that we had sent when the last statement came, and how many of them it stated; None: no
+            statement has come since a start.
     """
 
     role: ClassVar[Role] = Role.CLIENT
@@ -30,6 +32,16 @@ class Purchase(Contract):
     meter_lost: bool = False
     forgiven_bytes: int = 0
     disowned: bool = False
+    compared: tuple[int, int] | None = None
+
+    def stated(self, used_to_bytes: int) -> tuple[int, int]:
+        """Compare the bytes that we sent with a statement's. Returns both, as they grew since the last statement."""
+        before, now = self.compared, (self.used_to_bytes, used_to_bytes)
+        if before is None and self.meter_lost:
+            before = now
+        sent_before, stated_before = before or (0, 0)
+        self.compared = now
+        return now[0] - sent_before, now[1] - stated_before
 
     def renewal_bytes(self, settings: Settings) -> int:
         """Return how many bytes before the limit we renew.
