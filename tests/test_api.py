@@ -37,7 +37,7 @@ KEYS = {
     "on_its_way_msat on_its_way_since billed_msat metered_msat contracts disputed why_not real_money networks",
     rows.JournalRow: "time kind neighbour contract amount_msat payment_hash state real_money",
     rows.NeighbourRow: "neighbour interface link_address address network same_network sells buys up blocked "
-    "block_waits lane_bytes last_seen why_not_bought",
+    "block_waits lane_bytes last_seen why_not_bought reputation why_unpaid",
     rows.CheckRow: "name ok found remedy kind",
     rows.ChannelRow: "neighbour peer channel state blocks_left active private capacity_sat can_send_sat "
     "can_receive_sat least_payment_msat our_csv_delay_blocks their_csv_delay_blocks suits why_not",

@@ -39,7 +39,7 @@ from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
-from ngp.modules.network import bpf, former, gate, hooks, layout
+from ngp.modules.network import bpf, echo, former, gate, hooks, layout
 from ngp.modules.network import check as host_check
 from ngp.modules.network.find import close_tables, find_running
 from ngp.modules.network.gate import Gate, GatePaths
@@ -285,6 +285,11 @@ class Datapath(HostQuestions):
     def uncovered(self) -> list[tuple[int, Address, float]]:
         """Return what we sent to sellers without a contract: the link's number, the destination, and its age in s."""
         return self._required().contracts.uncovered()
+
+    def ask_echo(self, destination: Address) -> None:
+        """Send an echo request to a destination; one that can't be sent is lost, like any packet."""
+        with contextlib.suppress(OSError):
+            echo.ask(destination)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

@@ -57,7 +57,7 @@ def _prohibited_v4(packet: bytes) -> tuple[Address, bytes] | None:
     if packet[9] == _ICMP and (len(packet) <= header_bytes or packet[header_bytes] not in _V4_QUERIES):
         return None
     message = struct.pack("!BBHI", 3, 13, 0, 0) + packet[:_V4_QUOTE_BYTES]
-    return source, message[:2] + _checksum(message).to_bytes(2, "big") + message[4:]
+    return source, message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
 
 
 def _prohibited_v6(packet: bytes) -> tuple[Address, bytes] | None:
@@ -84,7 +84,7 @@ def _answerable_v6(packet: bytes) -> bool:
     return False
 
 
-def _checksum(message: bytes) -> int:
+def checksum(message: bytes) -> int:
     """Return the checksum of an ICMP message (RFC 1071)."""
     padded = message + b"\0" * (len(message) % 2)
     total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))

@@ -22,6 +22,12 @@ def _blocked(row: Row) -> str:
     return f"{field('blocked')(row)}{waits}"
 
 
+def _reputation(row: Row) -> str:
+    """Write a neighbour's reputation, 0 to 1."""
+    found = row.get("reputation")
+    return f"{found:.2f}" if isinstance(found, int | float) else ""
+
+
 _COLUMNS = (
     Column("neighbour", field("neighbour", key)),
     Column("interface", field("interface")),
@@ -32,6 +38,7 @@ _COLUMNS = (
     Column("sells", field("sells")),
     Column("buys", field("buys")),
     Column("blocked", _blocked),
+    Column("reputation", _reputation, right=True),
     Column("lane", field("lane_bytes", data), right=True),
     Column("heard", field("last_seen")),
 )
@@ -41,11 +48,13 @@ _COLUMNS = (
 def command(place: Place, as_json: bool) -> int:
     """List neighbours."""
     rows = Daemon(place.state_dir).rows("neighbours")
-    print_rows(rows, _COLUMNS, "no neighbour was heard", as_json, _print_not_bought)
+    print_rows(rows, _COLUMNS, "no neighbour was heard", as_json, _print_why_not)
     return 0
 
 
-def _print_not_bought(rows: Sequence[Row]) -> None:
+def _print_why_not(rows: Sequence[Row]) -> None:
     for row in rows:
+        if row.get("why_unpaid"):
+            print(f"nothing more is paid to {key(row['neighbour'])}: {clean(row['why_unpaid'])}")
         if row.get("why_not_bought"):
             print(f"nothing new is bought from {key(row['neighbour'])}: {clean(row['why_not_bought'])}")

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from ngp.core.messages import Role
 from ngp.core.rate import Rate
+from ngp.core.reputation import Reputation
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Account:
         rate: msat charged a second, smoothed.
         why_not: why the account isn't topped up, for the listings; empty while nothing is in the way.
         refund_ask_mono_s: when a refund was last asked for.
+        reputation: how far the neighbour has kept its word.
     """
 
     role: ClassVar[Role]
@@ -72,6 +74,7 @@ class Account:
     invoice: OwnInvoice = field(default_factory=OwnInvoice)
     why_not: str = ""
     refund_ask_mono_s: float = float("-inf")
+    reputation: Reputation = Reputation()
 
     @property
     def balance_msat(self) -> int:

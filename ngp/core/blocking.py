@@ -5,7 +5,7 @@ A block has a record of its own for the identity, because links and accounts are
 
 from __future__ import annotations
 
-from ngp.core.buying import bills, payments
+from ngp.core.buying import bills, payments, service
 from ngp.core.buying import negotiation as buying
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
@@ -32,6 +32,7 @@ def unblock(world: World, identity: bytes) -> None:
     _mark(world, identity, blocked=False)
     if (account := world.servers.get(identity)) is not None:
         bills.accept_bill(world, account)
+        service.forgive(world, account)
         payments.pay_now(world, account)
     selling.forget_refusals(world, identity)
     buying.ask_again(world, identity)

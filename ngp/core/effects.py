@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ngp.core.kernel import AccountLimit, Grant, KernelNeighbour, Verdict
-from ngp.core.messages import Answer, Call, Message
+from ngp.core.messages import Address, Answer, Call, Message
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental.effects import RentalEffect
 
@@ -146,6 +146,13 @@ class PayInvoice:
 
 
 @dataclass(frozen=True, slots=True)
+class AskEcho:
+    """Ask a destination that we buy for an echo; our meter counts the answer."""
+
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
 class TrackPayment:
     """Ask the payment node for the outcome of a payment. Answered by a PaymentOutcome."""
 
@@ -218,6 +225,7 @@ Effect = (
     | CountAccount
     | MakeInvoice
     | PayInvoice
+    | AskEcho
     | TrackPayment
     | ProveSettlement
     | CancelInvoice

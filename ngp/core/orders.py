@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ngp.core import networks
 from ngp.core.budget import broken_limit, room_msat
-from ngp.core.buying import metering
+from ngp.core.buying import metering, service
 from ngp.core.buying.account import Backoff, ServerAccount
 from ngp.core.effects import PayInvoice, Persist, TrackPayment
 from ngp.core.messages import Declined, DeclineReason, Paid
@@ -130,6 +130,8 @@ def pay(world: World, identity: bytes, kind: PaymentKind, order: Order) -> None:
     world.money.payments[order.payment_hash] = record
     world.money.spending.add(identity, order.amount_msat + order.fee_limit_msat, world.now.utc_s, world.now)
     world.do(Persist(record, durable=True))
+    if kind is PaymentKind.TOP_UP:
+        service.ordered(world.server(identity))
     world.tell_kernel_of(identity)  # a server that was paid may hold more first packets; our meter must count them too
     via_peer = neighbour.payee.hex() if neighbour is not None else ""
     world.do(PayInvoice(order.bolt11, order.payment_hash, order.fee_limit_msat, PAY_TIMEOUT_S, via_peer or None))
@@ -194,6 +196,7 @@ def _succeeded(world: World, done: PaymentRecord) -> None:
         add_top_up(world, server, done.amount_msat)
         if server.balance_msat > 0:
             metering.paid_for(world, server)
+        service.paid(world, server)
         world.save_account(server, durable=True)
     world.log(f"payment of {done.amount_msat} msat to {done.identity.hex()[:8]} succeeded")
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ngp.core.messages import Prefix, Role
 from ngp.core.rental.records import RentalRecord, ServiceRecord
+from ngp.core.reputation import STRANGERS_PPM
 
 
 class Direction(StrEnum):
@@ -68,7 +69,9 @@ class AccountRecord:
     """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always.
 
     `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` describe the credit that is open or owed.
-    Only a client's record has `metered_msat`: the sum of its contracts' charges by the client's own meter.
+    Only a client's record has `metered_msat`: the sum of its contracts' charges by the client's own meter; and
+    `unseen_payments`: for how many in a row of the last payments it saw nothing.
+    `reputation_ppm` is the other side's reputation as it was at `reputation_at_s`.
     """
 
     identity: bytes
@@ -83,6 +86,9 @@ class AccountRecord:
     tolerated_msat: int = 0
     grace_data_bytes: int = 0
     grace_price_msat_per_gib: int = 0
+    reputation_ppm: int = STRANGERS_PPM
+    reputation_at_s: int = 0
+    unseen_payments: int = 0
 
 
 class ContractRecord(NamedTuple):

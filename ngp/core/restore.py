@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from operator import attrgetter
 
 from ngp.core import invoices
-from ngp.core.buying import bills
+from ngp.core.buying import bills, service
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
@@ -33,6 +33,7 @@ from ngp.core.records import (
     Snapshot,
 )
 from ngp.core.rental import landlord
+from ngp.core.reputation import Reputation
 from ngp.core.selling import grace
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling.account import ClientAccount
@@ -141,9 +142,11 @@ def _account(world: World, record: AccountRecord) -> None:
         account = server = world.server(record.identity)
         server.billed_msat, server.disputed = record.billed_msat, record.disputed
         server.metered_msat, server.tolerated_msat = record.metered_msat, record.tolerated_msat
+        service.restore(world, server, record.unseen_payments)
     account.paid_msat = record.paid_msat
     account.charged_msat = record.charged_msat
     account.refunded_msat = record.refunded_msat
+    account.reputation = Reputation(record.reputation_ppm, record.reputation_at_s)
 
 
 def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale | Purchase:

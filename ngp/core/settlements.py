@@ -11,7 +11,7 @@ from ngp.core.messages import Paid
 from ngp.core.payment_node import Settlement
 from ngp.core.records import CursorRecord, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.rental import landlord
-from ngp.core.selling import metering
+from ngp.core.selling import grace, metering
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S, add_top_up
 from ngp.core.world import World
@@ -88,6 +88,7 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
         landlord.paid(world, account, record.payment_hash, amount_msat)
         return
     account.invoice.declined = 0
+    grace.judge(world, account)
     add_top_up(world, account, amount_msat)
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
     metering.paid_for(world, account)

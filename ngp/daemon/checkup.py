@@ -14,6 +14,7 @@ from itertools import product
 
 from ngp import identity
 from ngp.config import changes
+from ngp.core.buying import service
 from ngp.core.listing import listed
 from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
@@ -166,7 +167,7 @@ def neighbours(world: World, interfaces: Collection[str]) -> list[Check]:
 
     Args: interfaces: the present mesh interfaces; neighbours that were heard on other interfaces don't count.
     """
-    parts = (_no_seller, _foreign, _disputed, _not_bought)
+    parts = (_no_seller, _foreign, _disputed, _unpaid, _not_bought)
     return [*_silent(world, interfaces), *(line for part in parts for line in part(world))]
 
 
@@ -244,6 +245,14 @@ def _disputed(world: World) -> Iterator[Check]:
         named = _listed(identity.short_text(one.identity) for one in disputed)
         found = f"bills in dispute, so nothing is bought from these neighbours and nothing paid to them: {named}"
         yield Check("neighbours", True, found, "compare ngp accounts on both sides; to resume: ngp unblock NEIGHBOUR")
+
+
+def _unpaid(world: World) -> Iterator[Check]:
+    """Warn of servers that are paid no more, because we saw nothing for our last payments."""
+    for account in world.servers.values():
+        if why_unpaid := service.why_unpaid(world, account):
+            found = f"nothing more is paid to {identity.short_text(account.identity)}: {why_unpaid}"
+            yield Check("neighbours", True, found, "ngp ledger names the payments; then ngp unblock NEIGHBOUR")
 
 
 def _not_bought(world: World) -> Iterator[Check]:

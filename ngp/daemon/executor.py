@@ -20,6 +20,7 @@ from typing import Any
 
 from ngp.core.effects import (
     Acknowledge,
+    AskEcho,
     CancelInvoice,
     CountAccount,
     Decide,
@@ -138,6 +139,8 @@ class Executor:
                     self._spawn(self._settle(effect.preimage))
                 case PayInvoice():
                     self._spawn(self._pay(effect))
+                case AskEcho():
+                    self._network.ask_echo(effect.destination)
                 case TrackPayment():
                     self._spawn(self._track(effect.payment_hash))
                 case ProveSettlement():

@@ -306,6 +306,9 @@ class Network(Protocol):
         Returns: the number of one of the seller's links, the destination, and how many seconds ago a packet went there.
         """
 
+    def ask_echo(self, destination: Address) -> None:
+        """Send an echo request to a destination, whose answer the meter counts; one that can't be sent is lost."""
+
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; one that was decided about before is ignored."""
 

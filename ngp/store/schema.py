@@ -130,4 +130,13 @@ _EIGHTH = (
     "ALTER TABLE contracts ADD COLUMN rests_on BLOB NOT NULL DEFAULT x''",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH)
+# how far the other side of an account keeps its word
+_NINTH = (
+    "ALTER TABLE accounts ADD COLUMN reputation_ppm INTEGER NOT NULL DEFAULT 500000",
+    "ALTER TABLE accounts ADD COLUMN reputation_at_s INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE accounts ADD COLUMN unseen_payments INTEGER NOT NULL DEFAULT 0",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH,
+)  # fmt: skip

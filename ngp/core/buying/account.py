@@ -20,6 +20,30 @@ class Backoff:
     failures: int = 0
 
 
+@dataclass(slots=True)
+class Seen:
+    """What a server has shown for our payments; see `service`.
+
+    Attributes:
+        unseen: how many payments in a row succeeded for which we haven't seen anything yet.
+        base_msat: what the server's statements credited when the latest payment was ordered.
+        stated_msat: what its latest statement credits.
+        came_back: our meter has counted something that came back since the latest payment was ordered.
+        try_again_mono_s: until then nothing is paid, if too many payments are unseen.
+    """
+
+    unseen: int = 0
+    base_msat: int = 0
+    stated_msat: int = 0
+    came_back: bool = False
+    try_again_mono_s: float = float("-inf")
+
+    @property
+    def is_credited(self) -> bool:
+        """True if a statement has credited something since the latest payment was ordered."""
+        return self.stated_msat > self.base_msat
+
+
 @dataclass(slots=True, eq=False)
 class ServerAccount(Account):
     """Our account with a server. `charged_msat` is the bill, as far as we believe it.
@@ -34,6 +58,7 @@ class ServerAccount(Account):
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
         unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
         sent: our meter has counted something that we sent through this server.
+        seen: what the server has shown for our payments.
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than that of its contracts.
         declined_hash: payment hash of the invoice that we declined last; b"" after we paid one or said that we would.
@@ -54,6 +79,7 @@ class ServerAccount(Account):
     disputed: bool = False
     unpaid: dict[bytes, Purchase] = field(default_factory=dict)
     sent: bool = False
+    seen: Seen = field(default_factory=Seen)
     backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")
     declined_hash: bytes = b""
@@ -79,4 +105,7 @@ class ServerAccount(Account):
             disputed=self.disputed,
             metered_msat=self.metered_msat - self.unsaved_msat,
             tolerated_msat=self.tolerated_msat,
+            reputation_ppm=self.reputation.was_ppm,
+            reputation_at_s=self.reputation.at_s,
+            unseen_payments=self.seen.unseen,
         )

@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core.buying import metering
+from ngp.core.buying import metering, service
 from ngp.core.buying.account import ServerAccount
-from ngp.core.buying.payments import MOST_AHEAD
+from ngp.core.buying.payments import MOST_AHEAD, pay_now
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
 from ngp.core.effects import Persist
@@ -68,6 +68,8 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     _look_for_missing(world, account, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     _compare(world, account)
+    if service.credited(world, account, statement.paid_msat):
+        pay_now(world, account)
     if not account.empty:
         world.save_account(account)
 
@@ -199,6 +201,7 @@ def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
 def _dispute(world: World, account: ServerAccount) -> None:
     if not account.disputed:
         account.disputed = True
+        account.reputation = account.reputation.broken(world.now.utc_s)
         world.journal("dispute", account.identity, "open")
         world.log(
             f"the bill of {account.identity.hex()[:8]} is more than our meter counted ({account.billed_msat} msat "

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WHOLE_PPM = 1_000_000
+from ngp.core.settings import FULL_PPM
+
 MOST_LOSS_PPM = 100_000
 REMEMBERED_SHARE = (7, 8)  # each statement leaves this much of the weight of those before it
 
@@ -41,7 +42,7 @@ class Loss:
         """The measured share that was lost, in millionths; 0 if nothing was sent."""
         if not self.sent_bytes:
             return 0
-        return max(0, self.sent_bytes - self.arrived_bytes) * WHOLE_PPM // self.sent_bytes
+        return max(0, self.sent_bytes - self.arrived_bytes) * FULL_PPM // self.sent_bytes
 
     def may_be_lost(self, counted: int, tolerance_ppm: int) -> tuple[int, int]:
         """Return how much more than our meter counted an honest bill may be.
@@ -56,5 +57,5 @@ class Loss:
         lost_ppm = min(self.ppm, MOST_LOSS_PPM) + tolerance_ppm
         if not lost_ppm:
             return 0, 0
-        lost, rest = divmod(counted * lost_ppm, WHOLE_PPM - lost_ppm)
+        lost, rest = divmod(counted * lost_ppm, FULL_PPM - lost_ppm)
         return lost, rest // lost_ppm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ngp.core.buying import service
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import WORTH_BYTES, renew_if_due
@@ -26,6 +27,7 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
     purchase.rate.count(carried, now)
     if reading.used_from_bytes > purchase.used_from_bytes:
         purchase.returned_mono_s = now
+        service.came_back(world, account)
     before = purchase.used_bytes
     due = meter(world, purchase, reading)
     if purchase.used_to_bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from ngp.core.buying import service
 from ngp.core.buying.account import ServerAccount
 from ngp.core.messages import Declined, DeclineReason, Invoice
 from ngp.core.money import Order
@@ -104,6 +105,9 @@ def _objection(
         return DeclineReason.TERMS, 0
     if _needs_nothing(account):
         return DeclineReason.NOT_BUYING, 0
+    if why_unpaid := service.why_unpaid(world, account):
+        note_why_not(world, account, why_unpaid)
+        return DeclineReason.BUSY, 0
     bounds = sendable(world, neighbour.identity)
     if objection := _unsendable(world, account, bounds, amount_msat):
         return objection

@@ -254,4 +254,6 @@ class ClientAccount(Account):
             billed_msat=0,
             grace_data_bytes=credit.data_bytes if credit is not None else 0,
             grace_price_msat_per_gib=credit.price_msat_per_gib if credit is not None else 0,
+            reputation_ppm=self.reputation.was_ppm,
+            reputation_at_s=self.reputation.at_s,
         )

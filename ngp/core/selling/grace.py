@@ -6,6 +6,10 @@ it is used. From the first byte on it lasts GRACE_TIME. What was used by then is
 before the debt is paid. When credit has ended, all of it counts as used until the kernel's counters have told how much
 really was. An identity has one credit, and all of it counts on one link. So neither new keys on one link nor further
 links of one key bring more credit (`CreditLine`).
+
+A client's reputation says whether it pays in time (`judge`), and its credit is the same with any reputation. A client
+that pays late has paid, and one that doesn't pay gets no more credit. Less credit for a worse reputation would only
+harm honest clients, since a cheat takes a new key.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 from ngp.core.contract import CloseReason
 from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.records import AccountRecord
+from ngp.core.reputation import Reputation
 from ngp.core.selling.account import ClientAccount, Credit
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
@@ -25,6 +30,25 @@ READ_WITHIN_S = 2.0
 """Within this time after the end of a credit the kernel's counters are read. Only then is it known how much of the
 credit was used, so until then all of it counts as used."""
 DEFAULT_REMEMBERED_S = 3600.0
+
+
+def standing(world: World, account: ClientAccount) -> Reputation:
+    """Return a client's reputation; what it still owes after its credit's time is over counts as a broken word.
+
+    It is noted for good only when the payment comes, so that nothing is noted twice, whatever is killed.
+    """
+    return account.reputation.broken(world.now.utc_s) if _is_late(world, account) else account.reputation
+
+
+def judge(world: World, account: ClientAccount) -> None:
+    """Note, when a client's payment arrives, whether it comes in time; the caller saves the account."""
+    late = _is_late(world, account)
+    account.reputation = standing(world, account) if late else account.reputation.kept(world.now.utc_s)
+
+
+def _is_late(world: World, account: ClientAccount) -> bool:
+    credit = account.credit
+    return account.debt_msat > 0 and (credit is None or credit.until_mono_s <= world.now.monotonic_s)
 
 
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:

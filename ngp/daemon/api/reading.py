@@ -11,12 +11,14 @@ from pathlib import Path
 
 from ngp import __version__, identity
 from ngp.config import parse
+from ngp.core.buying import service
 from ngp.core.channels import Channel
 from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.rental import RentalState
 from ngp.core.settings import FULL_PPM, Settings
+from ngp.core.standing import reputation_ppm
 from ngp.core.values import Check
 from ngp.daemon import checkup, evidence, lightning
 from ngp.daemon.api import books
@@ -200,8 +202,14 @@ class Reading:
             block_waits=neighbour.identity in waits,
             lane_bytes=self._node.parts.network.lane_bytes(neighbour.number),
             last_seen=instant(neighbour.last_seen_s),
+            reputation=round(reputation_ppm(world, neighbour.identity) / FULL_PPM, 3),
+            why_unpaid=self._why_unpaid(neighbour.identity) or None,
             why_not_bought=neighbour.why_not_bought or None,
         )
+
+    def _why_unpaid(self, identity: bytes) -> str:
+        server = self._world.servers.get(identity)
+        return service.why_unpaid(self._world, server) if server is not None else ""
 
     def journal(self, since_s: int | None) -> Iterator[JournalRow]:
         """List the journal, oldest first. Args: since_s: UTC seconds."""

@@ -240,6 +240,8 @@ class NeighbourRow:
     Attributes:
         block_waits: the operator's block or unblock isn't in force yet, because the ledger can't be written.
         why_not_bought: why the last contract that we needed from the neighbour wasn't agreed; None if it was.
+        reputation: how far it keeps its word, 0 to 1; a stranger has 0.5.
+        why_unpaid: why we pay it nothing more, though we buy from it; None if we pay.
     """
 
     neighbour: str
@@ -256,7 +258,8 @@ class NeighbourRow:
     lane_bytes: int = 0
     last_seen: datetime | None = None
     why_not_bought: str | None = None
-
+    reputation: float = 0.5
+    why_unpaid: str | None = None
 
 # --- check ------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,97 @@
+"""Service: whether a server does something for our payments; one that doesn't isn't paid any more.
+
+A payment is seen if the server's statements credit more than when we ordered it, and something has come back through
+the server since. A server that takes money and carries nothing, or doesn't credit it, shows us neither. After
+MOST_UNSEEN payments in a row of which none was seen, no more is paid. We pay again as soon as one is seen, or after
+`ngp unblock`. Until then one payment an hour is tried, so that a server whose troubles are over gets its customer back.
+
+Traffic that only goes out brings nothing back by itself. So if nothing came back for a payment when the next one has
+been made, one of the server's destinations is asked for an echo, whose answer our meter counts like any other.
+"""
+
+from __future__ import annotations
+
+from ngp.core.buying.account import Seen, ServerAccount
+from ngp.core.buying.purchase import Purchase
+from ngp.core.effects import AskEcho
+from ngp.core.world import World
+
+MOST_UNSEEN = 3
+TRY_AGAIN_S = 3600.0
+
+
+def ordered(account: ServerAccount) -> None:
+    """Note that a payment is ordered: only what comes after this shows that it was worth its money."""
+    account.seen.base_msat, account.seen.came_back = account.seen.stated_msat, False
+
+
+def paid(world: World, account: ServerAccount) -> None:
+    """Count a payment that succeeded; the caller saves the account."""
+    seen = account.seen
+    if seen.unseen and not seen.came_back:
+        _ask_for_echo(world, account)
+    seen.unseen += 1
+    if seen.unseen >= MOST_UNSEEN:
+        account.reputation = account.reputation.broken(world.now.utc_s)
+        seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
+    _look(world, account)
+
+
+def credited(world: World, account: ServerAccount, paid_msat: int) -> bool:
+    """Note what a server's statement credits. Returns whether we pay again now."""
+    account.seen.stated_msat = paid_msat
+    return _look(world, account)
+
+
+def came_back(world: World, account: ServerAccount) -> None:
+    """Note that our meter has counted something that came back through a server."""
+    account.seen.came_back = True
+    _look(world, account)
+
+
+def why_unpaid(world: World, account: ServerAccount) -> str:
+    """Return why nothing more is paid to a server now, and what to do about it; "" if it is paid."""
+    seen = account.seen
+    if seen.unseen < MOST_UNSEEN or world.now.monotonic_s >= seen.try_again_mono_s:
+        return ""
+    lacks = "nothing has come back through it" if seen.is_credited else "its statements credit none of them"
+    return (
+        f"we saw nothing for our last {seen.unseen} payments: {lacks}; one payment an hour is tried until we do. Ask "
+        f"its operator, use another gateway, or run `ngp unblock {account.identity.hex()[:16]}` to pay on"
+    )
+
+
+def forgive(world: World, account: ServerAccount) -> None:
+    """Pay again on the operator's command."""
+    if account.seen.unseen:
+        account.seen.unseen = 0
+        world.save_account(account)
+
+
+def restore(world: World, account: ServerAccount, unseen: int) -> None:
+    """Go on after a start. Payments that were unseen then still are: a daemon that is killed again and again must not
+    try one more each time."""
+    account.seen = Seen(unseen=unseen, try_again_mono_s=world.now.monotonic_s + TRY_AGAIN_S)
+
+
+def _ask_for_echo(world: World, account: ServerAccount) -> None:
+    """Ask the destination that we used last through a server for an echo; of a network, its first host."""
+    links = world.peers.links_of(account.identity)
+    bought = (one for link in links for one in link.contracts.values() if isinstance(one, Purchase) and one.running)
+    latest = max(bought, key=lambda purchase: purchase.rate.at_mono_s, default=None)
+    if latest is not None:
+        prefix = latest.destination.prefix
+        is_host = prefix.prefixlen == prefix.max_prefixlen
+        world.do(AskEcho(prefix.network_address if is_host else prefix.network_address + 1))
+
+
+def _look(world: World, account: ServerAccount) -> bool:
+    seen = account.seen
+    if not seen.unseen or not (seen.came_back and seen.is_credited):
+        return False
+    was_unpaid, seen.unseen = seen.unseen >= MOST_UNSEEN, 0
+    account.reputation = account.reputation.kept(world.now.utc_s)
+    if was_unpaid:
+        account.why_not = ""
+        world.log(f"{account.identity.hex()[:8]} credits our payments and carries our traffic: it is paid again")
+    return was_unpaid

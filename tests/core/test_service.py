@@ -1,0 +1,170 @@
+"""Service and reputation: a server that does nothing for our payments isn't paid any more, and is known for it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from playbook import Sim, account, bought, settings, tell
+
+from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.buying.service import MOST_UNSEEN, TRY_AGAIN_S
+from ngp.core.messages import Invoice, Role, Statement
+from ngp.core.reputation import MONTH_S, STRANGERS_PPM, Reputation
+from ngp.core.settings import FULL_PPM
+from ngp.core.standing import reputation_ppm
+
+HOST = "198.51.100.1"
+TOP_UP_MSAT = 1000  # the price of 200 kB
+
+
+def trade(**changes: object) -> Sim:
+    """Return a gateway and a client that have traded well; the client prepays little."""
+    small = {"payment_amount_msat": TOP_UP_MSAT, **changes}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim.flow(HOST, 20_000, 40)
+    sim.run(10)
+    assert bought(sim).paid_msat and not bought(sim).seen.unseen
+    return sim
+
+
+def send_only(sim: Sim, seconds: int) -> None:
+    """Send 50 kB a second, of which nothing comes back."""
+    for _ in range(10 * seconds):
+        sim.up(HOST, 5000)
+        sim.run(0.1)
+
+
+def payments(sim: Sim) -> int:
+    """Return how many payments the client has ordered."""
+    return sum(isinstance(effect, fx.PayInvoice) for effect in sim.client.log)
+
+
+def warnings(sim: Sim) -> list[str]:
+    """Return what the client's log says about payments for which it saw nothing."""
+    return [e.text for e in sim.client.log if isinstance(e, fx.Log) and "we saw nothing" in e.text]
+
+
+def test_a_server_that_takes_money_and_carries_nothing_is_paid_no_more_after_three_payments() -> None:
+    sim = trade()
+    before = payments(sim)
+    send_only(sim, 120)
+    assert payments(sim) - before == MOST_UNSEEN
+    (warning,) = warnings(sim)
+    assert "47474747" in warning and "last 3 payments" in warning and "ngp unblock 4747474747474747" in warning
+    assert "nothing has come back" in warning and "we saw nothing" in bought(sim).why_not
+    # What the client loses beyond what it had prepaid: three payments.
+    assert bought(sim).balance_msat < TOP_UP_MSAT
+    assert reputation_ppm(sim.client.world, sim.gateway.identity) < STRANGERS_PPM
+
+
+def test_it_is_paid_again_as_soon_as_something_comes_back() -> None:
+    sim = trade()
+    send_only(sim, 120)
+    before = payments(sim)
+    sim.client.kernel.carry(sim.number(sim.client), Role.CLIENT, HOST, 100, False, sim.now)
+    sim.run(2)
+    assert not bought(sim).seen.unseen
+    assert [e.text for e in sim.client.log if isinstance(e, fx.Log) and "paid again" in e.text]
+    sim.flow(HOST, 20_000, 120)
+    assert payments(sim) > before and not bought(sim).why_not
+
+
+def test_a_server_that_credits_nothing_is_paid_no_more_until_it_does() -> None:
+    sim = trade()
+    before = payments(sim)
+    sim.silenced = {Statement}
+    sim.flow(HOST, 50_000, 120)
+    assert payments(sim) - before == MOST_UNSEEN
+    (warning,) = warnings(sim)
+    assert "its statements credit none of them" in warning
+    sim.silenced = set()
+    books = account(sim)
+    tell(sim, sim.client, Statement(books.paid_msat, books.charged_msat, 0, ()))
+    sim.flow(HOST, 20_000, 120)
+    assert payments(sim) - before > MOST_UNSEEN and not bought(sim).why_not
+
+
+def test_who_only_sends_asks_for_an_echo_and_pays_on_if_it_comes() -> None:
+    sim = trade()
+    before, asked = payments(sim), 0
+    for _ in range(600):
+        sim.up(HOST, 5000)
+        sim.run(0.1)
+        now_asked = [effect.destination for effect in sim.client.log if isinstance(effect, fx.AskEcho)]
+        if len(now_asked) > asked:
+            asked = len(now_asked)
+            assert str(now_asked[-1]) == HOST
+            sim.up(HOST, 62)
+            sim.down(HOST, 62)
+    assert asked and payments(sim) - before > MOST_UNSEEN
+    assert not warnings(sim)
+
+
+def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_time() -> None:
+    sim = trade()
+    send_only(sim, 120)
+    before = payments(sim)
+    for _ in range(5):
+        sim.crash(sim.client)
+        sim.run(1)
+        send_only(sim, 5)
+    assert payments(sim) == before and bought(sim).seen.unseen == MOST_UNSEEN
+    for hours in (1, 2):
+        sim.now += TRY_AGAIN_S + 1
+        sim.run(30)
+        send_only(sim, 60)
+        assert payments(sim) <= before + hours
+    assert payments(sim) > before
+
+
+def test_the_operator_may_pay_on() -> None:
+    sim = trade()
+    send_only(sim, 120)
+    before = payments(sim)
+    sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
+    assert sim.client.ledger.accounts[sim.gateway.identity, bought(sim).role].unseen_payments == 0
+    send_only(sim, 120)
+    assert payments(sim) - before == MOST_UNSEEN
+
+
+def test_a_dispute_costs_a_server_half_of_its_reputation_and_a_restart_does_not_give_it_back() -> None:
+    sim = trade()
+    before = reputation_ppm(sim.client.world, sim.gateway.identity)
+    assert before > STRANGERS_PPM
+    tell(sim, sim.client, Statement(0, 10**9, 0, ()))
+    assert bought(sim).disputed
+    sim.crash(sim.client)
+    assert reputation_ppm(sim.client.world, sim.gateway.identity) == pytest.approx(before / 2, rel=0.01)
+
+
+def test_a_client_that_leaves_its_credit_unpaid_is_known_for_it_until_it_pays_and_after() -> None:
+    sim = trade(grace_time_s=5)
+    before = reputation_ppm(sim.gateway.world, sim.client.identity)
+    assert before > STRANGERS_PPM
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 50_000, 20)
+    sim.run(10)
+    assert account(sim).debt_msat
+    for _ in range(3):  # it isn't noted again by each start
+        sim.crash(sim.gateway)
+        sim.run(5)
+        assert reputation_ppm(sim.gateway.world, sim.client.identity) == pytest.approx(before / 2, rel=0.01)
+    sim.silenced = set()
+    sim.crash(sim.gateway)  # it sends its invoice again to a client that is back
+    sim.run(60)
+    assert not account(sim).debt_msat
+    assert reputation_ppm(sim.gateway.world, sim.client.identity) < before * 0.7
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-MONTH_S, 12 * MONTH_S)), max_size=50))
+def test_a_reputation_is_from_0_to_1_and_returns_to_a_strangers(deeds: list[tuple[bool, int]]) -> None:
+    now_s, found = 1_700_000_000, Reputation()
+    for kept, later_s in deeds:
+        now_s += later_s
+        before = found.ppm(now_s)
+        found = found.kept(now_s) if kept else found.broken(now_s)
+        assert 0 <= found.ppm(now_s) <= FULL_PPM
+        assert found.ppm(now_s) >= before if kept else found.ppm(now_s) <= before
+    assert abs(found.ppm(max(now_s, found.at_s) + 24 * MONTH_S) - STRANGERS_PPM) <= 1
