@@ -97,13 +97,14 @@ class ContractTable:
         return len(self._slots)
 
     def adopt(self, at_ns: int) -> list[AdoptedContract]:
-        """Take over the contracts in the tables, and enter all of their destinations again.
+        """Take over the contracts in the tables, and enter the destinations that aren't entered.
 
         A daemon may have been killed when it had entered only some of them.
 
         Args: at_ns: the monotonic instant that `expires_in_s` counts from.
         """
-        found, labels = [], []
+        found, missing = [], []
+        entered = self._entered()
         for slot in self._lines.used_before():
             self._fresh = slot + 1
             tag = self._words[slot * LINE_WORDS + TAG]
@@ -114,10 +115,11 @@ class ContractTable:
             self._slots[label.contract] = slot
             self._accounts.take(tag >> 32)
             self._count(slot, label, 1)
-            labels.append((slot, label))
+            if (slot, label.generation) not in entered:
+                missing.append((slot, label))
             found.append(AdoptedContract(self._read_grant(slot, label, at_ns), self._reading(slot, label)))
         self._show_purchases(self._purchases > 0)
-        self._enter(labels)
+        self._enter(missing)
         return found
 
     def grant(self, grants: Sequence[Grant]) -> None:
@@ -350,6 +352,16 @@ class ContractTable:
                 values.append(ENTRY.pack(slot, label.generation))
         for table, (keys, values) in found.items():
             self._tables[table].set_many(keys, values)
+
+    def _entered(self) -> set[tuple[int, int]]:
+        """Return the slots, with their generations, to which single addresses lead in the kernel's tables.
+
+        To read all of these entries takes a small part of the time that it takes to write them. A daemon that was
+        killed in `move` left some entries under the old link only; but then it left the neighbour under that link too,
+        and the next start moves all of them.
+        """
+        tables = (self._tables[name] for name in layout.HOSTS.values())
+        return {entry for table in tables for _, values in table.batches() for entry in ENTRY.iter_unpack(values)}
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
         """Delete the entry at a place (see `_place`), but only if it leads to this slot.

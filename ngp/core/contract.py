@@ -219,7 +219,7 @@ class Contract:
             charged_msat=record.charged_msat,
             opened_at_s=record.opened_at_s,
             expires_at_s=record.expires_at_s,
-            path=tuple(record.path[at : at + MARK_BYTES] for at in range(0, len(record.path), MARK_BYTES)),
+            path=_marks(record.path) if record.path else (),
             rests_on=record.rests_on,
         )
 
@@ -248,3 +248,8 @@ class Contract:
             path=b"".join(self.path),
             rests_on=self.rests_on,
         )
+
+
+def _marks(joined: bytes) -> tuple[bytes, ...]:
+    """Take the marks of a path apart."""
+    return tuple(joined[at : at + MARK_BYTES] for at in range(0, len(joined), MARK_BYTES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
 from charge_lab import ALICE, BOB, CONTRACTS, NEVER, ChargeLab
@@ -177,6 +178,32 @@ def test_killed_between_any_two_stores_a_contract_is_whole_or_none(lab: ChargeLa
     grant = found[lab.ids[number]]
     assert (grant.limit_bytes, grant.price_msat_per_gib, grant.account) == (500, 9, ALICE)
     assert stores >= 5
+
+
+def test_a_start_enters_the_destinations_that_are_missing_and_no_others(
+    lab: ChargeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that was killed may have entered none of its latest contracts, or have found another one's entry."""
+    lab.limit(NEVER)
+    for _ in range(3):
+        lab.grant()
+    hosts = lab.tables[layout.HOSTS[4]]
+    kept, missing, former = (layout.host_key(bytes(10), Role.SERVER, bytes((10, 0, 0, number))) for number in range(3))
+    before = {key: hosts.get(key) for key in (kept, missing, former)}
+    hosts.delete(missing)
+    hosts.set(former, layout.ENTRY.pack(2, 77))  # of the slot's former contract: it has another generation
+    lab.reopen()
+    written: list[bytes] = []
+    set_many = hosts.set_many
+
+    def note(keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        written.extend(keys)
+        set_many(keys, values)
+
+    monkeypatch.setattr(hosts, "set_many", note)
+    assert len(lab.contracts.adopt(time.monotonic_ns())) == 3
+    assert written == [missing, former]
+    assert {key: hosts.get(key) for key in before} == before
 
 
 def test_a_killed_daemons_contracts_and_accounts_are_adopted(lab: ChargeLab) -> None:
