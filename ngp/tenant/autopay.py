@@ -113,7 +113,7 @@ async def pay_by_hand(kept: Kept, quote: Quote) -> Status:
 
 
 def take_over(home: Home, tunnel: Tunnel, quote: Quote, status: Status) -> None:
-    """Take over a payment that was made by hand from another wallet, and what traffic was charged before it.
+    """Take over a payment that was made by hand from another wallet, and what traffic was charged until it counted.
 
     Args: quote: what was paid. status: after the payment. Raises: NgpError.
     """
@@ -121,7 +121,7 @@ def take_over(home: Home, tunnel: Tunnel, quote: Quote, status: Status) -> None:
     with alone_with(home, tunnel):
         books = file.read()
         if _is_metered(books, quote.asked.status):
-            books = replace(books, account=traffic.up_to_date(books.account, quote.asked.status))
+            books = replace(books, account=traffic.up_to_date(books.account, status))
         if books.pending is None and not disagreements(books.account, status, time.time()):
             file.write(replace(books, account=follow(books.account, status)).accepted(int(time.time())))
 

@@ -65,6 +65,20 @@ def test_what_is_charged_while_a_payment_by_hand_is_on_its_way_is_not_in_dispute
     assert disagreements(account, replace(after, credit_msat=869_000), now_s), "from now on no charge is accepted"
 
 
+def test_what_is_charged_until_another_wallet_has_paid_is_not_in_dispute_when_the_price_ends(tmp_path: Path) -> None:
+    """That may take minutes, and cost more than the payment adds."""
+    home = Home(tmp_path)
+    tunnel = home.add_tunnel("one", read_place("192.0.2.1", "00" * 32))
+    file, now_s = BooksFile(home.state_path(tunnel)), int(time.time())
+    file.write(Books(Account(True, (), now_s, now_s, 1_000_000, 0, 0.0, 1_000_000, 1)))
+    before = Status((), now_s, now_s, 0, 700_000, 0.0, 1_000_000, 1, 0, "", price_msat_per_gib=1 << 30)
+    after = replace(before, credit_msat=300_000, paid_msat=1_200_000, payments=2, price_msat_per_gib=0)
+    autopay.take_over(home, tunnel, mock.Mock(asked=mock.Mock(status=before)), after)
+    account = file.read().account
+    assert account.payments == 2 and not disagreements(account, after, now_s)
+    assert disagreements(account, replace(after, credit_msat=299_000), now_s), "from now on no charge is accepted"
+
+
 @pytest.mark.parametrize("written", ["Traffic: 7", "Traffic: {source: a}", "Traffic: []"])
 def test_a_damaged_file_is_named(tmp_path: Path, written: str) -> None:
     file = BooksFile(tmp_path / "books")
