@@ -190,7 +190,7 @@ def _refuse_surroundings(landlord: Landlord, configuration: TunnelConfiguration,
     Args: networks: all that the landlord says, or said, are rented.
     """
     trusted_at = landlord.place.host
-    if not trusted_at or _is_local(trusted_at):
+    if _is_trusted_locally(trusted_at):
         return
     for end in configuration.ends:
         host, _ = split_host_port(end.endpoint)
@@ -200,11 +200,24 @@ def _refuse_surroundings(landlord: Landlord, configuration: TunnelConfiguration,
                 "surroundings: no file was written; ask the landlord, or, if that is right, trust it by such an address"
             )
     for network in networks:
-        if _is_local(str(network[0])) or _is_local(str(network[-1])):
+        if not may_be_rented(trusted_at, network):
             raise LandlordError(
                 f"landlord {landlord.place} says that {network} is rented, which has addresses of this machine's "
                 "surroundings: no file was written; ask the landlord, or, if that is right, trust it by such an address"
             )
+
+
+def may_be_rented(landlord_host: str, network: Prefix) -> bool:
+    """Say whether a landlord's word that a network is rented may be believed: not if it has local addresses.
+
+    Args: landlord_host: where the landlord is trusted; "": it is a neighbour.
+    """
+    is_local = _is_local(str(network[0])) or _is_local(str(network[-1]))
+    return not is_local or _is_trusted_locally(landlord_host)
+
+
+def _is_trusted_locally(landlord_host: str) -> bool:
+    return not landlord_host or _is_local(landlord_host)
 
 
 def _is_local(host: str) -> bool:

@@ -26,7 +26,7 @@ from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
 from ngp.errors import ConfigError, KernelError, MomentError, NgpError
-from ngp.tenant import barrier, files, interface, policy
+from ngp.tenant import barrier, files, interface, policy, renting
 from ngp.tenant.books import BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.landlord import HostPlace
@@ -246,8 +246,11 @@ def _sources(home: Home, tunnel: Tunnel) -> list[Prefix]:
     return policy.sources_of(TunnelConfiguration(addresses, (), None, ()), _networks(home, tunnel))
 
 
-def _networks(home: Home, tunnel: Tunnel) -> tuple[Prefix, ...]:
-    return BooksFile(home.state_path(tunnel)).read().account.networks
+def _networks(home: Home, tunnel: Tunnel) -> list[Prefix]:
+    """Return what is rented by our books, which took the landlord's word: it may name our surroundings at any time."""
+    host = home.landlord(tunnel).host
+    networks = BooksFile(home.state_path(tunnel)).read().account.networks
+    return [one for one in networks if renting.may_be_rented(host, one)]
 
 
 # --- what stands ------------------------------------------------------------------------------------------------------

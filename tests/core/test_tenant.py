@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -294,3 +295,5 @@ def test_what_others_paid_is_taken_over_and_nothing_else() -> None:
     followed = follow(account, more)
     assert (followed.credit_msat(200), followed.rate_sat_s, followed.payments) == (1004 * SAT, 1.0, 2)
     assert follow(Account(), status(Account(), 5)) == Account()
+    rented = replace(account, networks=(ip_network("192.0.2.7/32"),))
+    assert follow(rented, replace(more, networks=())).networks == rented.networks, "else the next look took any others"

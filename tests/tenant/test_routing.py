@@ -13,9 +13,11 @@ from unittest import mock
 
 import pytest
 
+from ngp.core.tenant.account import Account
 from ngp.core.tenant.way import Way
 from ngp.errors import ConfigError, MomentError
 from ngp.tenant import policy, routing
+from ngp.tenant.books import Books, BooksFile
 from ngp.tenant.home import Home, Tunnel
 from ngp.tenant.https import read_place
 
@@ -29,7 +31,8 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.home = Home(folder)
-        self.tunnel: Tunnel = self.home.add_tunnel("shop", read_place("203.0.113.1", "00" * 32))
+        self.tunnel: Tunnel = self.home.add_tunnel("shop", read_place("9.9.9.1", "00" * 32))
+        self.ran: list[str] = []
         self.home.keep_conf(self.tunnel, "[Interface]\nAddress = 198.51.100.1/32\nEndpoint = landlord.example:51820\n")
         self.rules: list[policy.Rule] = []
         self.barrier = ""
@@ -41,6 +44,7 @@ class Host:
         routing.bring_up(self.home, self.tunnel, True, beside)
 
     def run(self, words: Sequence[str], text_in: str = "", needed: bool = True) -> str:
+        self.ran.append(" ".join(words))
         match list(words):
             case ["nft", "-f", "-"]:
                 self.barrier = text_in
@@ -132,6 +136,17 @@ def test_a_full_disk_leaves_nothing_open(host: Host) -> None:
         host.answers = True
         host.up(NAME_SERVER)
     assert host.barrier
+
+
+def test_networks_of_our_surroundings_that_the_landlord_named_later_are_not_led(host: Host) -> None:
+    """The file was written, and its networks were checked, before the landlord said so."""
+    books = BooksFile(host.home.state_path(host.tunnel))
+    right, wrong = ip_network("9.9.9.9/32"), ip_network("192.168.0.0/16")
+    books.write(Books(Account(started=True, networks=(right, wrong))))
+    host.answers = True
+    host.up(NAME_SERVER)
+    assert "ip daddr 9.9.9.9/32 accept" in host.barrier and "ip daddr 192.168.0.0/16 accept" not in host.barrier
+    assert any("from 9.9.9.9/32" in one for one in host.ran) and not any("192.168.0.0" in one for one in host.ran)
 
 
 def test_what_rules_lead_beside_the_tunnel_is_read_back() -> None:

@@ -183,7 +183,7 @@ def follow(account: Account, status: Status) -> Account:
         return account
     return Account(
         started=True,
-        networks=status.networks,
+        networks=account.networks or status.networks,
         started_at_s=status.started_at_s,
         since_s=status.now_s,
         paid_since_msat=0,
