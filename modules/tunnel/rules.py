@@ -40,7 +40,11 @@ _FAMILY = {4: "ip", 6: "ip6"}
 
 
 def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
-    """Write the whole table, in place of the one that there is. Pure."""
+    """Write the whole table, in place of the one that there is. Pure.
+
+    Args: interface: exists when the text is carried out: nft looks its number up, and an interface that is made anew has
+        another one.
+    """
     limited = [peer for peer in peers if peer.rate_bytes_s is not None]
     lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
     for way in WAYS:
@@ -54,13 +58,14 @@ def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
     for version, headers in _HEADERS_BYTES.items():
         lines.append(f"meta nfproto ipv{version} tcp option maxseg size set {mtu - headers}")
     lines.append("}")
-    lines += _chain("from_tenants", "prerouting", f'iifname "{interface}"', "up")
-    lines += _chain("to_tenants", "forward", f'oifname "{interface}"', "down")
+    lines += _chain("from_tenants", "prerouting", f'iif "{interface}"', "up")
+    lines += _chain("to_tenants", "forward", f'oif "{interface}"', "down")
     return "\n".join([*lines, "}", ""])
 
 
 def _chain(name: str, hook: str, match: str, way: str) -> Iterator[str]:
-    # Behind one comparison of the interface's name, and the clamps behind the flags: each packet meets few expressions.
+    # Behind one comparison of the interface's number, which takes much less than that of its name, and the clamps behind
+    # the flags: each packet meets few expressions.
     yield f"chain {way} {{"
     yield "tcp flags & (syn | rst) == syn jump clamp"
     for version, family in _FAMILY.items():

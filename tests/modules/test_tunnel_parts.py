@@ -117,13 +117,13 @@ tcp flags & (syn | rst) == syn jump clamp
 limit name ip saddr map @up4 drop
 limit name ip6 saddr map @up6 drop
 }}
-chain from_tenants {{ type filter hook prerouting priority mangle; iifname "ngp-let" jump up; }}
+chain from_tenants {{ type filter hook prerouting priority mangle; iif "ngp-let" jump up; }}
 chain down {{
 tcp flags & (syn | rst) == syn jump clamp
 limit name ip daddr map @down4 drop
 limit name ip6 daddr map @down6 drop
 }}
-chain to_tenants {{ type filter hook forward priority mangle; oifname "ngp-let" jump down; }}
+chain to_tenants {{ type filter hook forward priority mangle; oif "ngp-let" jump down; }}
 }}
 """
     )
