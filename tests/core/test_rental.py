@@ -424,6 +424,27 @@ def test_the_rent_changes_only_with_a_payment_and_as_its_invoice_promised(landlo
     assert landlord.credit(1) == pytest.approx(credit + 1000 * SAT - 2000 * SAT, abs=40)
 
 
+def test_a_lower_rent_counts_from_the_invoice_on_that_promised_it(landlord: Landlord) -> None:
+    """The tenant counts it from then on, and its AutoPay stops for good at 20 s of rent less."""
+    landlord.rent(1, 10_000)
+    landlord.at(1000)
+    landlord.reload(letting(offer(rent_msat=RENT // 10)))
+    before, answer = landlord.credit(1), landlord.ask(1, 1000)
+    landlord.at(500)
+    assert answer is not None and landlord.pay(answer.bolt11)
+    due = before + 1000 * SAT - -(-500 * (RENT // 10) // MONTH_S)
+    assert abs(landlord.credit(1) - due) <= 1
+    landlord.at(100)
+    landlord.check()
+    landlord.reload(letting(offer(rent_msat=RENT)))
+    before, answer = landlord.credit(1), landlord.ask(1, 1000)
+    landlord.at(500)
+    assert answer is not None and landlord.pay(answer.bolt11)
+    due = before + 1000 * SAT - -(-500 * (RENT // 10) // MONTH_S)
+    assert abs(landlord.credit(1) - due) <= 1, "a higher one counts from the payment on"
+    landlord.check()
+
+
 def test_no_rent_is_owed_while_the_operator_has_it_off(landlord: Landlord) -> None:
     landlord.rent(1, 1000)
     rental = landlord.rental(1)

@@ -257,15 +257,18 @@ def status(account: Account, at_s: int, **changes: Any) -> Status:
     return replace(fitting, **changes)
 
 
-@given(st.integers(0, 10**7), st.integers(-30, 30))
-def test_a_landlord_may_be_short_by_20_s_of_rent_and_ahead_by_10_s(after_s: int, ahead_s: int) -> None:
-    account = paid(Account(), order(1, True, 1000 * SAT, 100))
+@given(st.integers(0, 10**7), st.integers(-30, 30), st.sampled_from((RATE, 100 * RATE, RATE / 100)))
+def test_a_landlord_may_be_short_by_20_s_of_rent_or_a_sat_and_ahead_by_10_s(
+    after_s: int, ahead_s: int, rate: float
+) -> None:
+    account = paid(Account(), replace(order(1, True, 1000 * SAT, 100), rate_sat_s=rate))
     said = disagreements(account, status(account, 100 + after_s + ahead_s), 100 + after_s)
     assert bool(said) == (ahead_s > 10)
     ours = account.credit_msat(100 + after_s)
-    for short_s in (19, 22):
-        less = status(account, 100 + after_s, credit_msat=round(ours - short_s * RATE * SAT))
-        assert bool(disagreements(account, less, 100 + after_s)) == (short_s > 20)
+    most_msat = max(SAT, 20 * rate * SAT)
+    for part in (0.95, 1.1):
+        less = status(account, 100 + after_s, credit_msat=round(ours - part * most_msat))
+        assert bool(disagreements(account, less, 100 + after_s)) == (part > 1)
 
 
 def test_where_traffic_has_a_price_the_credit_is_the_landlords_word_and_all_else_is_compared() -> None:

@@ -62,7 +62,7 @@ def test_what_is_charged_while_a_payment_by_hand_is_on_its_way_is_not_in_dispute
     assert asyncio.run(autopay.pay_by_hand(kept, quote)) == after
     account = file.read().account
     assert account.credit_msat(now_s) == 870_000 and not disagreements(account, after, now_s)
-    assert disagreements(account, replace(after, credit_msat=869_000), now_s), "from now on no charge is accepted"
+    assert disagreements(account, replace(after, credit_msat=868_999), now_s), "from now on no charge is accepted"
 
 
 def test_what_is_charged_until_another_wallet_has_paid_is_not_in_dispute_when_the_price_ends(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_is_charged_until_another_wallet_has_paid_is_not_in_dispute_when_th
     autopay.take_over(home, tunnel, mock.Mock(asked=mock.Mock(status=before)), after)
     account = file.read().account
     assert account.payments == 2 and not disagreements(account, after, now_s)
-    assert disagreements(account, replace(after, credit_msat=299_000), now_s), "from now on no charge is accepted"
+    assert disagreements(account, replace(after, credit_msat=298_999), now_s), "from now on no charge is accepted"
 
 
 @pytest.mark.parametrize("written", ["Traffic: 7", "Traffic: {source: a}", "Traffic: []"])

@@ -148,7 +148,8 @@ def _note_asked(world: World, event: CreditAsked, rental: Rental, offer: Offer) 
         metering.enter(world, rental)
     world.client(rental.id).invoice.asked = True
     fee_msat = offer.activation_fee_msat if rental.state is RentalState.PENDING else 0
-    quote = Quote(event.amount_msat, fee_msat, offer.rent_msat, offer.price_msat_per_gib)
+    asked_s = world.letting.clock.at_s(world.now)
+    quote = Quote(event.amount_msat, fee_msat, offer.rent_msat, offer.price_msat_per_gib, asked_s)
     world.letting.asking[rental.id] = event.request, quote
 
 

@@ -62,6 +62,7 @@ def paid(world: World, account: ClientAccount, payment_hash: bytes, amount_msat:
         return
     if (quote := rental.payable.pop(payment_hash, None)) is not None:
         rental.agree(quote)
+        rental.lower_rent(quote, world.letting.clock.at_s(world.now))
     rental.payments += 1
     if rental.state is RentalState.PENDING and not may_let(world, rental):
         end(world, rental, NOT_LET)

@@ -96,12 +96,14 @@ class Quote:
     Attributes:
         amount_msat: the credit, without the activation fee.
         activation_fee_msat: 0 unless it is the rental's first invoice, or replaces it.
+        asked_s: when the tenant asked for the invoice, seconds of service.
     """
 
     amount_msat: int
     activation_fee_msat: int
     rent_msat: int
     price_msat_per_gib: int
+    asked_s: int
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -216,6 +218,15 @@ class Rental:
     def accrue(self, service_s: int) -> None:
         """Note the rent that is owed so far; from then on rent counts from this instant, in seconds of service."""
         self.owed_msat, self.rate_since_s = self.rent_owed_msat(service_s), service_s
+
+    def lower_rent(self, quote: Quote, service_s: int) -> None:
+        """Let a lower rent count from the invoice on that promised it, when this has been paid.
+
+        Tenants count it from then on: after a slow payment they would find less credit than is due, and pay no more.
+        """
+        if quote.rent_msat < self.rent_msat:
+            self.accrue(max(self.rate_since_s, min(quote.asked_s, service_s)))
+            self.rent_msat = quote.rent_msat
 
     def record(self) -> RentalRecord:
         """Return the rental's record for the ledger."""

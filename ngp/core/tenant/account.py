@@ -20,7 +20,9 @@ from ngp.core.tenant.terms import SaleTerms
 CLOCK_AHEAD_S = 10
 """How far a landlord's clock may be ahead of ours."""
 CREDIT_SHORT_S = 20
-"""A landlord may state a credit that is lower than ours, by at most the rent of this time."""
+"""A landlord may state a credit that is lower than ours, by at most the rent of this time, or by LEAST_SHORT_MSAT."""
+LEAST_SHORT_MSAT = SAT_MSAT
+"""For a second that the landlord counted at a former, much higher rent stays in the sum for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ def _disagreements(account: Account, status: Status, now_s: float) -> Iterator[s
     if status.rate_sat_s > account.rate_sat_s and not paid_by_others:
         yield f"the rent rose from {account.rate_sat_s:g} to {status.rate_sat_s:g} sat a second without a payment"
     ours_msat = account.credit_msat(status.now_s)
-    short_msat = round(CREDIT_SHORT_S * max(account.rate_sat_s, status.rate_sat_s) * SAT_MSAT)
+    rent_msat = round(CREDIT_SHORT_S * max(account.rate_sat_s, status.rate_sat_s) * SAT_MSAT)
+    short_msat = max(LEAST_SHORT_MSAT, rent_msat)
     if not status.price_msat_per_gib and status.credit_msat < ours_msat - short_msat:
         yield (
             f"the landlord says {show_money(status.credit_msat)} of credit are left, but by our books it is "
