@@ -42,8 +42,8 @@ _FAMILY = {4: "ip", 6: "ip6"}
 def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
     """Write the whole table, in place of the one that there is. Pure.
 
-    Args: interface: exists when the text is carried out: nft looks its number up, and an interface that is made anew has
-        another one.
+    Args: interface: exists when the text is carried out: nft looks its number up, which changes when the interface is
+        made anew.
     """
     limited = [peer for peer in peers if peer.rate_bytes_s is not None]
     lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
@@ -64,8 +64,8 @@ def table(interface: str, mtu: int, peers: Iterable[TunnelPeer]) -> str:
 
 
 def _chain(name: str, hook: str, match: str, way: str) -> Iterator[str]:
-    # Behind one comparison of the interface's number, which takes much less than that of its name, and the clamps behind
-    # the flags: each packet meets few expressions.
+    # Behind one comparison of the interface's number, which takes much less than that of its name, and the clamps
+    # behind the flags: each packet meets few expressions.
     yield f"chain {way} {{"
     yield "tcp flags & (syn | rst) == syn jump clamp"
     for version, family in _FAMILY.items():
