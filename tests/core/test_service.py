@@ -9,6 +9,8 @@ from playbook import Sim, account, bought, settings, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.buying import service
+from ngp.core.buying.account import Seen
 from ngp.core.buying.service import MOST_UNSEEN, TRY_AGAIN_S
 from ngp.core.messages import Invoice, Role, Statement
 from ngp.core.reputation import MONTH_S, STRANGERS_PPM, Reputation
@@ -100,6 +102,19 @@ def test_who_only_sends_asks_for_an_echo_and_pays_on_if_it_comes() -> None:
             sim.down(HOST, 62)
     assert asked and payments(sim) - before > MOST_UNSEEN
     assert not warnings(sim)
+
+
+def test_a_server_by_which_nothing_was_sent_is_not_asked_for_an_echo() -> None:
+    """Otherwise it would no longer count among the newcomers, which get two top-ups all together."""
+    sim = Sim()
+    sim.flow(HOST, 20_000, 1)
+    ours = bought(sim)
+    ours.sent, ours.seen, sim.client.world.effects = False, Seen(unseen=1), []
+    service.paid(sim.client.world, ours)
+    assert not [one for one in sim.client.world.effects if isinstance(one, fx.AskEcho)]
+    ours.sent = True
+    service.paid(sim.client.world, ours)
+    assert [one for one in sim.client.world.effects if isinstance(one, fx.AskEcho)]
 
 
 def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_time() -> None:

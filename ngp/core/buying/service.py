@@ -28,7 +28,8 @@ def ordered(account: ServerAccount) -> None:
 def paid(world: World, account: ServerAccount) -> None:
     """Count a payment that succeeded; the caller saves the account."""
     seen = account.seen
-    if seen.unseen and not seen.came_back:
+    # An echo counts as sent, and a server by which we never sent anything must stay one of the newcomers.
+    if seen.unseen and not seen.came_back and account.sent:
         _ask_for_echo(world, account)
     seen.unseen += 1
     if seen.unseen >= MOST_UNSEEN:
