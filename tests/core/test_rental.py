@@ -356,6 +356,38 @@ def test_a_rental_that_a_stranger_asked_for_with_the_tenants_key_is_not_shown_to
     assert landlord.status(1).face == "grpc"
 
 
+def test_a_tenant_gets_the_offer_that_it_wants_although_a_stranger_asked_for_another_with_its_key(
+    landlord: Landlord,
+) -> None:
+    landlord.reload(letting(offer(), offer(name="large", rent_msat=2 * RENT)))
+    first = landlord.ask(1, 1000)
+    landlord.face = "grpc"
+    wanted = landlord.ask(1, 1000, "large")
+    assert first is not None and wanted is not None and not wanted.why_not
+    landlord.check()
+    rental = landlord.rental(1)
+    assert (rental.offer, rental.rent_msat) == ("large", 2 * RENT) and len(landlord.world.letting.rentals) == 1
+    assert not landlord.pay(first.bolt11) and landlord.pay(wanted.bolt11)
+    landlord.check()
+    more = landlord.ask(1, 1000, "default")
+    assert more is not None and landlord.pay(more.bolt11) and landlord.rental(1).offer == "large", "it is paid"
+
+
+def test_a_payment_for_the_offer_that_a_tenant_no_longer_wants_is_kept_for_it(landlord: Landlord) -> None:
+    landlord.reload(letting(offer(), offer(name="large")))
+    landlord.face = "grpc"
+    first = landlord.ask(1, 1000)
+    landlord.node.paid.append((bytes.fromhex(first.bolt11), FEE + 1000 * SAT))  # type: ignore[union-attr]
+    wanted = landlord.ask(1, 1000, "large")
+    landlord.hear()
+    landlord.check()
+    assert landlord.rental(1).state is RentalState.PENDING and landlord.status(1).fetchable_msat == FEE + 1000 * SAT
+    assert landlord.pay(wanted.bolt11) and landlord.rental(1).offer == "large"  # type: ignore[union-attr]
+    landlord.crash()
+    landlord.check()
+    assert landlord.status(1).fetchable_msat == FEE + 1000 * SAT
+
+
 def test_a_node_that_makes_no_invoice_is_the_operators_affair_and_holds_no_networks(landlord: Landlord) -> None:
     landlord.node.refuses = "LND at 192.0.2.7:10009 doesn't answer: check LND_RPC"
     answer = landlord.ask(1, 1000)

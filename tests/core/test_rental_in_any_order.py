@@ -14,9 +14,11 @@ from let import Landlord, PaymentNodeOfLandlord, key, letting, offer
 
 from ngp.core import events as ev
 from ngp.core.rental.events import ReleaseRental, SwitchRental
+from ngp.core.rental.terms import Offer
 
 ACTIONS = st.one_of(
     st.tuples(st.just("ask"), st.integers(1, 5), st.sampled_from((400, 600, 1000, 5000, 70_000))),
+    st.tuples(st.just("ask"), st.integers(1, 5), st.just(5000), st.sampled_from(("default", "other"))),
     st.tuples(st.just("pay"), st.integers(0, 3)),
     st.tuples(st.just("pay"), st.integers(0, 3)),
     st.tuples(st.just("at"), st.sampled_from((0.5, 30.0, 601.0, 86_400.0, 5e5, 2e6, 6e6))),
@@ -49,7 +51,7 @@ def test_money_is_conserved_and_no_address_is_let_twice(
     pools, node = ("203.0.113.0/30", "2001:db8::/62"), PaymentNodeOfLandlord(holds=holds)
     with (
         TemporaryDirectory(prefix="ngp-let-") as name,
-        closing(Landlord(Path(name), letting(offer(price_msat_per_gib=price), pools=pools), node=node)) as landlord,
+        closing(Landlord(Path(name), letting(*_offers(price), pools=pools), node=node)) as landlord,
     ):
         landlord.face = "mesh"
         invoices: list[str] = []
@@ -64,6 +66,10 @@ def test_money_is_conserved_and_no_address_is_let_twice(
         assert not node.held, "every payment was taken or went back"
         paid = sum(amount for _, amount in landlord.node.paid)
         assert paid == sum(one.paid_msat for one in landlord.ledger.load(landlord.clock().utc_s).accounts)
+
+
+def _offers(price: int) -> tuple[Offer, ...]:
+    return offer(price_msat_per_gib=price), offer(name="other", ipv6_bits=None, price_msat_per_gib=price)
 
 
 def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]) -> None:
@@ -81,7 +87,7 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
     elif name == "read":
         landlord.read()
     elif name == "price":
-        landlord.terms = replace(landlord.terms, offers=(offer(price_msat_per_gib=words[0]),))
+        landlord.terms = replace(landlord.terms, offers=_offers(words[0]))  # type: ignore[arg-type]
         landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
     elif name == "away":
         landlord.node.away = bool(words[0])

@@ -28,10 +28,28 @@ def credit_asked(world: World, event: CreditAsked) -> None:
         why_not = NOT_LETTING
     elif rental is None or rental.state is RentalState.RELEASED:
         why_not = _ask_for_new(world, settings, event)
+    elif _is_another(settings, event, rental):
+        why_not = _ask_for_another(world, settings, event, rental)
     else:
         why_not = _ask_for_more(world, settings, event, rental)
     if why_not:
         world.do(AnswerTenant(event.request, why_not=why_not))
+
+
+def _is_another(settings: LettingSettings, event: CreditAsked, rental: Rental) -> bool:
+    """Say whether a tenant wants another offer than that of the rental which waits for its first payment.
+
+    A stranger who knows the tenant's key may have asked for that rental, over HTTPS, which has only the first offer.
+    """
+    wants_another = settings.offer(event.offer) is not None and event.offer not in ("", rental.offer)
+    return rental.state is RentalState.PENDING and event.face != "https" and wants_another
+
+
+def _ask_for_another(world: World, settings: LettingSettings, event: CreditAsked, rental: Rental) -> str:
+    if world.client(rental.id).invoice.asked:
+        return _BEING_MADE
+    landlord.end(world, rental, "another offer was asked for")
+    return _ask_for_new(world, settings, event)
 
 
 def _ask_for_new(world: World, settings: LettingSettings, event: CreditAsked) -> str:
