@@ -34,6 +34,7 @@ MOST_TOLD = 8000
 """The most characters of warnings for the command that starts us. As JSON they fit into a pipe that nobody reads."""
 _TERMINAL_LINES = 1000
 _FLUSH_S = 1.0
+_PAUSE_S = 0.02
 
 
 class _Utc(logging.Formatter):
@@ -136,12 +137,24 @@ class Terminal(logging.Handler):
             self._lost += 1  # a message whose arguments don't match its format; the log file loses it too
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
+        """Write a line at once, but those of the next ms together: to wake this thread for each costs the daemon time.
+
+        A daemon that opens hundreds of contracts a second writes as many lines, and each wake-up made it wait for the
+        interpreter's lock.
+        """
+        while True:
+            lines = [self._lines.get()]
+            with suppress(queue.Empty):
+                while lines[-1] is not None:
+                    lines.append(self._lines.get_nowait())
             try:
-                self._stream.write(line + "\n")
+                self._stream.write("".join(f"{line}\n" for line in lines if line is not None))
                 self._stream.flush()
             except (OSError, ValueError):  # EIO, EPIPE: the terminal is gone, and stays gone
                 return
+            if lines[-1] is None:
+                return
+            time.sleep(_PAUSE_S)
 
     def close(self) -> None:
         """Give the queued lines a moment to be written; a stopped terminal doesn't delay the daemon's end."""

@@ -137,6 +137,35 @@ def test_a_stopped_terminal_blocks_nobody_and_loses_lines_with_a_word() -> None:
     assert text.endswith("last\n")
 
 
+class Counting(io.StringIO):
+    """Counts how often it is written to, and says when the first line is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+        self.reached = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        self.reached.set()
+        return super().write(text)
+
+
+def test_a_line_is_written_at_once_and_those_of_the_next_ms_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = threading.Event()
+    monkeypatch.setattr("ngp.daemon.logs.time.sleep", lambda _: pause.wait(30))
+    stream = Counting()
+    terminal = Terminal(stream)
+    terminal.emit(record("first"))
+    assert stream.reached.wait(30), "no other line must come before it is written"
+    for number in range(100):
+        terminal.emit(record(f"line {number}"))
+    pause.set()
+    terminal.close()
+    assert stream.getvalue().split() == ["first", *(word for n in range(100) for word in ("line", str(n)))]
+    assert stream.writes == 2
+
+
 def test_a_vanished_terminal_is_forgotten() -> None:
     stream = io.StringIO()
     terminal = Terminal(stream)
