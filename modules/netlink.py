@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
-EXCLUSIVE, CREATE = 0x200, 0x400
+REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
 NETFILTER, GENERIC = 12, 16  # Python's socket module has no names for these protocols
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _ERROR, _DONE = 2, 3
@@ -67,7 +67,10 @@ class Asker:
         return self._answers(kind, REQUEST | DUMP, body)
 
     def order(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """Send a change, and wait until the kernel has made it. Args: flags: CREATE, EXCLUSIVE. Raises as `ask`."""
+        """Send a change, and wait until the kernel has made it.
+
+        Args: flags: CREATE, EXCLUSIVE, REPLACE. Raises as `ask`.
+        """
         for _ in self._answers(kind, REQUEST | ACK | flags, body):
             pass
 

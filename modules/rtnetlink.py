@@ -21,6 +21,7 @@ from ngp.errors import KernelError
 from ngp.modules.netlink import (
     CREATE,
     EXCLUSIVE,
+    REPLACE,
     Asker,
     attribute,
     attributes,
@@ -49,11 +50,18 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
 _RTN_UNICAST = 1
 _RTPROT_KERNEL = 2
-_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 2, 3, 4, 5, 9, 18
-_RTA_TABLE = 15
-_RTM_GETRULE = 34
-_RULE = struct.Struct("=12x")  # struct fib_rule_hdr
-_FRA_IIFNAME, _FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 3, 10, 22, 23, 24
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_RTNH_F_DEAD, _RTNH_F_ONLINK, _RTNH_F_LINKDOWN = 0x01, 0x04, 0x10
+_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = range(1, 9)
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 9, 15, 18
+_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
+_RULE = struct.Struct("=8BI")  # struct fib_rule_hdr
+_FR_ACT_TO_TABLE = 1
+_FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 3, 6, 10, 14, 15
+_FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 21, 22, 23, 24
+MAIN_TABLE = 254
+_NOWHERE = 255  # RT_SCOPE_NOWHERE: a route of any scope
+_NONE = 0xFFFFFFFF
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # the address family, which is before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
@@ -111,10 +119,14 @@ class Hop:
     Attributes:
         index: the index of its interface.
         gateway: the next router; None if destinations are on the link itself.
+        is_down: nothing can be sent there: the interface has no carrier.
+        onlink: the router counts as on the link, whatever the addresses of the interface say.
     """
 
     index: int
     gateway: Address | None
+    is_down: bool = False
+    onlink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,9 @@ class Route:
         is_unicast: False for local, unreachable, blackhole, ... routes.
         of_own_address: whether the kernel made it for the network of an address of this host.
         hops: the next hops; several if traffic is shared among them.
+        metric: of several routes to one destination in a table, the kernel takes the one with the lowest.
+        table: the number of its routing table.
+        settings: attributes, as the kernel wrote them, that a copy of the route should have: source address, MTU, ...
     """
 
     is_unicast: bool
@@ -132,6 +147,9 @@ class Route:
     prefix_length: int
     destination: bytes
     hops: tuple[Hop, ...]
+    metric: int = 0
+    table: int = 0
+    settings: bytes = b""
 
     @property
     def interfaces(self) -> tuple[int, ...]:
@@ -251,10 +269,106 @@ def routers(version: int, index: int, most_routes: int) -> set[Address]:
     return {hop.gateway for message in some for hop in route_of(message).hops if hop.gateway is not None}
 
 
-def _routes_out_of(version: int, index: int) -> Iterator[bytes]:
-    body = _route_body(version, kind=_RTN_UNICAST) + attribute(_RTA_OIF, struct.pack("=I", index))
+def _routes_out_of(version: int, index: int, table: int = 0) -> Iterator[bytes]:
+    body = _route_body(version, kind=_RTN_UNICAST) + _number_attribute(_RTA_OIF, index)
+    body += _number_attribute(_RTA_TABLE, table) if table else b""
     with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
         yield from kernel.dump(RTM_GETROUTE, body)
+
+
+def main_routes_out_of(version: int, index: int, most: int) -> Iterator[tuple[Prefix, Route]]:
+    """Yield up to `most` unicast routes of the main table that have a hop on an interface. Raises KernelError."""
+    for message in itertools.islice(_routes_out_of(version, index, MAIN_TABLE), most):
+        yield prefix_of(version, message), route_of(message)
+
+
+def routes_by(version: int, protocol: int) -> list[tuple[Prefix, Route]]:
+    """List the routes that a program made, in any table. Args: protocol: the number that it gave them.
+
+    Raises KernelError.
+    """
+    with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
+        listed = kernel.dump(RTM_GETROUTE, _route_body(version, protocol=protocol))
+        return [(prefix_of(version, message), route_of(message)) for message in listed]
+
+
+def set_route(kernel: Asker, destination: Prefix, hop: Hop, table: int, protocol: int, settings: bytes = b"") -> None:
+    """Make a route by one hop in a table, in place of the one that there is. Raises OSError."""
+    flags = _RTNH_F_ONLINK if hop.onlink else 0
+    body = _route_body(destination.version, destination.prefixlen, _RTN_UNICAST, flags, protocol=protocol)
+    body += attribute(_RTA_DST, destination.network_address.packed)
+    body += _number_attribute(_RTA_TABLE, table) + _number_attribute(_RTA_OIF, hop.index) + settings
+    if hop.gateway is not None and hop.gateway.version == destination.version:
+        body += attribute(_RTA_GATEWAY, hop.gateway.packed)
+    elif hop.gateway is not None:
+        body += attribute(_RTA_VIA, struct.pack("=H", _FAMILY[hop.gateway.version]) + hop.gateway.packed)
+    kernel.order(_RTM_NEWROUTE, body, CREATE | REPLACE)
+
+
+def delete_route(kernel: Asker, destination: Prefix, table: int, protocol: int) -> None:
+    """Delete a program's route from a table. Raises OSError, also if there is none."""
+    body = _route_body(destination.version, destination.prefixlen, _RTN_UNICAST, protocol=protocol, scope=_NOWHERE)
+    body += attribute(_RTA_DST, destination.network_address.packed) + _number_attribute(_RTA_TABLE, table)
+    kernel.order(_RTM_DELROUTE, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A routing rule that has all packets looked up in a table.
+
+    Attributes:
+        priority: rules are asked in this order. most_ignored: a route of this prefix length, or of a shorter one, isn't
+            taken from the table; None: every route is taken.
+    """
+
+    version: int
+    priority: int
+    table: int
+    most_ignored: int | None = None
+
+
+def rules_by(kernel: Asker, protocol: int) -> list[Rule]:
+    """List the rules that a program made. Args: protocol: the number that it gave them. Raises KernelError."""
+    found = []
+    with kernel_errors("routing rules can't be listed"):
+        for version in _FAMILY:
+            for message in kernel.dump(_RTM_GETRULE, _rule_body(version)):
+                said = dict(attributes(message[_RULE.size :]))
+                if said.get(_FRA_PROTOCOL) == bytes([protocol]):
+                    found.append(_rule(version, said))
+    return found
+
+
+def add_rule(kernel: Asker, rule: Rule, protocol: int) -> None:
+    """Make a rule. Raises OSError, also if it stands already."""
+    kernel.order(_RTM_NEWRULE, _written_rule(rule, protocol), CREATE | EXCLUSIVE)
+
+
+def delete_rule(kernel: Asker, rule: Rule, protocol: int) -> None:
+    """Delete a rule. Raises OSError, also if there is none."""
+    kernel.order(_RTM_DELRULE, _written_rule(rule, protocol))
+
+
+def _rule(version: int, said: Mapping[int, bytes]) -> Rule:
+    ignored = _number(said, _FRA_SUPPRESS_PREFIXLEN) if _FRA_SUPPRESS_PREFIXLEN in said else _NONE
+    most_ignored = None if ignored == _NONE else ignored
+    return Rule(version, _number(said, _FRA_PRIORITY), _number(said, _FRA_TABLE), most_ignored)
+
+
+def _written_rule(rule: Rule, protocol: int) -> bytes:
+    body = _rule_body(rule.version, _FR_ACT_TO_TABLE) + _number_attribute(_FRA_PRIORITY, rule.priority)
+    body += _number_attribute(_FRA_TABLE, rule.table) + attribute(_FRA_PROTOCOL, bytes([protocol]))
+    if rule.most_ignored is not None:
+        body += _number_attribute(_FRA_SUPPRESS_PREFIXLEN, rule.most_ignored)
+    return body
+
+
+def _rule_body(version: int, action: int = 0) -> bytes:
+    return _RULE.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, action, 0)
+
+
+def _number_attribute(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=I", value))
 
 
 def ask_route(kernel: Asker, destination: Address, flags: int = 0) -> bytes:
@@ -290,7 +404,7 @@ def rules_test_more(kernel: Asker, version: int) -> bool:
     """
     tests = {_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE}
     with kernel_errors("routing rules can't be listed"):
-        messages = kernel.dump(_RTM_GETRULE, bytes([_FAMILY[version]]) + bytes(_RULE.size - 1))
+        messages = kernel.dump(_RTM_GETRULE, _rule_body(version))
         rules = (dict(attributes(message[_RULE.size :])) for message in messages)
         return any(text(rule.get(_FRA_IIFNAME, b"")) != "lo" and not tests.isdisjoint(rule) for rule in rules)
 
@@ -331,29 +445,46 @@ def is_resolved(kernel: Asker, index: int, address: Address) -> bool | None:
 
 def route_of(message: bytes) -> Route:
     """Read a route. Pure."""
-    _, prefix_length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(message)
+    _, prefix_length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(message)
     said = dict(attributes(message[_ROUTE.size :]))
     hops = _hops(said.get(_RTA_MULTIPATH, b""))
     if _RTA_OIF in said:
-        hops = (_hop(_number(said, _RTA_OIF), said),)
-    of_own_address = protocol == _RTPROT_KERNEL
-    return Route(kind == _RTN_UNICAST, of_own_address, prefix_length, said.get(_RTA_DST, b""), hops)
+        hops = (_hop(_number(said, _RTA_OIF), flags, said),)
+    return Route(
+        is_unicast=kind == _RTN_UNICAST,
+        of_own_address=protocol == _RTPROT_KERNEL,
+        prefix_length=prefix_length,
+        destination=said.get(_RTA_DST, b""),
+        hops=hops,
+        metric=_number(said, _RTA_PRIORITY),
+        table=_number(said, _RTA_TABLE) or table,
+        settings=b"".join(attribute(each, said[each]) for each in (_RTA_PREFSRC, _RTA_METRICS) if each in said),
+    )
 
 
-def _route_body(version: int, bits: int = 0, kind: int = 0, flags: int = 0, source_bits: int = 0) -> bytes:
-    return _ROUTE.pack(_FAMILY[version], bits, source_bits, 0, 0, 0, 0, kind, flags)
+def _route_body(
+    version: int,
+    bits: int = 0,
+    kind: int = 0,
+    flags: int = 0,
+    source_bits: int = 0,
+    protocol: int = 0,
+    scope: int = 0,
+) -> bytes:
+    return _ROUTE.pack(_FAMILY[version], bits, source_bits, 0, 0, protocol, scope, kind, flags)
 
 
-def _hop(index: int, said: Mapping[int, bytes]) -> Hop:
+def _hop(index: int, flags: int, said: Mapping[int, bytes]) -> Hop:
     gateway = said.get(_RTA_GATEWAY) or said.get(_RTA_VIA, b"")[_FAMILY_BYTES:]
-    return Hop(index, ip_address(gateway) if gateway else None)
+    is_down = bool(flags & (_RTNH_F_DEAD | _RTNH_F_LINKDOWN))
+    return Hop(index, ip_address(gateway) if gateway else None, is_down, bool(flags & _RTNH_F_ONLINK))
 
 
 def _hops(data: bytes) -> tuple[Hop, ...]:
     found, at = [], 0
     while at + _HOP.size <= len(data):
-        length, _, _, index = _HOP.unpack_from(data, at)
-        found.append(_hop(index, dict(attributes(data[at + _HOP.size : at + length]))))
+        length, flags, _, index = _HOP.unpack_from(data, at)
+        found.append(_hop(index, flags, dict(attributes(data[at + _HOP.size : at + length]))))
         at += max((length + 3) & ~3, _HOP.size)
     return tuple(found)
 

@@ -42,6 +42,7 @@ from ngp.modules.bpf import Table, library
 from ngp.modules.network import bpf, echo, former, gate, hooks, layout
 from ngp.modules.network import check as host_check
 from ngp.modules.network.find import close_tables, find_running
+from ngp.modules.network.forks import Forks
 from ngp.modules.network.gate import Gate, GatePaths
 from ngp.modules.network.hints import HintReader
 from ngp.modules.network.hooks import Direction
@@ -371,6 +372,8 @@ class Datapath(HostQuestions):
                 hooks.detach(index, direction)
             if interfaces.get(index, 0) & layout.MADE_CLSACT:
                 hooks.remove_clsact(index)
+        Forks(self._open_host()).clean_up()
+        self.close_host()
         bpf.unmount_bpffs(self._folder, (layout.TABLES_BEGIN, layout.GATE_PROGRAMS_BEGIN))
 
     # --- inside ---

@@ -359,10 +359,10 @@ class Host:
             if name not in mesh:
                 continue
             if hop.gateway is not None or not (route.of_own_address or self.has_link_addresses(name)):
-                return Onward(prefix, Router(name, self._router_at(name, hop), hop.gateway))
+                return Onward(prefix, Router(name, self.router_at(name, hop), hop.gateway))
         return Onward(prefix if route.has_gateway else None)
 
-    def _router_at(self, interface: str, hop: rtnetlink.Hop) -> bytes | None:
+    def router_at(self, interface: str, hop: rtnetlink.Hop) -> bytes | None:
         """Return the link address of the router at a hop; empty if the hop has no router or its link no addresses.
 
         None if the kernel doesn't know it yet: this call asks the kernel to find it out.

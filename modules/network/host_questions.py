@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ngp.core.messages import Address
+from ngp.core.kernel import Fork, Router
+from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network import sides
 from ngp.modules.network.alarm import Alarm
+from ngp.modules.network.forks import Forks
 from ngp.modules.network.host import Host
 from ngp.ports.network import DesiredNetwork, InterfaceTraffic
 
@@ -19,6 +21,7 @@ class HostQuestions:
 
     def __init__(self) -> None:
         self._host: Host | None = None
+        self._forks: Forks | None = None
         self._alarm: Alarm | None = None
 
     def mesh_interfaces(self, patterns: Sequence[str], ignored: Sequence[str]) -> tuple[str, ...]:
@@ -85,6 +88,18 @@ class HostQuestions:
                 found.append((name, address, link_address))
         return found
 
+    def forks(self, mesh: Sequence[str], families: Iterable[int]) -> tuple[Fork, ...]:
+        """Return the prefixes to which the main routing table leads through several routers in the mesh.
+
+        A prefix for which we made a route is included. Raises KernelError.
+        """
+        self._open_host().forget()
+        return self._open_forks().find(mesh, families)
+
+    def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
+        """Make our routes: these and no others. Raises KernelError."""
+        self._open_forks().set_routes(routes, table, priority)
+
     def refuse(self, desired: DesiredNetwork) -> None:
         """Raise KernelError if this host lets traffic past the meter, or gates traffic that isn't forwarded."""
         host_check.refuse(desired)
@@ -94,9 +109,14 @@ class HostQuestions:
         self.stop_watching()
         if self._host is not None:
             self._host.close()
-            self._host = None
+            self._host = self._forks = None
 
     def _open_host(self) -> Host:
         if self._host is None:
             self._host = Host()
         return self._host
+
+    def _open_forks(self) -> Forks:
+        if self._forks is None:
+            self._forks = Forks(self._open_host())
+        return self._forks

@@ -29,6 +29,7 @@ from ngp.module_keys import KeyText, ModuleKey
 
 MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
 LEAST_RATE_BYTES_S, MOST_RATE_BYTES_S = 1 << 10, 1 << 30
+LEAST_PRIORITY, MOST_PRIORITY = 258, 32765  # two rules for each length of a prefix; the main table's rule has 32766
 MOST_CSV_DELAY_BLOCKS = 10_000  # peers take 2,016, unless their bitcoin.maxlocaldelay says more
 MOST_TOLERANCE_PPM = 500_000
 
@@ -222,6 +223,30 @@ SELL_PRICE_LOAD = Key(
     "selling prices rise with the load of the upstream interface: above `from`, up to `factor` times at full load",
     ("load_price",),
 )
+CHOOSE_ROUTES = Key(
+    "CHOOSE_ROUTES",
+    "yes or no",
+    values.yes_or_no,
+    "no",
+    "where the routes lead through several neighbours, pay the cheapest that is good, by routes of our own",
+    ("choose_routes",),
+)
+ROUTE_TABLE = Key(
+    "ROUTE_TABLE",
+    f"1 to {values.MOST_TABLE}, not 253 to 255",
+    values.route_table,
+    "10325",
+    "number of the routing table of CHOOSE_ROUTES; nothing else may be in it",
+    ("route_table",),
+)
+ROUTE_PRIORITY = Key(
+    "ROUTE_PRIORITY",
+    f"{LEAST_PRIORITY} to {MOST_PRIORITY}",
+    values.whole(LEAST_PRIORITY, MOST_PRIORITY),
+    "10325",
+    "priority of the routing rule of CHOOSE_ROUTES; up to 257 numbers below it are used too",
+    ("route_priority",),
+)
 PRICES = Key(
     "PRICES",
     "list of {prefix, sell, sell_min, buy, buy_max, margin, neighbour, interface, from, to}",
@@ -407,7 +432,7 @@ KEYS: tuple[Key[Any], ...] = (
     LINK_INTERFACE, NETWORK_INTERFACE, PAYMENT_INTERFACE, MESH_INTERFACES, IGNORE_INTERFACE, LAN_INTERFACE,
     NGP_INTERFACE, ACCOUNT_ID, CSV_DELAY,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, RESALE_MARGIN, SELL_PRICE_LOAD,
-    PRICES,
+    CHOOSE_ROUTES, ROUTE_TABLE, ROUTE_PRIORITY, PRICES,
     CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, VERIFY_TOLERANCE,
     FREE_DESTINATIONS, PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,

@@ -23,6 +23,8 @@ MOST_NAME_BYTES = 15  # IFNAMSIZ - 1, linux/if.h
 _MOST_PATTERN_CHARACTERS = 64
 _MOST_INTERFACES = 256
 _NOT_IN_NAMES = frozenset("/:\"'\\`")  # the kernel refuses the first two (dev_valid_name), we the others
+MOST_TABLE = (1 << 32) - 1
+_KERNELS_TABLES = range(253, 256)
 
 
 def quantity(parse: Callable[[str], T]) -> Callable[[Node], T]:
@@ -53,6 +55,14 @@ def between(parse: Callable[[Node], int], least: int, most: int, right: str) -> 
 def whole(least: int, most: int) -> Callable[[Node], int]:
     """Return a parser of whole numbers without a unit."""
     return quantity(lambda text: whole_number(text, least, most))
+
+
+def route_table(node: Node) -> int:
+    """Read the number of a routing table; not one of the kernel's own: default, main, local."""
+    number = whole(1, MOST_TABLE)(node)
+    if number in _KERNELS_TABLES:
+        raise refuse(node, "is a table of the kernel's own (default, main, local): write another number, like 10325")
+    return number
 
 
 def or_word(word: str, parse: Callable[[Node], T]) -> Callable[[Node], T | None]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ngp.core.kernel import AccountLimit, Grant, KernelNeighbour, Verdict
-from ngp.core.messages import Address, Answer, Call, Message
+from ngp.core.kernel import AccountLimit, Grant, KernelNeighbour, Router, Verdict
+from ngp.core.messages import Address, Answer, Call, Message, Prefix
 from ngp.core.records import PaymentKind, Record
 from ngp.core.rental.effects import RentalEffect
 
@@ -39,6 +39,7 @@ class Greet:
     identity: bytes = b""
     link: tuple[str, bytes] = ("", b"")
     reply_to: int = 0
+    wants_reply: bool = False  # of one neighbour; a hello to everybody asks for replies anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,20 @@ class CountAccount:
 
     account: bytes
     contracts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoutes:
+    """Make our routes: these and no others. Attributes: as in `Network.set_routes`."""
+
+    routes: tuple[tuple[Prefix, Router], ...]
+    table: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMeters:
+    """Read what contracts and accounts used up to now. Answered by `UsageRead`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +238,8 @@ Effect = (
     | LimitAccount
     | ForgetAccount
     | CountAccount
+    | SetRoutes
+    | ReadMeters
     | MakeInvoice
     | PayInvoice
     | AskEcho

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ngp.core.channels import Channel
-from ngp.core.kernel import AccountReading, HeldPacket, Hint, Onward, Reading
+from ngp.core.kernel import AccountReading, Fork, HeldPacket, Hint, Onward, Reading
 from ngp.core.messages import Message, Prefix, StatementLine
 from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, Settlement
 from ngp.core.records import PaymentKind
@@ -173,6 +173,13 @@ class SettingsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ForksSeen:
+    """The host's routes were looked at, at the start or after a change; only with CHOOSE_ROUTES."""
+
+    forks: tuple[Fork, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockNeighbour:
     """The operator blocks or unblocks a neighbour."""
 
@@ -214,6 +221,7 @@ Event = (
     | Tick
     | Stopping
     | SettingsChanged
+    | ForksSeen
     | BlockNeighbour
     | RefundNeighbour
     | AskRefund

@@ -11,7 +11,7 @@ import logging
 from itertools import islice
 
 from ngp.core import blocking, invoices, meeting, orders, settlements, upstream
-from ngp.core.buying import bills, payments, renewal
+from ngp.core.buying import bills, choosing, payments, renewal
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying import negotiation as buyer
 from ngp.core.buying import refunds as buyer_refunds
@@ -27,6 +27,7 @@ from ngp.core.events import (
     ChannelsSeen,
     Delivered,
     Event,
+    ForksSeen,
     Halted,
     Hinted,
     InvoiceCancelled,
@@ -62,6 +63,7 @@ from ngp.core.messages import (
 )
 from ngp.core.payment_node import PaymentOutcome, Settlement
 from ngp.core.peers import Neighbour
+from ngp.core.prefixes import host_prefix
 from ngp.core.records import PaymentKind
 from ngp.core.rental import dispatch as rental_dispatch
 from ngp.core.rental import landlord
@@ -172,11 +174,14 @@ class Gatekeeper:
                 statements.recalled(world, event)
             case SettingsChanged():
                 if world.settings != event.settings:
-                    world.settings = event.settings
+                    before, world.settings = world.settings, event.settings
                     seller.forget_refusals(world)
                     buyer.ask_again(world)
                     for account in world.servers.values():
                         payments.pay_now(world, account)
+                    choosing.switched(world, before)
+            case ForksSeen():
+                choosing.forks_seen(world, event.forks)
             case LoadSeen():
                 world.load_ppm = event.load_ppm
             case BlockNeighbour():
@@ -192,6 +197,9 @@ class Gatekeeper:
     def _message(self, event: MessageReceived) -> None:
         world = self.world
         if isinstance(event.message, Hello):
+            known = world.peers.neighbours.get((event.identity, event.link))
+            if known is not None:
+                known.quality.heard(world.now.monotonic_s)
             meeting.hello_heard(world, event, event.message)
             return
         neighbour = world.peers.neighbours.get((event.identity, event.link))
@@ -259,6 +267,7 @@ class Gatekeeper:
         seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:
             seller.shed(world, purchase.id)
+        choosing.offered(world, neighbour, propose)
         return replied
 
     def _rejected(self, neighbour: Neighbour, reject: Reject, number: int) -> bool:
@@ -271,6 +280,7 @@ class Gatekeeper:
             seller.shed(world, purchase.id)
         elif reject.destination is not None:
             seller.answered(world, neighbour.identity, reject.destination, refused=True)
+            choosing.refused(world, neighbour, reject.destination)
         return replied
 
     def _refund(self, neighbour: Neighbour, refund: Refund, event: MessageReceived) -> bool:
@@ -308,6 +318,7 @@ class Gatekeeper:
         for reading in event.readings:
             contract = self.world.contracts.get(reading.contract)
             if isinstance(contract, Purchase):
+                choosing.carried(self.world, contract, reading)
                 buyer_meter.usage_read(self.world, contract, reading)
                 upstream.keep_up(self.world, contract)
             elif contract is not None and (account := seller_meter.contract_read(self.world, contract, reading)):
@@ -333,6 +344,7 @@ class Gatekeeper:
                 if (client := self._client(hint.key)) is not None:
                     seller_meter.account_exhausted(world, client)
             elif hint.kind is HintKind.UNBOUGHT and hint.destination is not None:
+                choosing.used(world, host_prefix(hint.destination))
                 buyer.ask_for(world, hint.neighbour, hint.destination)
 
     def _halted(self, event: Halted) -> None:
@@ -389,6 +401,8 @@ class Gatekeeper:
             match due:
                 case Due.STRANGERS:
                     first_packets.strangers_due(world)
+                case Due.FORKS:
+                    choosing.look(world)
                 case Due.FLUSH:
                     self.flush()
                 case Due.STATEMENT | Due.CREDIT | Due.UNPAID:

@@ -197,6 +197,11 @@ class Router:
     link_address: bytes | None
     address: Address | None = None
 
+    @property
+    def place(self) -> tuple[str, Address | None]:
+        """What a route says of the router, so that two routers are the same even if one's link address isn't known."""
+        return self.interface, self.address
+
 
 @dataclass(frozen=True, slots=True)
 class Onward:
@@ -209,6 +214,21 @@ class Onward:
 
     route: Prefix | None = None
     router: Router | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A prefix to which the operator's routes lead through several routers in the mesh, so that there is a choice.
+
+    Attributes:
+        routers: the next routers, in the order in which the routes prefer them. Those on links that are down are left
+            out, so there may be fewer than two.
+        chosen: the router of the route that we made; None: the operator's routes lead.
+    """
+
+    prefix: Prefix
+    routers: tuple[Router, ...]
+    chosen: Router | None = None
 
 
 @dataclass(frozen=True, slots=True)

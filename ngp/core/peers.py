@@ -6,9 +6,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from ngp.core.allowance import Allowance, SharedAllowance
+from ngp.core.buying.fork import Quality
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import Contract
-from ngp.core.kernel import HeldPacket, KernelNeighbour
+from ngp.core.kernel import HeldPacket, KernelNeighbour, Router
 from ngp.core.messages import Address
 from ngp.core.records import NeighbourRecord
 from ngp.core.selling.sale import Sale
@@ -46,6 +47,7 @@ class Neighbour:
         why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.
         payee: public key of the neighbour's payment node, as it says (and proves, if its node can sign).
         contracts: all contracts of this link that aren't closed.
+        quality: how well the neighbour carries our traffic on this link.
     """
 
     identity: bytes
@@ -69,6 +71,7 @@ class Neighbour:
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)
+    quality: Quality = field(default_factory=Quality)
 
     def record(self) -> NeighbourRecord:
         """Return the neighbour's record for the ledger."""
@@ -153,6 +156,18 @@ class Peers:
         """Return the link on which an identity was heard last; None if it is away. All its links share one account."""
         known = [neighbour for neighbour in self.links_of(identity) if neighbour.up]
         return max(known, key=lambda neighbour: neighbour.heard_mono_s, default=None)
+
+    def at(self, router: Router) -> Neighbour | None:
+        """Return the neighbour at a router's link address.
+
+        As long as the kernel doesn't know that address, the neighbour on the interface that announces the router's IP
+        address as its own counts. If several announce it, none counts, since any of them may lie.
+        """
+        if router.link_address is not None:
+            return self.by_link.get((router.interface, router.link_address))
+        there = [one for one in self.by_link.values() if one.link[0] == router.interface]
+        claim = [one for one in there if router.address in one.addresses]
+        return claim[0] if len(claim) == 1 else None
 
     def why_away(self, identity: bytes, to_do: str) -> str:
         """Return what to tell the operator if a neighbour is away and so can't do something; "" if it isn't away."""

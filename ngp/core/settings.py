@@ -151,6 +151,7 @@ class Settings:
     `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
     `mesh_interfaces` may be empty only if addresses are let.
     `letting` is None unless LANDLORD is yes.
+    `route_table` and `route_priority` are those of our own routes, which are made if `choose_routes` is set.
     `ledger` is the URL of a database server, None for a file in the state directory.
     `modules` has the values of the modules' own keys, except those that are None.
     """
@@ -193,6 +194,9 @@ class Settings:
     state_dir: str
     contracts_max: int
     modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
+    choose_routes: bool = False
+    route_table: int = 10325
+    route_priority: int = 10325
     letting: LettingSettings | None = None
     tenant: TenantSettings = TenantSettings()
     ledger: str | None = field(default=None, repr=False)  # may hold a password

@@ -24,6 +24,7 @@ class Due(IntEnum):
     TRACK = auto()  # ask the payment node again how a payment ended
     STRANGERS = auto()  # packets of unknown neighbours were held long enough
     RENTAL = auto()  # a rental's credit or its reserved time ends
+    FORKS = auto()  # look after the forks in use
     FLUSH = auto()  # running totals go to the ledger
 
 

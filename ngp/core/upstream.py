@@ -60,7 +60,7 @@ def seller_to(world: World, destination: Prefix, router: Router | None) -> Neigh
 
     A neighbour's own addresses are local to it, so it doesn't charge for them.
     """
-    found = _at(world, router) if router is not None and world.settings.buys else None
+    found = world.peers.at(router) if router is not None and world.settings.buys else None
     if found is None or not found.sells:
         return None
     is_own = destination.network_address in found.addresses and destination.num_addresses == 1
@@ -72,20 +72,7 @@ def is_unknown(world: World, router: Router | None) -> bool:
 
     Until then we can't know what the traffic costs.
     """
-    return router is not None and router.link_address is None and _at(world, router) is None
-
-
-def _at(world: World, router: Router) -> Neighbour | None:
-    """Find the neighbour at a router's link address.
-
-    As long as the kernel doesn't know that address, the neighbour on the interface that announces the router's IP
-    address as its own counts. If several announce it, none counts, since any of them may lie.
-    """
-    if router.link_address is not None:
-        return world.peers.by_link.get((router.interface, router.link_address))
-    there = [one for one in world.peers.by_link.values() if one.link[0] == router.interface]
-    claim = [one for one in there if router.address in one.addresses]
-    return claim[0] if len(claim) == 1 else None
+    return router is not None and router.link_address is None and world.peers.at(router) is None
 
 
 def basis(world: World, sale: Sale) -> Basis | None:

@@ -40,6 +40,7 @@ from ngp.core.effects import (
     RevokeContract,
     Send,
     SetNeighbour,
+    SetRoutes,
     TrackPayment,
 )
 from ngp.core.events import AccountCounted, BillsRecalled, Event, Halted, InvoiceCancelled, InvoiceFailed, InvoiceMade
@@ -205,6 +206,9 @@ class Executor:
                 case ForgetNeighbour():
                     self._flush(wanted)
                     self._in_kernel(partial(self._network.forget_neighbours, [effect.neighbour]))
+                case SetRoutes():
+                    deed = partial(self._network.set_routes, dict(effect.routes), effect.table, effect.priority)
+                    self._in_kernel(deed)
                 case CountAccount():
                     counts.append(effect)
         self._flush(wanted)

@@ -32,6 +32,7 @@ from ngp.daemon import checkup
 from ngp.daemon.channel_watch import ChannelWatch
 from ngp.daemon.executor import LEDGER_RETRY_S, Executor, frozen_text
 from ngp.daemon.fair_queue import STRANGERS, FairQueue
+from ngp.daemon.fork_watch import ForkWatch
 from ngp.daemon.host_watch import HostWatch, own_addresses
 from ngp.daemon.landlord import Landlord
 from ngp.daemon.last_books import charge_former
@@ -107,6 +108,7 @@ class Node:
         self._executor = Executor(parts.ledger, parts.network, parts.payment, self.post, self.tell, self.crash)
         self._readings = Readings(parts.network, parts.gatekeeper.world, self.tell)
         self._load = LoadWatch(parts.network, lambda: self.settings.load_price, self._ways_on, self.tell)
+        self.forks = ForkWatch(parts.network, lambda: self.settings, lambda: self.host.desired, self.tell)
         self._events = FairQueue()
         self.post.in_turn = self._in_turn
         self._pump: asyncio.Handle | None = None
@@ -149,7 +151,7 @@ class Node:
         loop = asyncio.get_running_loop()
         await self.post.open(self.host.desired.mesh_interfaces)
         parts.network.start(loop, self._held, self._hinted)
-        parts.network.watch(loop, self.host.changed, self.host.look_at_gate)
+        parts.network.watch(loop, self._host_changed, self.host.look_at_gate)
         self._tasks = [
             loop.create_task(self._keep_up(work))
             for work in (
@@ -159,11 +161,16 @@ class Node:
                 self.payment.follow,
                 self.channels.follow,
                 self.host.follow,
+                self.forks.follow,
                 self.host.keep_gate,
                 self._load.follow,
             )
         ]
         self._schedule_tick()
+
+    def _host_changed(self) -> None:
+        self.host.changed()
+        self.forks.changed()
 
     def _meters_tenants(self) -> bool:
         """Say whether a tenant's traffic has a price; the others' tunnel is taken over without a meter, undisturbed."""
@@ -389,6 +396,7 @@ class Node:
         if self.landlord is not None:
             self.landlord.carry_out(effects)
         self.calls.carry_out(effects)
+        self._readings.carry_out(effects)
         self.post.schedule()
 
     def _freeze(self, error: LedgerError) -> None:
@@ -490,6 +498,7 @@ class Node:
         self.tell(SettingsChanged(self.settings))
         self._drain()  # the tunnel gets its tenants from the core, with the terms of now
         await self.host.apply(self.settings)
+        self.forks.changed()
         try:
             await self._let(self.settings)
         except (ConfigError, KernelError) as error:

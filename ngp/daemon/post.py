@@ -124,7 +124,8 @@ class Post:
     def greet(self, greet: Greet) -> None:
         """Say hello to one neighbour or to an interface."""
         if greet.identity:
-            self.send(greet.identity, greet.link, self.ourselves, greet.reply_to)
+            hello = replace(self.ourselves, wants_reply=greet.wants_reply)
+            self.send(greet.identity, greet.link, hello, greet.reply_to)
         else:
             self.broadcast(greet.interface)
 

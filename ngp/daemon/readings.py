@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ngp.core.effects import Effect, ReadMeters
 from ngp.core.events import Event, Hinted, MessageReceived, UsageRead
 from ngp.core.kernel import Hint, HintKind, Reading
 from ngp.core.messages import Ask, Propose, Role
@@ -31,6 +32,11 @@ class Readings:
         self._tell_in_parts(readings)
         if accounts:
             self._tell(UsageRead((), accounts))
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Read all if the core wants to know it now."""
+        if any(isinstance(effect, ReadMeters) for effect in effects):
+            self.read_all()
 
     def hinted(self, hints: Sequence[Hint]) -> None:
         """Tell the core of hints; before them, of the readings of the contracts and accounts that they are about."""

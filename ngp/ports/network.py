@@ -11,12 +11,14 @@ from ngp.core.kernel import (
     AccountLimit,
     AccountReading,
     Adopted,
+    Fork,
     Grant,
     HeldPacket,
     Hint,
     KernelNeighbour,
     Onward,
     Reading,
+    Router,
     Verdict,
 )
 from ngp.core.messages import Address, Prefix
@@ -299,6 +301,24 @@ class Network(Protocol):
 
     def onward(self, destination: Address) -> Onward:
         """Say where packets to a destination go on from here."""
+
+    def forks(self, mesh: Sequence[str], families: Iterable[int]) -> tuple[Fork, ...]:
+        """Return the prefixes to which the main routing table leads through several routers in the mesh.
+
+        A prefix for which we made a route is included, whatever the operator's routes are by now.
+
+        Args: mesh: names of the mesh interfaces. families: 4, 6. Raises: KernelError.
+        """
+
+    def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
+        """Make our routes: these and no others, in a table of our own, with rules that lead there.
+
+        A route of ours takes the place of the main table's routes to the same prefix, and of no other: routes to parts
+        of the prefix still come first. May be repeated; adds before it deletes.
+
+        Args: table: its number. priority: of the rule; those of prefixes longer than /0 come before it.
+        Raises: KernelError.
+        """
 
     def uncovered(self) -> list[tuple[int, Address, float]]:
         """Return the destinations to which we lately sent packets through sellers while no contract covered them.

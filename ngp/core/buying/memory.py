@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ngp.core.allowance import Allowance
 from ngp.core.buying.account import Backoff
+from ngp.core.buying.fork import Forks
 from ngp.core.buying.purchase import Purchase
 from ngp.core.messages import Prefix, Propose
 from ngp.core.newest import Newest
@@ -36,6 +37,7 @@ class BuyingMemory:
         quotes: what servers offered when we asked on behalf of our clients. Nothing is bought yet.
         asked: what we asked servers for on behalf of our clients, and until when an answer may still come.
         questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
+        forks: where the routes lead through several neighbours (CHOOSE_ROUTES).
     """
 
     declined: dict[tuple[bytes, Link, Prefix], float] = field(default_factory=dict)
@@ -43,4 +45,5 @@ class BuyingMemory:
     backoff: Backoff = field(default_factory=Backoff)
     quotes: Newest[tuple[bytes, Prefix], Quote] = field(default_factory=lambda: Newest(MOST_QUOTES))
     asked: Newest[tuple[bytes, Prefix], float] = field(default_factory=lambda: Newest(MOST_QUOTES))
+    forks: Forks = field(default_factory=Forks)
     questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))

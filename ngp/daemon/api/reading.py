@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ngp import __version__, identity
 from ngp.config import parse
-from ngp.core.buying import service
+from ngp.core.buying import choosing, service
 from ngp.core.channels import Channel
 from ngp.core.events import ChannelsSeen
 from ngp.core.networks import is_same
@@ -31,6 +31,8 @@ from ngp.daemon.api.rows import (
     ContractRow,
     JournalRow,
     NeighbourRow,
+    OfferedRow,
+    RouteRow,
     WatchRow,
     account_row,
     channel_row,
@@ -83,6 +85,7 @@ class Reading:
             contracts=len(world.contracts),
             neighbours=len(world.peers.by_link),
             not_topped_up=self._not_topped_up(),
+            routes=self._routes(),
             letting=letting_status(world, node.landlord.tunnel.describe() if node.landlord is not None else {}),
             counters=Counters(node.post.counters(), dict(world.counters), counters),
         )
@@ -104,6 +107,14 @@ class Reading:
             for account in self._world.accounts
             if account.why_not and account.running
         )
+
+    def _routes(self) -> tuple[RouteRow, ...]:
+        found = []
+        for prefix, router, neighbour in choosing.chosen(self._world):
+            who = identity.text(neighbour.identity) if neighbour is not None else None
+            address = str(router.address) if router.address is not None else None
+            found.append(RouteRow(str(prefix), router.interface, address, who))
+        return tuple(found)
 
     async def check(self, text: str | None = None, path: Path = Path()) -> list[CheckRow]:
         """Check the host with the daemon's rights, in its network namespace.
@@ -205,6 +216,9 @@ class Reading:
             reputation=round(reputation_ppm(world, neighbour.identity) / FULL_PPM, 3),
             why_unpaid=self._why_unpaid(neighbour.identity) or None,
             why_not_bought=neighbour.why_not_bought or None,
+            offers=tuple(OfferedRow(str(what), price) for what, price in choosing.offers_of(world, neighbour)),
+            quality=round(neighbour.quality.value(self._node.parts.clock.now().monotonic_s), 3),
+            chosen_for=tuple(str(prefix) for prefix, _, who in choosing.chosen(world) if who is neighbour),
         )
 
     def _why_unpaid(self, identity: bytes) -> str:

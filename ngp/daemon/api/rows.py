@@ -234,6 +234,24 @@ def journal_row(record: JournalRecord, real_money: bool) -> JournalRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferedRow:
+    """What a neighbour asks for a destination."""
+
+    destination: str
+    price_msat_per_gib: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """A route that we made, as our choice among several neighbours. `router`: its IP address, if it needs one."""
+
+    destination: str
+    interface: str
+    router: str | None
+    neighbour: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class NeighbourRow:
     """A neighbour on a link, or a blocked one that is on no link, of which most fields are unknown.
 
@@ -242,6 +260,9 @@ class NeighbourRow:
         why_not_bought: why the last contract that we needed from the neighbour wasn't agreed; None if it was.
         reputation: how far it keeps its word, 0 to 1; a stranger has 0.5.
         why_unpaid: why we pay it nothing more, though we buy from it; None if we pay.
+        offers: what it asks for destinations that it is compared by; chosen_for: prefixes to which our routes lead
+            through it (CHOOSE_ROUTES).
+        quality: how well it carries our traffic, 0 to 1.
     """
 
     neighbour: str
@@ -260,6 +281,10 @@ class NeighbourRow:
     why_not_bought: str | None = None
     reputation: float = 0.5
     why_unpaid: str | None = None
+    offers: tuple[OfferedRow, ...] = ()
+    quality: float | None = None
+    chosen_for: tuple[str, ...] = ()
+
 
 # --- check ------------------------------------------------------------------------------------------------------------
 

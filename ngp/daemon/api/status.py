@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ngp.daemon.api.rentals import LettingStatus
-from ngp.daemon.api.rows import ChannelRow, WatchRow
+from ngp.daemon.api.rows import ChannelRow, RouteRow, WatchRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Status:
     contracts: int
     neighbours: int
     not_topped_up: tuple[NotToppedUp, ...]
+    routes: tuple[RouteRow, ...]
     letting: LettingStatus | None
     counters: Counters
 

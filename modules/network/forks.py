@@ -1,0 +1,158 @@
+"""Forks: prefixes to which the main routing table leads through several routers in the mesh, and our routes there.
+
+Our routes are in a table of our own. A table that is asked before the main one would also hide the main table's routes
+to parts of a prefix. So there are two rules for each length of our prefixes: the first takes from the main table what
+is longer, the second takes ours. The operator's routes stay as they are.
+
+Routes and rules bear a number of our own as the program that made them. So a daemon that starts finds what a killed one
+left, and `ngp stop` removes it without a record of what was made.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ngp.core.kernel import Fork, Router
+from ngp.core.messages import Address, Prefix
+from ngp.errors import KernelError
+from ngp.modules import rtnetlink
+from ngp.modules.netlink import Asker
+from ngp.modules.network.host import Host
+from ngp.modules.rtnetlink import MAIN_TABLE, Hop, Rule
+
+MADE_BY = 225
+"""Our number as the maker of routes and rules: `ip route` shows `proto 225`. The kernel leaves numbers above 4 to
+programs (rtnetlink(7)), and iproute2's list of them (rt_protos) gives this one to nobody."""
+
+MOST_ROUTES = 16384
+"""Routes that are read on each mesh interface and of each IP version, so that a large table costs a limited time."""
+
+MOST_FORKS = 1024
+"""Forks that are told of; the operator's routes lead to all further ones."""
+
+_VERSIONS = (4, 6)
+_IS_GONE = (errno.ENOENT, errno.ESRCH)
+_Place = tuple[str, Address | None]
+
+
+class _Way(NamedTuple):
+    """A way to a prefix. Attributes: settings: what a copy of the route should have, as the kernel wrote it."""
+
+    interface: str
+    hop: Hop
+    metric: int
+    settings: bytes
+
+
+class Forks:
+    """The forks of this network namespace, and our routes. Remembers what a copy of an operator's route needs.
+
+    Args: host: answers questions about interfaces.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._routes: dict[tuple[Prefix, _Place], tuple[Hop, bytes]] = {}
+
+    def find(self, mesh: Sequence[str], families: Iterable[int]) -> tuple[Fork, ...]:
+        """Return the forks. Raises KernelError."""
+        found: dict[Prefix, list[_Way]] = {}
+        for version in sorted(families):
+            for name in mesh:
+                for prefix, way in self._ways(version, name):
+                    found.setdefault(prefix, []).append(way)
+        chosen, forks = self._chosen(mesh), list[Fork]()
+        self._routes.clear()
+        for prefix, ways in found.items():
+            ways.sort(key=lambda way: way.metric)
+            routers = tuple(dict.fromkeys(self._router(way) for way in ways))
+            if (len(routers) > 1 and len(forks) < MOST_FORKS) or prefix in chosen:
+                forks.append(Fork(prefix, routers, chosen.pop(prefix, None)))
+                for way in reversed(ways):
+                    self._routes[prefix, (way.interface, way.hop.gateway)] = way.hop, way.settings
+        return (*forks, *(Fork(prefix, (), router) for prefix, router in chosen.items()))
+
+    def _ways(self, version: int, name: str) -> Iterator[tuple[Prefix, _Way]]:
+        """Yield the main table's routes through routers on an interface; a route with several of them, once for each.
+
+        An interface without link addresses needs no router's address: the other end is the router.
+        """
+        known = self._host.interfaces().get(name)
+        if known is None:
+            return
+        for prefix, route in rtnetlink.main_routes_out_of(version, known.index, MOST_ROUTES):
+            if route.of_own_address or prefix.is_link_local or prefix.is_multicast:
+                continue
+            for hop in route.hops:
+                if hop.gateway is None and known.has_link_addresses:
+                    continue
+                if hop.index == known.index and not hop.is_down:
+                    yield prefix, _Way(name, hop, route.metric, route.settings)
+
+    def _router(self, way: _Way) -> Router:
+        return Router(way.interface, self._host.router_at(way.interface, way.hop), way.hop.gateway)
+
+    def _chosen(self, mesh: Sequence[str]) -> dict[Prefix, Router]:
+        """Return the routers of our routes. One on another interface than the mesh's counts as one that is gone."""
+        names = {each.index: each.name for each in self._host.interfaces().values() if each.name in mesh}
+        found = {}
+        for version in _VERSIONS:
+            for prefix, route in rtnetlink.routes_by(version, MADE_BY):
+                name = names.get(route.hops[0].index, "") if route.hops else ""
+                found[prefix] = Router(name, None, route.hops[0].gateway if route.hops else None)
+        return found
+
+    def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
+        """Make our routes: these and no others. See the port. Raises KernelError."""
+        wanted = {rule for prefix in routes for rule in rules_for(prefix, table, priority)}
+        with rtnetlink.kernel_errors("our routes can't be set"), rtnetlink.open_asker() as kernel:
+            before = [each for version in _VERSIONS for each in rtnetlink.routes_by(version, MADE_BY)]
+            there = {prefix: route.hops for prefix, route in before if route.table == table}
+            for prefix, router in routes.items():
+                hop, settings = self._copied(prefix, router)
+                if there.get(prefix) != (hop,):
+                    rtnetlink.set_route(kernel, prefix, hop, table, MADE_BY, settings)
+            standing = set(rtnetlink.rules_by(kernel, MADE_BY))
+            for rule in sorted(wanted - standing, key=_order):
+                rtnetlink.add_rule(kernel, rule, MADE_BY)
+            for rule in sorted(standing - wanted, key=_order, reverse=True):
+                rtnetlink.delete_rule(kernel, rule, MADE_BY)
+            for prefix, route in before:
+                if prefix not in routes or route.table != table:
+                    _delete(kernel, prefix, route.table)
+
+    def _copied(self, prefix: Prefix, router: Router) -> tuple[Hop, bytes]:
+        """Return what our route has of the operator's. Raises KernelError: the operator's route is gone."""
+        found = self._routes.get((prefix, router.place))
+        if found is None:
+            raise KernelError(f"no route to {prefix} leads to {router.address} on {router.interface} any more")
+        return found
+
+    def clean_up(self) -> None:
+        """Remove our rules and routes; safe to call twice. Raises KernelError."""
+        self.set_routes({}, MAIN_TABLE, 0)
+
+
+def rules_for(prefix: Prefix, table: int, priority: int) -> tuple[Rule, Rule]:
+    """Return the rules that lead to our routes to prefixes of this one's length. Pure.
+
+    The longer the prefix, the lower is the priority's number: these rules are asked first.
+    """
+    length, ours = prefix.prefixlen, priority - 2 * prefix.prefixlen
+    shorter = length - 1 if length else None
+    return Rule(prefix.version, ours - 1, MAIN_TABLE, length), Rule(prefix.version, ours, table, shorter)
+
+
+def _order(rule: Rule) -> tuple[int, int]:
+    """Order rules as they are added: the main table is asked for longer prefixes before ours is asked."""
+    return rule.priority, rule.version
+
+
+def _delete(kernel: Asker, prefix: Prefix, table: int) -> None:
+    try:
+        rtnetlink.delete_route(kernel, prefix, table, MADE_BY)
+    except OSError as error:
+        if error.errno not in _IS_GONE:
+            raise

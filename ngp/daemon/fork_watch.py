@@ -1,0 +1,54 @@
+"""Fork watch: tells the core where the routes lead through several neighbours (CHOOSE_ROUTES)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from ngp.core.events import Event, ForksSeen
+from ngp.core.settings import Settings
+from ngp.ports import Network
+from ngp.ports.network import DesiredNetwork
+
+UNKNOWN_AGAIN_S = 1.0  # the kernel needs a moment to find a router's link address, and announces nothing then
+
+
+class ForkWatch:
+    """Follows the host's routes.
+
+    Args: settings, desired: return what is in force. tell: receives the events.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        settings: Callable[[], Settings],
+        desired: Callable[[], DesiredNetwork],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._network, self._settings, self._desired, self._tell = network, settings, desired, tell
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Note that routes, interfaces or settings changed; `follow` handles it."""
+        self._changed.set()
+
+    async def follow(self) -> None:
+        """Look at the routes now and after each change, for ever. Raises KernelError."""
+        if not self._settings().choose_routes:  # a daemon that was killed may have left some
+            self._network.set_routes({}, self._settings().route_table, self._settings().route_priority)
+        while True:
+            self._changed.clear()
+            again_s = UNKNOWN_AGAIN_S if self._look() else None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), again_s)
+
+    def _look(self) -> bool:
+        """Tell the core what there is. Returns whether a router's link address isn't known yet."""
+        if not self._settings().choose_routes:
+            return False
+        desired = self._desired()
+        forks = self._network.forks(desired.mesh_interfaces, desired.families)
+        self._tell(ForksSeen(forks))
+        return any(router.link_address is None for fork in forks for router in fork.routers)

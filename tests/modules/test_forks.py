@@ -1,0 +1,132 @@
+"""Forks in the kernel: where routes lead several ways, and routes of our own that leave the operator's as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import ip_address, ip_network
+
+import pytest
+from kernel_lab import Lab, gateway, sh
+
+from core_tests.shell import await_until
+from ngp.core.kernel import Fork, Router
+from ngp.errors import KernelError
+from ngp.modules.network.forks import Forks, rules_for
+from ngp.modules.network.host import Host
+from ngp.modules.rtnetlink import Rule
+
+EVERYTHING, EVERYTHING_6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+PART = ip_network("198.51.100.0/24")
+WEST, EAST = (Router(f"w{number}", None, ip_address(f"10.0.{number}.2")) for number in (0, 1))
+MESH = ("w0", "w1", "tun0")
+TABLE, PRIORITY = 10325, 10325
+
+
+@pytest.fixture
+def hosts() -> Iterator[Lab]:
+    with gateway() as built:
+        sh("ip route flush default; ip -6 route flush default; ip tuntap add tun0 mode tun")
+        for number in (0, 1):
+            sh(f"ip link add w{number} type veth peer name x{number} && ip link set x{number} up")
+            sh(f"ip link set w{number} up && ip address add 10.0.{number}.1/24 dev w{number}")
+            sh(f"ip address add fd00:{number}::1/64 dev w{number} nodad")
+            sh(f"ip route add default via 10.0.{number}.2 metric {100 + number} mtu 1300")
+            sh(f"ip -6 route add default via fd00:{number}::2 metric {100 + number}")
+        sh("ip route add 198.51.100.0/24 nexthop via 10.0.1.2 nexthop via 10.0.0.2")
+        sh("ip route add 203.0.113.0/24 via 10.0.0.2")
+        yield built
+
+
+@pytest.fixture
+def host(hosts: Lab) -> Iterator[Host]:
+    with closing(Host()) as opened:
+        yield opened
+
+
+def find(host: Host, families: tuple[int, ...] = (4, 6)) -> dict[object, Fork]:
+    host.forget()
+    return {fork.prefix: fork for fork in Forks(host).find(MESH, families)}
+
+
+def places(fork: Fork) -> list[object]:
+    return [router.place for router in fork.routers]
+
+
+def operators() -> str:
+    """Return rules and routes, without ours; a test that removes ours must find the same."""
+    return sh("ip -4 rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all")
+
+
+def test_forks_are_prefixes_with_several_routers_in_the_order_of_metrics(host: Host) -> None:
+    found = find(host)
+    assert set(found) == {EVERYTHING, EVERYTHING_6, PART}
+    assert places(found[EVERYTHING]) == [WEST.place, EAST.place]
+    assert set(places(found[PART])) == {WEST.place, EAST.place}
+    assert found[EVERYTHING].chosen is None
+    assert set(find(host, (4,))) == {EVERYTHING, PART}
+    assert Forks(host).find(("w0",), (4, 6)) == ()
+
+
+def test_a_link_without_carrier_is_no_way(host: Host) -> None:
+    sh("ip link set x0 down")
+    await_until(lambda: EVERYTHING not in find(host), what="the loss of the carrier")
+
+
+def test_our_route_takes_the_place_of_the_same_prefixs_routes_and_of_no_others(host: Host) -> None:
+    before, forks = operators(), Forks(host)
+    forks.find(MESH, (4, 6))
+    forks.set_routes({EVERYTHING: EAST}, TABLE, PRIORITY)
+    assert "via 10.0.1.2 dev w1 table 10325" in sh("ip route get 192.0.2.1")
+    assert "mtu 1300" in sh("ip route get 192.0.2.1"), "as the operator's route says"
+    assert "dev w0" in sh("ip route get 203.0.113.1") and "dev w0" in sh("ip route get 10.0.0.7")
+    forks.set_routes({EVERYTHING: WEST, PART: EAST}, TABLE, PRIORITY)
+    assert "dev w0" in sh("ip route get 192.0.2.1")
+    assert {"dev w1" in sh(f"ip route get 198.51.100.{number}") for number in range(1, 30)} == {True}
+    sh("ip route add 198.51.100.7/32 via 10.0.0.2")
+    assert "dev w0" in sh("ip route get 198.51.100.7"), "a longer prefix of the operator's comes first"
+    sh("ip route del 198.51.100.7/32")
+    forks.clean_up()
+    assert operators() == before
+    forks.clean_up()
+
+
+def test_what_a_killed_daemon_left_is_found_and_moved_to_another_table(host: Host) -> None:
+    before, first = operators(), Forks(host)
+    first.find(MESH, (4, 6))
+    first.set_routes({EVERYTHING: EAST, EVERYTHING_6: Router("w1", None, ip_address("fd00:1::2"))}, TABLE, PRIORITY)
+    second = Forks(host)
+    found = {fork.prefix: fork for fork in second.find(MESH, (4, 6))}
+    assert found[EVERYTHING].chosen is not None and found[EVERYTHING].chosen.place == EAST.place
+    assert found[EVERYTHING_6].chosen is not None and found[PART].chosen is None
+    second.set_routes({EVERYTHING: EAST}, 300, 1000)
+    shown = operators()
+    assert "lookup 300" in shown and "10325" not in shown and "fd00:1::2 dev w1 table" not in shown
+    sh("ip route del default via 10.0.0.2; ip route del default via 10.0.1.2")
+    (left,) = [fork for fork in second.find(MESH, (4,)) if fork.prefix == EVERYTHING]
+    assert left.routers == () and left.chosen is not None, "still told, so that it is removed"
+    sh("ip route add default via 10.0.0.2 metric 100 mtu 1300; ip route add default via 10.0.1.2 metric 101 mtu 1300")
+    second.clean_up()
+    assert operators() == before
+
+
+def test_a_route_whose_router_is_gone_is_refused(host: Host) -> None:
+    forks = Forks(host)
+    forks.find(MESH, (4, 6))
+    with pytest.raises(KernelError, match=r"no route to 0.0.0.0/0 leads to 10.0.0.99 on w0 any more"):
+        forks.set_routes({EVERYTHING: Router("w0", None, ip_address("10.0.0.99"))}, TABLE, PRIORITY)
+
+
+def test_a_peer_on_an_interface_without_link_addresses_needs_no_address(host: Host) -> None:
+    sh("ip link set tun0 up && ip route add default dev tun0 metric 7")
+    assert places(find(host)[EVERYTHING])[-2:] == [WEST.place, EAST.place]
+    forks = Forks(host)
+    if ("tun0", None) in places(forks.find(MESH, (4,))[0]):  # a tun that nobody holds has no carrier
+        forks.set_routes({EVERYTHING: Router("tun0", b"", None)}, TABLE, PRIORITY)
+        assert "dev tun0" in sh("ip route get 192.0.2.1")
+
+
+def test_rules_for_longer_prefixes_come_first() -> None:
+    assert rules_for(EVERYTHING, TABLE, 5000) == (Rule(4, 4999, 254, 0), Rule(4, 5000, TABLE, None))
+    assert rules_for(PART, TABLE, 5000) == (Rule(4, 4951, 254, 24), Rule(4, 4952, TABLE, 23))
+    assert rules_for(ip_network("2001:db8::1/128"), TABLE, 258)[0].priority == 1
