@@ -19,7 +19,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, HeldPacket, Onward, Reading, Verdict
 from ngp.core.kernel import Router as NextRouter
-from ngp.core.messages import Hello, Message, Propose
+from ngp.core.messages import Hello, Message, Prefix, Propose
 from ngp.core.payment_node import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.selling.sale import Sale
@@ -40,6 +40,7 @@ class Node:
         self.verdicts: list[Verdict] = []
         self.said: list[Message] = []
         self.counts: dict[bytes, list[int]] = {}
+        self.routes: dict[Prefix, NextRouter] = {}
         self.ledger = Ledger()
         self.gatekeeper = self._begin(conf)
 
@@ -78,6 +79,13 @@ class Node:
                     self.mesh.post.append((self, effect))
                 case fx.Decide():
                     self.verdicts.append(effect.verdict)
+                case fx.Greet(wants_reply=True):
+                    self.mesh.greeted(self, effect)
+                case fx.ReadMeters():
+                    bought = [one.id for one in self.world.contracts.values() if isinstance(one, Purchase)]
+                    self.mesh.asked_meters.append((self, ev.UsageRead(tuple(map(self.reading, bought)))))
+                case fx.SetRoutes():
+                    self.routes = dict(effect.routes)
                 case fx.HaltContract():
                     contract = effect.grant.contract
                     self.mesh.halted.append((self, ev.Halted(contract, self.reading(contract))))
@@ -110,7 +118,9 @@ class Mesh:
         self.now = Now(UTC_AT_START_S, 1000.0)
         self.post: deque[tuple[Node, fx.Send]] = deque()
         self.halted: deque[tuple[Node, ev.Halted]] = deque()
+        self.asked_meters: deque[tuple[Node, ev.UsageRead]] = deque()
         self.lost: set[type[Message]] = set()
+        self.mute: set[str] = set()  # nodes that answer no hello
         self._handles, self._ids = 0, 1 << 32
         self.usual = usual = settings(grace_data_bytes=1 << 30, grace_time_s=3600, buy_max_msat_per_gib=1 << 40)
         self.routers = {name: Node(name, self, confs.get(name, usual)) for name in names}
@@ -128,10 +138,19 @@ class Mesh:
 
     def introduce(self, one: str, other: str) -> None:
         """Let two nodes hear each other."""
-        for hearer, speaker in ((self[one], self[other]), (self[other], self[one])):
-            conf = speaker.world.settings
-            hello = Hello("sandbox", conf.sells, conf.buys, (), "ngp", False)
-            hearer.step(ev.MessageReceived(speaker.identity, hearer.link(speaker.name), 1, hello, self._next_id()))
+        self._hello(self[one], self[other])
+        self._hello(self[other], self[one])
+
+    def _hello(self, hearer: Node, speaker: Node) -> None:
+        conf = speaker.world.settings
+        hello = Hello("sandbox", conf.sells, conf.buys, (), "ngp", False)
+        hearer.step(ev.MessageReceived(speaker.identity, hearer.link(speaker.name), 1, hello, self._next_id()))
+
+    def greeted(self, asker: Node, greet: fx.Greet) -> None:
+        """Have a node answer a hello, unless it is mute."""
+        asked = next(one for one in self.routers.values() if one.identity == greet.identity)
+        if asked.name not in self.mute:
+            self._hello(asker, asked)
 
     def _next_id(self) -> int:
         self._ids += 1
@@ -139,7 +158,11 @@ class Mesh:
 
     def settle(self) -> None:
         """Deliver all messages, and close what is halting, until nothing happens any more."""
-        while self.post or self.halted:
+        while self.post or self.halted or self.asked_meters:
+            if self.asked_meters:
+                reader, reading = self.asked_meters.popleft()
+                reader.step(reading)
+                continue
             if not self.post:
                 router, halted = self.halted.popleft()
                 router.step(halted)

@@ -5,8 +5,8 @@ asked for their price of one of the destinations, and the present one is asked a
 What counts is the price of what arrives: the price divided by the quality. The present neighbour stays unless it costs
 a tenth more than another one.
 
-- A neighbour that answers no hellos for 0.6 s is left, unless our meter sees that it still brings answers: a kernel
-  carries what is paid for while its daemon is away.
+- A neighbour that answers no hellos for 0.6 s is left if no answers come for what is sent. As long as they come, its
+  kernel carries what is paid for while its daemon is away.
 - If nothing comes back for 3 s of what is sent, another neighbour is tried. If answers come from there, the first one
   has lost most of its quality: it may sell cheaply and drop everything. If they don't, the destination is the reason.
 - A neighbour that renews only above our limit is left before the contract ends.
@@ -34,7 +34,6 @@ from ngp.core.world import World
 
 LOOK_S = 0.15  # between two hellos to the present neighbour
 LATE_LOOKS, SILENT_LOOKS = 2, 4  # an answer that takes longer is late; after so long nothing is expected any more
-FRESH_LOOKS = 1.5  # answers that the meter saw within this time show that the neighbour carries
 WINDOW_S, MOST_UNANSWERED = 1.0, 3
 ASK_S, REFUSED_ASK_S = 5.0, 60.0  # a quote is valid for 10 s
 IN_USE_S = 10.0
@@ -97,12 +96,16 @@ def carried(world: World, purchase: Purchase, reading: Reading) -> None:
     if state is None:
         return
     neighbour = _at(world, state.router)
-    if reading.used_from_bytes > purchase.used_from_bytes:
+    sent, returned = reading.used_to_bytes > purchase.used_to_bytes, reading.used_from_bytes > purchase.used_from_bytes
+    if returned:
         state.returned = state.judged = True
         if neighbour is not None:
-            neighbour.quality.returned_mono_s = world.now.monotonic_s
-    if reading.used_to_bytes > purchase.used_to_bytes and neighbour is not None:
-        state.sent |= neighbour.identity == purchase.identity
+            neighbour.quality.unanswered_mono_s = 0.0
+    if sent and neighbour is not None and neighbour.identity == purchase.identity:
+        state.sent = True
+        if not (returned or neighbour.quality.unanswered_mono_s):
+            neighbour.quality.unanswered_mono_s = world.now.monotonic_s
+    if sent:
         used(world, purchase.destination.prefix)
 
 
@@ -171,7 +174,7 @@ def _greet(world: World, neighbour: Neighbour) -> None:
     quality, now = neighbour.quality, world.now.monotonic_s
     if not quality.asked_mono_s:
         quality.asked_mono_s = now
-    elif now - quality.asked_mono_s >= LATE_LOOKS * LOOK_S:
+    elif LATE_LOOKS * LOOK_S <= now - quality.asked_mono_s < SILENT_LOOKS * LOOK_S:  # later it is silence, not loss
         quality.missed()
     world.do(Greet(neighbour.link[0], neighbour.identity, neighbour.link, wants_reply=True))
 
@@ -181,10 +184,11 @@ def _judge_silence(world: World, neighbour: Neighbour) -> None:
     silent_s = now - quality.asked_mono_s if quality.asked_mono_s else 0.0
     if quality.silent or silent_s < LATE_LOOKS * LOOK_S:
         return
-    world.do(ReadMeters())
-    is_carrying = now - quality.returned_mono_s <= FRESH_LOOKS * LOOK_S
-    if silent_s >= SILENT_LOOKS * LOOK_S and not (is_carrying and not _must_renew(neighbour)):
+    is_unanswered = 0 < quality.unanswered_mono_s <= now - LOOK_S
+    if silent_s >= SILENT_LOOKS * LOOK_S and (is_unanswered or _must_renew(neighbour)):
         quality.fell_silent()
+    else:
+        world.do(ReadMeters())
 
 
 def _must_renew(neighbour: Neighbour) -> bool:

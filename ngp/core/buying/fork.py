@@ -28,12 +28,12 @@ class Quality:
 
     Attributes:
         asked_mono_s: when we sent the oldest hello that it hasn't answered yet; 0: none waits.
-        returned_mono_s: when our meter last saw answers to what we sent through it.
+        unanswered_mono_s: when our meter first saw that we sent something through it and no answer came; 0: one came.
         silent: it answers no hello, and nothing comes back.
     """
 
     asked_mono_s: float = 0.0
-    returned_mono_s: float = float("-inf")
+    unanswered_mono_s: float = 0.0
     silent: bool = False
     _answered: float = 1.0
     _delay_s: float = 0.0

@@ -1,0 +1,229 @@
+"""A fork in use: a client that may pay either of two gateways asks both, and leaves one that fails it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+from mesh import DEFAULT, Mesh
+from playbook import settings
+
+from ngp.core import events as ev
+from ngp.core.kernel import Fork, Router
+from ngp.core.messages import Ask
+from ngp.core.settings import Settings
+from ngp.core.timers import Due
+
+PLENTY = {"grace_data_bytes": 1 << 30, "grace_time_s": 3600, "buy_max_msat_per_gib": 9000}
+SAMPLE = ip_network("198.51.100.1/32")
+
+
+def price(msat_per_gib: int, **more: object) -> Settings:
+    return settings(**PLENTY, sell_msat_per_gib=msat_per_gib, sell_min_msat_per_gib=msat_per_gib, **more)
+
+
+class Fork2(Mesh):
+    """A client `c` with the gateways `w`, to which its own route leads, and `e`."""
+
+    def __init__(self, west: Settings, east: Settings, chosen: str = "") -> None:
+        client = settings(**PLENTY, sells=False, choose_routes=True)
+        super().__init__("cwe", c=client, w=west, e=east)
+        self["c"].route, self["w"].route, self["e"].route = "w", "", ""
+        self.introduce("c", "e")
+        self.answers = {"w", "e"}
+        self.see(chosen=chosen)
+
+    def see(self, gateways: str = "we", chosen: str = "") -> None:
+        """Have the client's host tell of the ways to everywhere."""
+        routers = tuple(self.router(name) for name in gateways)
+        if chosen:
+            self["c"].routes = {DEFAULT: self.router(chosen)}
+        self["c"].step(ev.ForksSeen((Fork(DEFAULT, routers, self.router(chosen) if chosen else None),)))
+
+    def router(self, name: str) -> Router:
+        return Router(*self["c"].link(name))
+
+    @property
+    def way(self) -> str:
+        """The gateway to which the client's packets go."""
+        led = self["c"].routes.get(DEFAULT)
+        return next((name for name in "we" if led is not None and led == self.router(name)), self["c"].route)
+
+    def send(self, seconds: float, size: int = 1000) -> None:
+        """Have the client send a packet each 0.25 s, and answers come for those through gateways that carry."""
+        for _ in range(int(seconds * 4)):
+            way = self["c"].route = self.way
+            if self["w"].world.sales.find(self["c"].identity, SAMPLE.network_address) is None or way == "e":
+                self.packet("c", way)
+            bought = self["c"].world.purchases.find(self[way].identity, SAMPLE.network_address)
+            if bought is not None:
+                count = self["c"].counts.setdefault(bought.id, [0, 0])
+                count[0] += size
+                count[1] += size if way in self.answers else 0
+                self["c"].step(ev.UsageRead((self["c"].reading(bought.id),)))
+            self.settle()
+            self.wait(0.25)
+
+    def bought(self, name: str) -> int:
+        """Return what the client sent through a gateway."""
+        found = self["c"].world.purchases.find(self[name].identity, SAMPLE.network_address)
+        return found.used_to_bytes if found is not None else 0
+
+
+def test_the_cheaper_one_is_chosen_and_bought_from_by_its_quote() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(2.0)
+    assert net.way == "w", "at first all stays as it is"
+    net.send(2.0)
+    assert net.way == "e"
+    assert net["c"].purchase("e").running and net["c"].purchase("w").running
+    assert net["c"].purchase("e").price_msat_per_gib == 2000
+
+
+def test_without_use_nobody_is_asked_and_no_timer_rings() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.wait(8.0)
+    assert net["c"].sent(Ask) == [] and net["c"].routes == {}
+    net.send(1.0)
+    net.wait(12.0)
+    asked = len(net["c"].sent(Ask))
+    net.wait(30.0)
+    assert len(net["c"].sent(Ask)) == asked
+    assert (Due.FORKS, b"") not in net["c"].world.timers.ring(1e9)
+
+
+def test_equal_offers_leave_the_operators_first_in_place() -> None:
+    net = Fork2(price(5000), price(5000))
+    net.send(20.0)
+    assert net.way == "w" and net.bought("e") == 0
+
+
+def test_a_little_cheaper_is_not_enough() -> None:
+    net = Fork2(price(5000), price(4600))
+    net.send(10.0)
+    assert net.way == "w"
+
+
+def test_one_above_our_limit_is_never_chosen_and_seldom_asked() -> None:
+    net = Fork2(price(5000), price(9001))
+    net.send(20.0)
+    net["c"].world.peers.blocked.add(net["w"].identity)
+    net.send(3.0)
+    assert net.way == "w"
+    assert len(net["c"].sent(Ask)) <= 2
+
+
+def test_a_gateway_that_falls_silent_is_left_within_a_second() -> None:
+    net = Fork2(price(2000), price(5000))
+    net.send(5.0)
+    assert net.way == "w"
+    net.mute.add("w")
+    net.answers.discard("w")
+    net.send(1.0)
+    assert net.way == "e"
+    net.mute.clear()
+    net.answers.add("w")
+    net.send(1.0)
+    assert net.way == "e", "it isn't back only because it would be cheaper"
+
+
+def test_a_gateway_that_carries_stays_though_its_daemon_is_silent() -> None:
+    net = Fork2(price(2000), price(5000))
+    net.send(5.0)
+    net.mute.add("w")
+    net.send(10.0)
+    net.wait(8.0)
+    net.send(2.0)
+    assert net.way == "w", "also if nothing is sent for a while"
+    net.answers.discard("w")
+    net.send(1.0)
+    assert net.way == "e"
+
+
+def test_a_gateway_whose_daemon_is_silent_is_left_when_its_contract_must_be_renewed() -> None:
+    net = Fork2(price(2000, contract_data_bytes=400_000), price(5000))
+    net.send(5.0)
+    net.mute.add("w")
+    net.lost.add(Ask)
+    net.send(2.0, size=1000)
+    assert net.way == "w"
+    net.send(2.0, size=60_000)
+    assert net.way == "e"
+    assert net.bought("w") < 400_000
+
+
+def test_one_that_brings_no_answers_is_left_and_has_lost_its_quality() -> None:
+    net = Fork2(price(5000), price(1000))
+    net.answers.discard("e")
+    net.send(4.0)
+    assert net.way == "e"
+    net.send(6.0)
+    assert net.way == "w"
+    neighbour = net["c"].world.peers.neighbours[net["e"].identity, net["c"].link("e")]
+    assert neighbour.quality.value(net.now.monotonic_s) < 0.15
+    sent = net.bought("e")
+    net.send(20.0)
+    assert net.way == "w" and net.bought("e") == sent
+
+
+def test_a_destination_that_answers_nobody_is_no_reason_to_change_for_ever() -> None:
+    net = Fork2(price(5000), price(5000))
+    net.answers.clear()
+    ways = []
+    for _ in range(60):
+        net.send(1.0)
+        ways.append(net.way)
+    assert sum(one != other for one, other in zip(ways, ways[1:], strict=False)) <= 2
+    assert len(set(ways[-40:])) == 1
+    assert all(one.quality.value(net.now.monotonic_s) > 0.9 for one in net["c"].world.peers.by_link.values())
+
+
+def test_one_that_is_blocked_stops_or_sells_no_more_is_left() -> None:
+    for leave in ("block", "bye", "sells nothing"):
+        net = Fork2(price(2000), price(5000))
+        net.send(5.0)
+        neighbour = net["c"].world.peers.neighbours[net["w"].identity, net["c"].link("w")]
+        if leave == "block":
+            net["c"].step(ev.BlockNeighbour(net["w"].identity, True))
+        elif leave == "bye":
+            neighbour.up = False
+            net.mute.add("w")
+        else:
+            net["w"].world.settings = replace(net["w"].world.settings, sells=False)
+        net.send(1.0)
+        assert net.way == "e", leave
+
+
+def test_a_router_that_is_gone_is_left_at_once_and_without_choice_the_operators_routes_lead() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    assert net.way == "e"
+    net.see("w", chosen="e")
+    assert net["c"].routes == {}
+    net.see("we")
+    net.send(1.0)
+    assert net.way == "e"
+
+
+def test_what_a_killed_daemon_chose_goes_on() -> None:
+    net = Fork2(price(5000), price(5000), chosen="e")
+    net.send(8.0)
+    assert net["c"].world.buying.forks.all[DEFAULT].chosen == net.router("e")
+
+
+def test_switched_off_nothing_of_ours_is_left() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    assert net["c"].routes
+    net["c"].step(ev.SettingsChanged(replace(net["c"].world.settings, choose_routes=False)))
+    assert net["c"].routes == {} and not net["c"].world.buying.forks.all
+    net.send(3.0)
+    assert net["c"].routes == {}
+
+
+def test_routes_that_somebody_removed_are_made_again() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    net["c"].routes = {}
+    net.see("we")
+    assert net["c"].routes == {DEFAULT: net.router("e")}
