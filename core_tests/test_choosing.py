@@ -171,7 +171,7 @@ def test_a_gateway_that_vanishes_behind_a_link_that_stays_up_is_left(lab: Lab) -
 
 
 def test_a_gateway_without_its_daemon_carries_on_until_its_contract_must_be_renewed(lab: Lab) -> None:
-    net = diamond(lab, gateway("5 msat"), gateway("2 msat", CONTRACT_DATA="400 kB"))
+    net = diamond(lab, gateway("5 msat"), gateway("2 msat", CONTRACT_DATA="200 kB"))
     with net.conversation() as talk:
         await_until(lambda: net.leads_through("east"), HANG_S, "the cheaper way")
         talk.await_echoes()

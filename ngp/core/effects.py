@@ -125,7 +125,9 @@ class SetRoutes:
 
 @dataclass(frozen=True, slots=True)
 class ReadMeters:
-    """Read what contracts and accounts used up to now. Answered by `UsageRead`."""
+    """Read what these contracts used up to now. Answered by `UsageRead`."""
+
+    contracts: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)

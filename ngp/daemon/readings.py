@@ -34,9 +34,10 @@ class Readings:
             self._tell(UsageRead((), accounts))
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Read all if the core wants to know it now."""
-        if any(isinstance(effect, ReadMeters) for effect in effects):
-            self.read_all()
+        """Read the contracts about which the core wants to know now."""
+        contracts = [one for effect in effects if isinstance(effect, ReadMeters) for one in effect.contracts]
+        if contracts:
+            self._tell_in_parts(self._network.read(contracts))
 
     def hinted(self, hints: Sequence[Hint]) -> None:
         """Tell the core of hints; before them, of the readings of the contracts and accounts that they are about."""

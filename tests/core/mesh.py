@@ -82,8 +82,7 @@ class Node:
                 case fx.Greet(wants_reply=True):
                     self.mesh.greeted(self, effect)
                 case fx.ReadMeters():
-                    bought = [one.id for one in self.world.contracts.values() if isinstance(one, Purchase)]
-                    self.mesh.asked_meters.append((self, ev.UsageRead(tuple(map(self.reading, bought)))))
+                    self.mesh.asked_meters.append((self, ev.UsageRead(tuple(map(self.reading, effect.contracts)))))
                 case fx.SetRoutes():
                     self.routes = dict(effect.routes)
                 case fx.HaltContract():

@@ -1,12 +1,12 @@
 """Choosing: which of several neighbours carries our traffic, if the routes lead through several (CHOOSE_ROUTES).
 
 Routing daemons and the operator decide which neighbours can carry a packet. While something is sent, all of them are
-asked for their price of one of the destinations, and the present one is asked a few times a second whether it is there.
-What counts is the price of what arrives: the price divided by the quality. The present neighbour stays unless it costs
-a tenth more than another one.
+asked for their price of one of the destinations, and our meter for the present one is read at each look. What counts is
+the price of what arrives: the price divided by the quality. The present neighbour stays unless it costs a tenth more
+than another one.
 
-- A neighbour that answers no hellos for 0.6 s is left if no answers come for what is sent. As long as they come, its
-  kernel carries what is paid for while its daemon is away.
+- A neighbour is left if no answers come for what is sent, and it answers no hellos for 0.3 s. As long as answers come,
+  its kernel carries what is paid for while its daemon is away.
 - If nothing comes back for 3 s of what is sent, another neighbour is tried. If answers come from there, the first one
   has lost most of its quality: it may sell cheaply and drop everything. If they don't, the destination is the reason.
 - A neighbour that renews only above our limit is left before the contract ends.
@@ -16,6 +16,8 @@ next packet finds a contract. Contracts elsewhere, and with the neighbour that w
 """
 
 from __future__ import annotations
+
+from itertools import islice
 
 from ngp.core import networks
 from ngp.core.buying.fork import Candidate, ForkState, choose
@@ -32,8 +34,10 @@ from ngp.core.settings import Settings
 from ngp.core.timers import Due
 from ngp.core.world import World
 
-LOOK_S = 0.15  # between two hellos to the present neighbour
-LATE_LOOKS, SILENT_LOOKS = 2, 4  # an answer that takes longer is late; after so long nothing is expected any more
+LOOK_S = 0.1
+GREET_S = 1.0  # between two hellos to the present neighbour, as long as it answers
+LATE_S, SILENT_S = 0.2, 0.3  # an answer to a hello that takes longer is late; after so long none is expected any more
+MOST_READ = 64  # contracts with a neighbour that are read at each look
 WINDOW_S, MOST_UNANSWERED = 1.0, 3
 ASK_S, REFUSED_ASK_S = 5.0, 60.0  # a quote is valid for 10 s
 IN_USE_S = 10.0
@@ -144,8 +148,7 @@ def look(world: World) -> None:
         return
     present = [neighbour for state in forks.in_use.values() if (neighbour := _at(world, state.router)) is not None]
     for neighbour in {one.number: one for one in present}.values():
-        _greet(world, neighbour)
-        _judge_silence(world, neighbour)
+        _watch(world, neighbour)
     for state in list(forks.in_use.values()):
         if now - state.window_mono_s >= WINDOW_S:
             _judge_answers(world, state)
@@ -169,26 +172,27 @@ def offers_of(world: World, neighbour: Neighbour) -> list[tuple[Prefix, int]]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
+def _watch(world: World, neighbour: Neighbour) -> None:
+    """Judge whether a neighbour carries: say hello once a second, and at each look while something isn't answered."""
+    quality, now = neighbour.quality, world.now.monotonic_s
+    waits_s = now - quality.asked_mono_s if quality.asked_mono_s else 0.0
+    unanswered_s = now - quality.unanswered_mono_s if quality.unanswered_mono_s else 0.0
+    if LATE_S <= waits_s < SILENT_S:  # later it is silence, not loss
+        quality.missed()
+    if waits_s >= SILENT_S and not quality.silent and (unanswered_s >= SILENT_S or _must_renew(neighbour)):
+        quality.fell_silent()
+    if waits_s or unanswered_s or now - quality.greeted_mono_s >= GREET_S:
+        _greet(world, neighbour)
+    bought = (one.id for one in neighbour.contracts.values() if isinstance(one, Purchase))
+    world.do(ReadMeters(tuple(islice(bought, MOST_READ))))
+
+
 def _greet(world: World, neighbour: Neighbour) -> None:
     """Say hello to a neighbour, whose answer shows that it is there, and how long that takes."""
-    quality, now = neighbour.quality, world.now.monotonic_s
-    if not quality.asked_mono_s:
-        quality.asked_mono_s = now
-    elif LATE_LOOKS * LOOK_S <= now - quality.asked_mono_s < SILENT_LOOKS * LOOK_S:  # later it is silence, not loss
-        quality.missed()
+    quality = neighbour.quality
+    quality.greeted_mono_s = world.now.monotonic_s
+    quality.asked_mono_s = quality.asked_mono_s or world.now.monotonic_s
     world.do(Greet(neighbour.link[0], neighbour.identity, neighbour.link, wants_reply=True))
-
-
-def _judge_silence(world: World, neighbour: Neighbour) -> None:
-    quality, now = neighbour.quality, world.now.monotonic_s
-    silent_s = now - quality.asked_mono_s if quality.asked_mono_s else 0.0
-    if quality.silent or silent_s < LATE_LOOKS * LOOK_S:
-        return
-    is_unanswered = 0 < quality.unanswered_mono_s <= now - LOOK_S
-    if silent_s >= SILENT_LOOKS * LOOK_S and (is_unanswered or _must_renew(neighbour)):
-        quality.fell_silent()
-    else:
-        world.do(ReadMeters())
 
 
 def _must_renew(neighbour: Neighbour) -> bool:

@@ -15,7 +15,7 @@ GAIN = 1.1
 """Another neighbour is chosen if the present one costs more than this times as much: then equal offers never alternate,
 nor do two whose measured quality varies a little."""
 
-_ANSWER_WEIGHT = 1 / 64  # of one question in the share of answers
+_ANSWER_WEIGHT = 1 / 32  # of one question in the share of answers
 _DELAY_WEIGHT = 1 / 8  # of one answer in the mean delay
 _HALVING_DELAY_S = 0.5  # a delay that halves the quality
 _MUTE_SHARE = 0.1
@@ -28,11 +28,13 @@ class Quality:
 
     Attributes:
         asked_mono_s: when we sent the oldest hello that it hasn't answered yet; 0: none waits.
+        greeted_mono_s: when we sent the latest one.
         unanswered_mono_s: when our meter first saw that we sent something through it and no answer came; 0: one came.
         silent: it answers no hello, and nothing comes back.
     """
 
     asked_mono_s: float = 0.0
+    greeted_mono_s: float = float("-inf")
     unanswered_mono_s: float = 0.0
     silent: bool = False
     _answered: float = 1.0
