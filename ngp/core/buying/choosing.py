@@ -20,6 +20,7 @@ from __future__ import annotations
 from itertools import islice
 
 from ngp.core import networks
+from ngp.core.buying import service
 from ngp.core.buying.fork import Candidate, ForkState, choose
 from ngp.core.buying.negotiation import accept_quote
 from ngp.core.buying.purchase import Purchase
@@ -313,7 +314,7 @@ def _may_carry(world: World, state: ForkState, neighbour: Neighbour) -> bool:
         and neighbour.identity not in world.peers.blocked
         and neighbour.identity not in state.suspects
         and networks.is_same(neighbour.network, world.node.network)
-        and not (account is not None and account.disputed)
+        and not (account is not None and (account.disputed or service.why_unpaid(world, account)))
         and _is_affordable(world, state, neighbour)
     )
 
