@@ -15,9 +15,11 @@ from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 from core_tests.market import V4, V6
 from core_tests.mesh_market import LANDLORD, TENANT, THIRD, Mesh, open_mesh
+from core_tests.renting import accounted_msat
 from core_tests.shell import await_until
 from ngp.errors import ExitCode
 from ngp.tenant.books import BooksFile
+from ngp.tenant.home import Home
 
 
 @pytest.fixture
@@ -133,14 +135,8 @@ def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
         mesh.rents.configure(TENANT | limits | {"BUDGET_DAY": "300000 sat", "TENANT_PAYMENT_MIN": "500 sat"})
         keeps = mesh.tenant.popen(*mesh.command("autopay"), stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0.5, 2.5))
-        victim = (mesh.lets, mesh.rents, keeps)[number % 3]
-        if isinstance(victim, Daemon):
-            victim.kill9()
-            time.sleep(chance.uniform(0, 0.5))
-            victim.start()
-            keeps.send_signal(signal.SIGTERM)
-        else:
-            victim.kill()
+        _kill((mesh.lets, mesh.rents, keeps)[number % 3], chance)
+        keeps.send_signal(signal.SIGTERM)
         keeps.wait()
         await_until(lambda: mesh.rent("autopay", "--once").returncode == 0, timeout_s=90, what="what is due is paid")
         row, let = mesh.status(), mesh.let()
@@ -149,3 +145,52 @@ def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
         assert books.pending is None and spent == row["paid_msat"] == let["paid_msat"], f"round {number}"
         assert books.account.payments == row["payments"] == let["payments"]
         assert -1000 < target_sat * 1000 - row["credit_msat"] < 501_000, f"round {number}"
+
+
+@pytest.mark.first
+@pytest.mark.timeout(3600)
+def test_nothing_is_let_or_paid_twice_whoever_is_killed_while_a_neighbour_rents(
+    mesh: Mesh, request: pytest.FixtureRequest
+) -> None:
+    """In each round a daemon or `ngp rent new` is killed; what was begun is finished, and then given back."""
+    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 3
+    chance = random.Random(12)
+    mesh.lets.reload(LANDLORD | {"LANDLORD_ACTIVATION_FEE": "100 sat"})
+    budgets = {f"BUDGET_{time}": "300000 sat" for time in ("HOUR", "DAY", "TOTAL")}
+    mesh.rents.configure(TENANT | budgets | {"TENANT_TARGET_CREDIT": "1000 sat"})
+    mesh.trust()
+    rented = 0
+    for number in range(rounds):
+        name = f"r{number}"
+        renting = mesh.tenant.popen(*mesh.command("new", "let", "--name", name, "--yes"), stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.2, 2.5))
+        _kill((mesh.lets, mesh.rents, renting)[number % 3], chance)
+        renting.wait()
+        await_until(lambda: mesh.rent("offers").returncode == 0, what="the landlord is asked again")
+        kept = [one.name for one in Home(mesh.rents.state_dir / "tenant").tunnels()]
+        assert kept in ([], [name])
+        if kept:
+            await_until(lambda: mesh.rent("autopay", "--once").returncode == 0, timeout_s=90, what="it is paid")
+        rented += len(kept)
+        let = [one for one in mesh.lets.json("rentals") if one["state"] != "pending"]
+        assert [one["payments"] for one in let] == [1] * len(kept), f"round {number}"
+        networks = [network for one in mesh.lets.json("rentals") for network in one["networks"]]
+        assert len(networks) == len(set(networks)), f"round {number}"
+        books = [BooksFile(path).read() for path in (mesh.rents.state_dir / "tenant").glob("TunnelState*.yaml")]
+        spent = sum(order.amount_msat for one in books for order in one.sent if order.state == "paid")
+        every = [one for one in mesh.lets.json("rentals", "--all") if one["payments"]]
+        assert spent == sum(map(accounted_msat, every)) == sum(one["paid_msat"] for one in every), f"round {number}"
+        assert len(every) == rented
+        if kept:
+            assert mesh.lets.cli("rentals", "release", let[0]["id"], "--yes").returncode == 0
+            mesh.done("forget", name, "--yes")
+
+
+def _kill(victim: Daemon | subprocess.Popen[str], chance: random.Random) -> None:
+    """Kill a daemon, and start it again, or a command."""
+    if not isinstance(victim, Daemon):
+        victim.kill()
+        return
+    victim.kill9()
+    time.sleep(chance.uniform(0, 0.5))
+    victim.start()
