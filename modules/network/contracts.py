@@ -35,6 +35,7 @@ from ngp.modules.network.layout import (
     LINE_WORDS,
     LOW_WATER,
     MARK,
+    ORDERS,
     PRICE,
     TAG,
     USED,
@@ -115,7 +116,7 @@ class ContractTable:
             self._slots[label.contract] = slot
             self._accounts.take(tag >> 32)
             self._count(slot, label, 1)
-            if (slot, label.generation) not in entered:
+            if entered.get(slot) != label.generation:
                 missing.append((slot, label))
             found.append(AdoptedContract(self._read_grant(slot, label, at_ns), self._reading(slot, label)))
         self._show_purchases(self._purchases > 0)
@@ -353,15 +354,18 @@ class ContractTable:
         for table, (keys, values) in found.items():
             self._tables[table].set_many(keys, values)
 
-    def _entered(self) -> set[tuple[int, int]]:
-        """Return the slots, with their generations, to which single addresses lead in the kernel's tables.
+    def _entered(self) -> dict[int, int]:
+        """Return the slots to which single addresses lead in the kernel's tables, with the generation of the entry.
 
         To read all of these entries takes a small part of the time that it takes to write them. A daemon that was
         killed in `move` left some entries under the old link only; but then it left the neighbour under that link too,
         and the next start moves all of them.
         """
-        tables = (self._tables[name] for name in layout.HOSTS.values())
-        return {entry for table in tables for _, values in table.batches() for entry in ENTRY.iter_unpack(values)}
+        entered: dict[int, int] = {}
+        for name in layout.HOSTS.values():
+            for _, values in self._tables[name].batches():
+                entered.update(ENTRY.iter_unpack(values))
+        return entered
 
     def _delete_entry(self, slot: int, place: tuple[str, bytes]) -> None:
         """Delete the entry at a place (see `_place`), but only if it leads to this slot.
@@ -404,7 +408,7 @@ class ContractTable:
         return Reading(label.contract, used_to - label.base_to, used - used_to - label.base_from, exhausted)
 
     def _read_grant(self, slot: int, label: Label, at_ns: int) -> Grant:
-        limit, expires_ns, low_water, tag, price = self._words[slot * LINE_WORDS : slot * LINE_WORDS + PRICE + 1]
+        limit, expires_ns, low_water, tag, price = ORDERS.unpack_from(self._words, slot * LINE_BYTES)
         base = label.base_to + label.base_from
         return Grant(
             contract=label.contract,

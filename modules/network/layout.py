@@ -71,6 +71,7 @@ ROLE_OF = {number: role for role, number in ROLE.items()}
 LIMIT, EXPIRES_NS, LOW_WATER, TAG, PRICE, USED, USED_TO, MARK = range(8)
 CREDIT, CREDIT_UNTIL_NS, ACCOUNT_LOW_WATER, ACCOUNT_TAG, SPENT, RETURNED = 1, 2, 3, 4, 5, 6
 KERNEL_WORDS, LINE_WORDS, LINE_BYTES = 5, 8, 64
+ORDERS = struct.Struct("=5Q")  # the words of a contract's line that user space writes
 VALID, BLOCKED = 1, 2
 GENERATION_MASK, FLAGS_MASK = 0xFFFFFF, 0xFF
 NO_ACCOUNT = 0
