@@ -299,6 +299,8 @@ def test_a_net_conf_that_is_spoiled_before_a_boot_opens_nothing(machine: Machine
     for words in ((), ("-I", "eth0")):
         assert not machine.reaches(THIRD4, *words) and not machine.reaches(THIRD6, *words)
     assert machine.leaked() == base
+    market.done("down", "shop")
+    assert machine.reaches(THIRD4), "the user opens it"
     conf.write_text(good)
     market.done("up", "shop")
     await_until(lambda: machine.reaches(THIRD4), what="the tunnel")

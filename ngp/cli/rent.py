@@ -277,6 +277,13 @@ def _conf(call: _Call) -> int:
 
 
 def _up(call: _Call) -> int:
+    from ngp.cli import tenant_service
+
+    with tenant_service.closed_on_error(call.place):
+        return _bring_up(call)
+
+
+def _bring_up(call: _Call) -> int:
     from ngp.tenant.books import BooksFile
 
     home, (tunnel,) = _rentals(call)

@@ -26,7 +26,7 @@ from ngp.core.settings import FeeLimit, Settings
 from ngp.core.tenant.answers import Status
 from ngp.core.tenant.terms import Limits, TenantSettings, stricter
 from ngp.daemon import main, state
-from ngp.errors import ConfigError, ExitCode, NgpError, PaymentError, RunningError, UsageError
+from ngp.errors import ExitCode, NgpError, PaymentError, RunningError, UsageError
 from ngp.ports import Payment
 from ngp.remembered_node import RememberedNode
 from ngp.tenant import autopay, barrier, files, interface, money_back, routing, wallet
@@ -264,14 +264,25 @@ async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
 
 def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
     """Bring a tunnel up as net.conf says. Returns the tunnel that everything uses, if one does. Raises NgpError."""
-    try:
-        said = _tenant(place)
-    except ConfigError as error:
-        if not routing.close(home):
-            raise
-        until = f"until then, or until `sudo ngp rent down {tunnel.shown_name}`, nothing leaves beside the tunnel"
-        raise ConfigError(f"{error}; {until}") from error
+    said = _tenant(place)
     return routing.bring_up(home, tunnel, said.all_traffic, said.beside)
+
+
+@contextlib.contextmanager
+def closed_on_error(place: Place) -> Iterator[None]:
+    """Keep what TENANT_ALL_TRAFFIC had closed closed if a tunnel can't be brought up, and say so."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except NgpError as error:
+        is_closed = False
+        with contextlib.suppress(NgpError):  # the first error is the one to report
+            is_closed = routing.close(place.state_dir / TENANT_FOLDER)
+        stays = "nothing leaves beside the tunnel"
+        if not is_closed or stays in str(error):
+            raise
+        raise type(error)(f"{error}; {stays} until then, or until `sudo ngp rent down RENTAL`") from error
 
 
 def unasked_name_servers(place: Place) -> list[str]:

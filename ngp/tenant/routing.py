@@ -50,7 +50,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
     """
     path, table = home.conf_path(tunnel), policy.table_of(tunnel.root_key)
     interface.refuse_unless_possible("up", path, ["wg-quick", "ip", *(["nft"] if all_traffic else [])])
-    with _alone(home):
+    with _alone(home.folder):
         carrier = _carrier(_standing()) or (table if all_traffic else None)
         if carrier == table and not all_traffic:
             carrier = None
@@ -68,25 +68,27 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
     return next((one for one in home.tunnels() if policy.table_of(one.root_key) == carrier), None)
 
 
-def close(home: Home) -> bool:
+def close(folder: Path) -> bool:
     """Let nothing leave beside a tunnel that carried everything when it was last brought up.
 
-    This is for a net.conf that can't be used, perhaps at a boot: a mistake in it must not open what was closed. What
-    stands already stays as it is.
+    This is for files that can't be used, net.conf or the tenant's own, perhaps at a boot: a mistake there must not open
+    what was closed. What stands already stays as it is.
 
-    Returns: whether nothing leaves beside a tunnel now. Raises: NgpError.
+    Args: folder: of the tenant's files. Returns: whether nothing leaves beside a tunnel now. Raises: NgpError.
     """
-    if os.geteuid() != 0:
+    key = _remembered(folder)
+    if os.geteuid() != 0 or not key:
         return False
-    with _alone(home):
-        standing, key = _standing(), _remembered(home)
-        tunnel = next((one for one in home.tunnels() if one.root_key == key), None)
-        if tunnel is None or (_carrier(standing) is not None and _has_barrier()):
-            return _carrier(standing) is not None
-        table = policy.table_of(tunnel.root_key)
-        rules = policy.rules_of_sources(_sources(home, tunnel), table)
-        with suppress(ConfigError, MomentError):  # a landlord's name isn't known: then not even the landlord is reached
-            _bring(home, table, table, rules, policy.ways_of(standing))
+    with _alone(folder):
+        if _has_barrier():
+            return True
+        known = policy.ways_of(_standing())
+        _nft(barrier.table([], [], known))
+        with suppress(NgpError):  # as much as can be read is let out beside the tunnel
+            home = Home(folder)
+            tunnel = next(one for one in home.tunnels() if one.root_key == key)
+            table = policy.table_of(key)
+            _bring(home, table, table, policy.rules_of_sources(_sources(home, tunnel), table), known)
     return True
 
 
@@ -100,7 +102,7 @@ def bring_down(home: Home, tunnel: Tunnel, beside: Callable[[], Sequence[Way]]) 
     if os.geteuid() != 0 and not interface.is_up(tunnel.interface) and not _has_rules(table):
         return
     interface.refuse_without_root("down", home.conf_path(tunnel))
-    with _alone(home):
+    with _alone(home.folder):
         interface.bring_down(home.conf_path(tunnel))
         carrier = _carrier(_standing())
         other = carrier if carrier != table else None
@@ -129,8 +131,8 @@ def lacks(home: Home) -> str:
     )
 
 
-def _alone(home: Home) -> AbstractContextManager[None]:
-    return files.only_one(home.folder / "routing.lock", "another `ngp rent up` or `down`", "try again in a moment")
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    return files.only_one(folder / "routing.lock", "another `ngp rent up` or `down`", "try again in a moment")
 
 
 def _bring(home: Home, table: int, carrier: int | None, own: Sequence[Rule], beside: Sequence[Way]) -> None:
@@ -231,13 +233,13 @@ def _addresses_of(end: _End, asks_names: bool) -> list[str]:
 
 def _remember(home: Home, tunnel: Tunnel) -> None:
     """Note that a tunnel carries everything; a full disk is no reason not to go on."""
-    if _remembered(home) != tunnel.root_key:
+    if _remembered(home.folder) != tunnel.root_key:
         with suppress(NgpError):
             files.replace(home.folder / _CARRIER, tunnel.root_key.encode())
 
 
-def _remembered(home: Home) -> str:
-    path = home.folder / _CARRIER
+def _remembered(folder: Path) -> str:
+    path = folder / _CARRIER
     return path.read_text(errors="replace") if path.exists() else ""
 
 

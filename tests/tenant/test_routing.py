@@ -109,15 +109,24 @@ def test_a_tunnel_that_is_up_goes_on_while_the_name_is_looked_up_again(host: Hos
 
 
 def test_a_net_conf_that_can_not_be_used_at_a_boot_opens_nothing(host: Host) -> None:
-    assert not routing.close(host.home), "nothing carried everything"
+    assert not routing.close(host.home.folder), "nothing carried everything"
     host.answers = True
     host.up(NAME_SERVER)
     host.barrier, host.answers = "", False  # a boot
-    assert routing.close(host.home) and host.barrier
+    assert routing.close(host.home.folder) and host.barrier
     assert TO_NAME_SERVER not in host.barrier and TO_LANDLORD not in host.barrier, "nobody can be asked for names"
     routing.bring_down(host.home, host.tunnel, lambda: ())
     host.barrier = ""
-    assert not routing.close(host.home) and not host.barrier, "the user has opened it"
+    assert not routing.close(host.home.folder) and not host.barrier, "the user has opened it"
+
+
+@pytest.mark.parametrize("name", ["Config.yaml", "TunnelState.yaml"])
+def test_damaged_files_of_the_tenant_open_nothing_at_a_boot(host: Host, name: str) -> None:
+    host.answers = True
+    host.up(NAME_SERVER)
+    host.barrier = ""
+    (host.home.folder / name).write_text("[")
+    assert routing.close(host.home.folder) and host.barrier
 
 
 def test_a_net_conf_that_is_spoiled_meanwhile_changes_nothing_that_stands(host: Host) -> None:
@@ -126,9 +135,9 @@ def test_a_net_conf_that_is_spoiled_meanwhile_changes_nothing_that_stands(host: 
     landlord = Way(ip_network("203.0.113.1"), "udp", 51820)
     host.rules = policy.rules_of_all(policy.table_of(host.tunnel.root_key), [landlord, NAME_SERVER])
     before = host.barrier
-    assert routing.close(host.home) and host.barrier == before
+    assert routing.close(host.home.folder) and host.barrier == before
     host.barrier = ""  # by a firewall's restart
-    assert routing.close(host.home) and TO_NAME_SERVER in host.barrier and TO_LANDLORD in host.barrier
+    assert routing.close(host.home.folder) and TO_NAME_SERVER in host.barrier and TO_LANDLORD in host.barrier
 
 
 def test_a_full_disk_leaves_nothing_open(host: Host) -> None:
