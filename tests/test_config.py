@@ -58,6 +58,7 @@ def test_the_smallest_file_has_the_documented_defaults() -> None:
     assert (got.queue_number, got.state_dir, got.contracts_max) == (10325, "/var/lib/ngp", 131_072)
     assert got.verify_tolerance_ppm == 10_000
     assert got.budgets.neighbour_msat is None and got.budgets.total_msat is None
+    assert (got.unpaid_bytes_s, settings("UNPAID_RATE: 16 kB/s").unpaid_bytes_s) == (0, 16 << 10)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +397,10 @@ BAD_LINES = [
     ("STATE_DIR: ~/ngp", "STATE_DIR: '~/ngp'", "only a shell knows"),
     ("STATE_DIR: /", "STATE_DIR: '/'", "can't be ngp's own directory"),
     ('STATE_DIR: "a\\0b"', "STATE_DIR: 'a\\x00b'", "not a directory's name"),
+    ("UNPAID_RATE: 100 bytes", "UNPAID_RATE: '100 bytes'", "write 1 kB/s to 1 GB/s, or 0 for none"),
+    ("UNPAID_RATE: 2 GB/s", "UNPAID_RATE: '2 GB/s'", "write 1 kB/s to 1 GB/s, or 0 for none"),
+    ("UNPAID_RATE: -1", "UNPAID_RATE: '-1'", "is negative"),
+    ("UNPAID_RATE: none", "UNPAID_RATE: 'none'", "write for example"),
     ("SELL_PRICE_LOAD: 3", "SELL_PRICE_LOAD: '3'", "write {from: 70 %, factor: 3}, or none"),
     ("SELL_PRICE_LOAD: {factor: 3}", "SELL_PRICE_LOAD", "has no `from`: add it"),
     ("SELL_PRICE_LOAD: {from: 70 %}", "SELL_PRICE_LOAD", "has no `factor`: add it"),

@@ -26,6 +26,14 @@ packet is queued without bypass, which means that it is dropped if nobody listen
     NGP_UNPAID                  unknown      NFQUEUE
                                              DROP
 
+With UNPAID_RATE, packets to upstream and LANs that nobody pays for, and that aren't queued, may pass slowly:
+
+    NGP_GATE, NGP_TO_UP         unpaid_up    goto NGP_SLOW
+    NGP_TO_LAN                  unpaid_lan   goto NGP_SLOW
+    NGP_SLOW                    unknown      NFQUEUE
+                                slowed       RETURN
+                                             DROP
+
 Payment services on this host are reached through INPUT, where the operator's rules alone say who may use them. If there
 is such a service, our chain NGP_OWN in INPUT drops packets above a neighbour's rate, and nothing else: without it one
 neighbour's flood would burden the payment node by which all others pay. The service's answers are limited in
@@ -80,6 +88,7 @@ from ngp.ports.network import DesiredNetwork
 
 FROM_TENANT, TO_TENANT = "NGP_FROM_TENANT", "NGP_TO_TENANT"
 GATE, UNPAID, OWN, FORGED = "NGP_GATE", "NGP_UNPAID", "NGP_OWN", "NGP_FORGED"
+SLOW = "NGP_SLOW"
 TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 _TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
@@ -99,6 +108,7 @@ class GatePaths:
         unknown: matches if the daemon should be asked about the packet.
         over_rate: matches if the packet is for a payment service of this host, and its neighbour's lane has no room.
         forged: matches if the packet came from elsewhere, under an address of this host.
+        slowed: matches if a packet that nobody pays for passes by UNPAID_RATE.
         unpaid_from, unpaid_to: charge the tenant that sends a packet, or that gets it. They match if that tenant's
             traffic is metered and it can't pay.
     """
@@ -111,6 +121,7 @@ class GatePaths:
     forged: Path
     unpaid_from: Path
     unpaid_to: Path
+    slowed: Path
 
 
 def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = False) -> Chains:
@@ -130,9 +141,9 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = Fals
 
 
 def _neighbours_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool) -> dict[str, list[Rule]]:
-    up, mesh, lan = (
-        Rule(UNPAID, program=str(path), goto=True) for path in (paths.unpaid_up, paths.unpaid_mesh, paths.unpaid_lan)
-    )
+    if_unpaid = SLOW if desired.unpaid_bytes_s else UNPAID
+    up, lan = (Rule(if_unpaid, program=str(path), goto=True) for path in (paths.unpaid_up, paths.unpaid_lan))
+    mesh = Rule(UNPAID, program=str(paths.unpaid_mesh), goto=True)
     near = len(desired.mesh_interfaces) + len(desired.lan_interfaces)
     known = desired.upstream_interfaces if len(desired.upstream_interfaces) < near else ()
     classes = {TO_UP: known, TO_MESH: desired.mesh_interfaces, TO_LAN: desired.lan_interfaces}
@@ -140,9 +151,11 @@ def _neighbours_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool
         Rule(chain, "", name, goto=True) for chain, names in classes.items() for name in names if is_plain(name)
     ]
     unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
+    asked, drop = unpaid
+    slow = {SLOW: [asked, Rule("RETURN", program=str(paths.slowed)), drop]} if desired.unpaid_bytes_s else {}
     own = {OWN: [Rule("DROP", program=str(paths.over_rate))]} if desired.own_services else {}
     forged = {FORGED: [Rule("DROP", program=str(paths.forged))]} if rewrites else {}
-    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], UNPAID: unpaid, **own, **forged}
+    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], UNPAID: unpaid, **slow, **own, **forged}
 
 
 def gate_jumps(desired: DesiredNetwork, rewrites: bool = False) -> Jumps:

@@ -19,7 +19,7 @@ from ngp.core.prefixes import PackedPrefix
 from ngp.ports.network import FreeRule
 from ngp.ports.services import SERVICES_A_HOST, free_at, room_for_services
 
-LAYOUT = 10
+LAYOUT = 11
 TABLES_BEGIN, GATE_PROGRAMS_BEGIN = "ngp_", "xt_"
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
@@ -96,9 +96,9 @@ OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that aren't neighbours
 HINT = struct.Struct("=IIQ")
 EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")
-LANE = struct.Struct("=QQ512x")
+LANE = struct.Struct("=QQQ520x")
 STRANGERS_LANE, NEWCOMERS_LANE = 0, 0xFFFFFFFF
-CONFIG_TAIL = struct.Struct("=IHBBQQQQQQQQQ")
+CONFIG_TAIL = struct.Struct("=IHBBQQQQQQQQQQQ")
 CONFIG_FLOWS_BITS_AT = 14
 _LINK = struct.Struct("=I6s")
 _FREE_HEAD = struct.Struct("=II")
@@ -108,7 +108,7 @@ _THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  #
 
 
 class Counter(IntEnum):
-    """The kernel's own counters. They count packets, except for HINTS_LOST and LANE_BYTES."""
+    """The kernel's own counters. They count packets, except for HINTS_LOST, LANE_BYTES and UNPAID_BYTES."""
 
     REFUSED_EXHAUSTED = 0  # the contract's data was used up
     REFUSED_EXPIRED = 1  # the contract's time was over
@@ -121,7 +121,9 @@ class Counter(IntEnum):
     HINTS_LOST = 8  # hints for which the ring buffer had no room
     LANE_BYTES = 9  # bytes that passed in lanes
     LANE_OVER_RATE = 10  # dropped, as their lane had no room
-    REFUSED_UNPAID = 11  # the account had neither money nor credit left
+    REFUSED_UNPAID = 11  # the account had neither money nor credit left; UNPAID_RATE may still let the packet pass
+    UNPAID_BYTES = 12  # bytes that passed uncharged by UNPAID_RATE
+    UNPAID_OVER_RATE = 13  # dropped, as UNPAID_RATE had no room
 
 
 class Label(NamedTuple):
@@ -229,7 +231,7 @@ _BOOKS_7 = Books(
     used_to=6,
     label=struct.Struct("=16sqq16sIBBBxI4x"),
 )
-BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7}
+BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7}
 """Books by LAYOUT. Never change or remove an entry: `former.last_readings` reads the tables of old versions by it."""
 
 

@@ -14,6 +14,7 @@
 #include "lane.h"
 #include "returns.h"
 #include "sent.h"
+#include "unpaid.h"
 
 /* If a packet is an answer from a payment service on this host, take room for it in the lane of the neighbour that
  * receives it. Returns 1 if the lane has no room. Call this only at egress: there the frame names the neighbour. */
@@ -33,17 +34,17 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
-/* Let a download of a neighbour pass if the neighbour's contract covers and pays for it. A neighbour's contract for a
- * prefix may include an address of this host. But a packet that is forwarded with such a source is forged (Linux
- * accepts that over IPv6), and the neighbour counts nothing from there. So it is refused. */
-INLINE int sell(const struct config *config, const struct packet *p)
+/* Let a download of a neighbour pass if the neighbour's contract covers and pays for it, or by UNPAID_RATE. A
+ * neighbour's contract for a prefix may include an address of this host. But a packet that is forwarded with such a
+ * source is forged (Linux accepts that over IPv6), and the neighbour counts nothing from there. So it is refused. */
+INLINE int sell(struct __sk_buff *skb, const struct config *config, const struct packet *p)
 {
 	struct entry *entry = find_entry(config, p, SERVER, remote(p));
 	struct contract *contract = contract_of(entry);
 
 	if (!contract || (p->v6 && (config->flags & PREFIXES(SERVER, 1)) && is_ours(p, p->source) && !p->error))
-		return refuse_uncovered();
-	return charge(contract, entry->slot, p, FROM, SERVER) ? PASS : SHOT;
+		return passes_unpaid(skb, p) ? PASS : refuse_uncovered();
+	return charge(contract, entry->slot, p, FROM, SERVER) || passes_unpaid(skb, p) ? PASS : SHOT;
 }
 
 /* Ask the daemon to buy a packet's destination. The neighbour has bought the packet's source from us, so its gate takes

@@ -6,6 +6,8 @@
  *                               and return 1 if nobody pays for it. Which of the three is called depends on the
  *                               interface by which the packet leaves: upstream, mesh or LAN
  *   xt_unknown                  called by the gate for a packet that nobody paid for: is it held for the daemon?
+ *   xt_slowed                   called by the gate for a packet that nobody pays for, and that isn't held: may it pass by
+ *                               UNPAID_RATE?
  *   xt_over_rate                called by the gate in INPUT: take room in a lane for a packet to a payment service on
  *                               this host, and return 1 if there is none
  *   xt_forged                   called by the gate in FORWARD, on a host that rewrites destinations: is the source of a
@@ -33,9 +35,12 @@
 #include "../token.h"
 #include "lane.h"
 #include "leaving.h"
+#include "unpaid.h"
 
 #define ERROR_INTERVAL_NS 20000000ull                         /* 50 ICMP errors a second to one neighbour */
 #define ERROR_BURST_NS 2000000000ull                          /* 100 of them at once */
+#define ASKED_AGAIN_NS 5000000000ull                          /* with UNPAID_RATE, when a destination is asked about again: */
+#define ASKED_SELDOM_NS 30000000000ull                        /* for a neighbour that buys; for all others */
 #define MOST_HOPS 255                                         /* the hop limit of our messages (GTSM, RFC 5082) */
 #define TCP_HEADER_BYTES 20
 #define TCP_RESET 4
@@ -95,10 +100,10 @@ INLINE int passes_as_own(struct __sk_buff *skb, const struct config *config, con
 }
 
 /* Charge a packet that a neighbour sends through us, unless it is free or its receiver pays for it at egress. Returns 0
- * if nobody pays. The first rule that fits decides; if its contract refuses the packet, no other rule is tried. A
- * packet to an upstream interface is never a return: else a neighbour that sells to us could send through our uplink
- * for nothing. A packet whose destination was rewritten has two flows, one with the address to which it was sent and
- * one with the rewritten address; answers may belong to either. */
+ * if nobody pays. The first rule that fits decides; if its contract refuses the packet, no other rule is tried (but the
+ * gate may still ask xt_slowed). A packet to an upstream interface is never a return: else a neighbour that sells to us
+ * could send through our uplink for nothing. A packet whose destination was rewritten has two flows, one with the
+ * address to which it was sent and one with the rewritten address; answers may belong to either. */
 INLINE int paid(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
@@ -185,11 +190,22 @@ APART int hold(struct __sk_buff *skb, const struct packet *p, int rewritten)
 	return 1;
 }
 
+/* Does a packet that wasn't paid for belong to a lane? Then the lane has no room, and the packet is dropped: the rate
+ * of payment services protects them. (To an address of ours go only packets to forwarded ports; see passes_as_own.) */
+APART int is_for_full_lane(struct __sk_buff *skb, const struct config *config, const struct packet *p, int rewritten)
+{
+	if (rewritten && is_ours(p, p->destination))
+		return 1;
+	return any_given(config, p) && matches_free(skb, p, TO_SERVICE) && is_for_lane(p);
+}
+
 /* Decide whether the daemon sees a packet; if so, count it in ngp_asked, and hold it. The daemon sees a few packets to
  * each destination in each window, and new destinations only as fast as the neighbour's token bucket allows. Strangers
  * share one bucket, so made-up MACs gain nothing and cost known neighbours nothing. A destination enters the table
  * ngp_asked only if there was a token for it, so a flood can't push others' destinations out of the table. A packet for
- * a lane without room isn't shown to the daemon: else the neighbour would be offered a contract for what is free. */
+ * a lane without room isn't shown to the daemon: else the neighbour would be offered a contract for what is free.
+ * With UNPAID_RATE, a destination about which the daemon was asked isn't asked about again for some seconds, so that the
+ * packets for which it found no payer can pass, and don't wait once more. */
 SEC("socket")
 int xt_unknown(struct __sk_buff *skb)
 {
@@ -199,15 +215,13 @@ int xt_unknown(struct __sk_buff *skb)
 	struct asked key = {};
 	struct asking *asking, fresh = { .packets = 1 };
 	__u32 zero = 0;
-	__u64 now, most, *strangers;
+	__u64 now, most, again_ns, *strangers;
 	int taken, rewritten;
 
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
 	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
-	if ((rewritten && is_ours(&p, p.destination)) || contract_of(find_entry(config, &p, SERVER, p.destination)))
-		return 0;
-	if (any_given(config, &p) && matches_free(skb, &p, TO_SERVICE) && is_for_lane(&p))
+	if (is_for_full_lane(skb, config, &p, rewritten) || contract_of(find_entry(config, &p, SERVER, p.destination)))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();
 	neighbour = find_neighbour(&p);
@@ -223,6 +237,9 @@ int xt_unknown(struct __sk_buff *skb)
 		__sync_fetch_and_add(&asking->packets, 1);
 		return hold(skb, &p, rewritten);
 	}
+	again_ns = neighbour && (neighbour->flags & BUYS_FROM_US) ? ASKED_AGAIN_NS : ASKED_SELDOM_NS;
+	if (asking && config->unpaid_kib_ns && now - asking->since_ns < again_ns)
+		return 0;
 	if (neighbour) {
 		taken = take_token(&neighbour->ready_ns, config->neighbour_interval_ns, config->neighbour_burst_ns, now);
 	} else {
@@ -236,6 +253,20 @@ int xt_unknown(struct __sk_buff *skb)
 	fresh.since_ns = now;
 	bpf_map_update_elem(&ngp_asked, &key, &fresh, BPF_ANY);
 	return hold(skb, &p, rewritten);
+}
+
+/* May a packet pass uncharged, by UNPAID_RATE? The gate asks only about packets that nobody pays for. */
+SEC("socket")
+int xt_slowed(struct __sk_buff *skb)
+{
+	const struct config *config = settings();
+	struct packet p = {};
+	int rewritten;
+
+	if (!config || !config->unpaid_kib_ns || !parse(skb, config, FORWARD, &p))
+		return 0;
+	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
+	return !is_for_full_lane(skb, config, &p, rewritten) && has_unpaid_room(&p);
 }
 
 /* --- this host --- */
@@ -449,11 +480,11 @@ int ngp_tc_out(struct __sk_buff *skb)
 	if ((config->flags & (ALONE | REWRITES)) != ALONE || ingress_ifindex == skb->ifindex)
 		payer = find_who_pays(skb, &p);
 	if (payer == NEIGHBOUR_PAYS)
-		return sell(config, &p);
+		return sell(skb, config, &p);
 	if (payer == WE_PAY)
 		return buy(&p);
 	if (payer == NOBODY_PAYS)
-		return refuse_uncovered();
+		return passes_unpaid(skb, &p) ? PASS : refuse_uncovered();
 	return payer == PASSES_AS_OWN ? send_own(skb, config, &p) : PASS;
 }
 

@@ -16,7 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 10
+#define LAYOUT 11
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -63,7 +63,7 @@ enum role { SERVER, CLIENT };
 enum hint_kind { LOW = 1, EXHAUSTED, ACCOUNT_LOW, ACCOUNT_EXHAUSTED, UNBOUGHT };
 enum counter {                                                /* layout.py says what each of them counts */
 	REFUSED_EXHAUSTED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
-	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, COUNTERS
+	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, UNPAID_BYTES, UNPAID_OVER_RATE, COUNTERS
 };
 
 struct config {
@@ -76,6 +76,7 @@ struct config {
 	__u64 hold_window_ns;                                     /* packets to a destination that are held in each window: */
 	__u64 hold_packets, hold_packets_paid;                    /* those of any neighbour; of one that has paid */
 	__u64 lane_kib_ns, lane_burst_ns;                         /* a lane's rate, as the time that 1,024 bytes take */
+	__u64 unpaid_kib_ns, unpaid_burst_ns;                     /* UNPAID_RATE (unpaid.h) in the same way; 0: nothing */
 };
 
 /* One cache line: what a contract lets pass, in bytes. `mark` is a number for the limit that a packet met last
@@ -139,6 +140,7 @@ struct free_rule {
 #define NEWCOMERS_LANE 0xffffffff
 struct lane {
 	__u64 ready_ns, bytes;
+	__u64 unpaid_ready_ns, unused;                            /* the bucket of UNPAID_RATE (unpaid.h) */
 	__u64 asked[LANE_SETS * LANE_WAYS];                       /* hashes of the conversations that may be answered */
 };
 

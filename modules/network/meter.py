@@ -31,7 +31,7 @@ _OWN_ADDRESSES_MOST = 4096 * 32  # the daemon knows 4,096 neighbours at a time, 
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = (
     *("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate", "xt_forged"),
-    *("xt_unpaid_from", "xt_unpaid_to"),
+    *("xt_unpaid_from", "xt_unpaid_to", "xt_slowed"),
 )
 
 
@@ -75,7 +75,7 @@ class Meter:
             self._rooms = flows.divide(self.tables[layout.FLOWS].entries, 0, 0)
             self._write_config(desired)
             for number in (layout.STRANGERS_LANE, layout.NEWCOMERS_LANE):
-                self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0))
+                self.tables[layout.LANES].add(struct.pack("=I", number), layout.LANE.pack(0, 0, 0))
             self._bind_and_pin(folder)
             self.neighbours = NeighbourTable(self.tables, index_of, self._show_several_links)
             self.accounts = AccountTable(self.tables)
@@ -250,6 +250,8 @@ class Meter:
             HOLD_PACKETS_PAID,
             2**10 * 10**9 // desired.lane_bytes_s,
             desired.lane_burst_bytes * 10**9 // desired.lane_bytes_s,
+            2**10 * 10**9 // desired.unpaid_bytes_s if desired.unpaid_bytes_s else 0,
+            desired.unpaid_burst_bytes * 10**9 // max(1, desired.unpaid_bytes_s),
         )
         self._config[8 : 8 + len(tail)] = tail
 

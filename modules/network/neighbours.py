@@ -182,7 +182,7 @@ class NeighbourTable:
         that it makes up, as only newcomers also share one bucket.
         """
         ready_ns = time.monotonic_ns() if neighbour.has_paid else 0
-        self._tables[layout.LANES].add(_lane_key(neighbour.neighbour), layout.LANE.pack(ready_ns, 0))
+        self._tables[layout.LANES].add(_lane_key(neighbour.neighbour), layout.LANE.pack(ready_ns, 0, ready_ns))
 
     def _move_lane(self, old: int, new: int) -> None:
         """Keep a link's lane when the link gets another number, since a new lane would have a full bucket."""

@@ -48,6 +48,14 @@ _rate = values.between(
 )
 
 
+def _unpaid_rate(node: Node) -> int:
+    """Read UNPAID_RATE: 0, or a rate at which a packet still passes. Raises Refused."""
+    rate = values.quantity(data_rate_bytes_s)(node)
+    if rate and not LEAST_RATE_BYTES_S <= rate <= MOST_RATE_BYTES_S:
+        raise refuse(node, "is out of range: write 1 kB/s to 1 GB/s, or 0 for none")
+    return rate
+
+
 def _positive(parse: Callable[[Node], int]) -> Callable[[Node], int]:
     def parse_node(node: Node) -> int:
         value = parse(node)
@@ -392,6 +400,15 @@ PAYMENT_SERVICES_RATE = Key(
     "rate of each neighbour to PAYMENT_SERVICES, both directions together; bursts of up to a minute's worth",
     ("payment_services_bytes_s",),
 )
+UNPAID_RATE = Key(
+    "UNPAID_RATE",
+    "data a second, or 0",
+    _unpaid_rate,
+    "0",
+    "what passes uncharged for a neighbour without contract or money, both directions together; all that never paid "
+    "share one such rate; 0 = nothing",
+    ("unpaid_bytes_s",),
+)
 WHEN_STOPPED = Key(
     "WHEN_STOPPED",
     "open or closed",
@@ -435,7 +452,7 @@ KEYS: tuple[Key[Any], ...] = (
     CHOOSE_ROUTES, ROUTE_TABLE, ROUTE_PRIORITY, PRICES,
     CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, VERIFY_TOLERANCE,
-    FREE_DESTINATIONS, PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, WHEN_STOPPED, QUEUE_NUMBER,
+    FREE_DESTINATIONS, PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, UNPAID_RATE, WHEN_STOPPED, QUEUE_NUMBER,
     STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS, *tenant_keys.KEYS,
 )  # fmt: skip
 

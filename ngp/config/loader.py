@@ -221,6 +221,7 @@ def _settings(written: Written) -> Settings:
         free_destinations=written[keys.FREE_DESTINATIONS],
         payment_services=written[keys.PAYMENT_SERVICES],
         payment_services_bytes_s=written[keys.PAYMENT_SERVICES_RATE],
+        unpaid_bytes_s=written[keys.UNPAID_RATE],
         closed_when_stopped=written[keys.WHEN_STOPPED] == "closed",
         queue_number=written[keys.QUEUE_NUMBER],
         state_dir=os.path.normpath(os.path.join(written.folder, written[keys.STATE_DIR])),

@@ -189,6 +189,7 @@ class Settings:
     free_destinations: tuple[FreeDestination, ...]
     payment_services: tuple[FreeDestination, ...]
     payment_services_bytes_s: int
+    unpaid_bytes_s: int
     closed_when_stopped: bool
     queue_number: int
     state_dir: str

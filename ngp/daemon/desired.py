@@ -25,6 +25,8 @@ STRANGER_RATE, STRANGER_BURST = 200, 50
 NEIGHBOUR_RATE, NEIGHBOUR_BURST = 500, 200
 """How many first packets the kernel hands to the daemon in a second, and at once: of all strangers together, and of
 each known neighbour. One CPU core can handle that many beside its other work."""
+UNPAID_BURST_S = 2
+LEAST_UNPAID_BURST_BYTES = 128 << 10  # two packets of 64 kB, to which the kernel joins small ones
 LANE_BURST_S = 60
 LEAST_LANE_BURST_BYTES = 256 << 10
 """The burst of a lane to payment services, in seconds of the lane's rate: enough for a Lightning node's first look at
@@ -199,6 +201,8 @@ def desired_network(
         neighbour_burst=NEIGHBOUR_BURST,
         tunnel=settings.tunnel_interface,
         let=_let_traffic(settings.letting),
+        unpaid_bytes_s=settings.unpaid_bytes_s,
+        unpaid_burst_bytes=max(LEAST_UNPAID_BURST_BYTES, UNPAID_BURST_S * settings.unpaid_bytes_s),
     )
 
 

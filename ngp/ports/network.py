@@ -99,6 +99,9 @@ class DesiredNetwork:
             second, and at once.
         neighbour_rate, neighbour_burst: the same for each known neighbour.
         tunnel: the landlord's interface, where tenants' contracts are enforced, for both IP versions; "": none.
+        unpaid_bytes_s: bytes a second that pass uncharged, both directions together: for each neighbour that has paid
+            before but has no contract or money now, and for all others together; 0: none.
+        unpaid_burst_bytes: how many of them may pass at once after a pause.
         let: what tenants need of this host's firewall; None: nothing is let.
     """
 
@@ -123,6 +126,8 @@ class DesiredNetwork:
     link_protocols: tuple[str, ...] = ("udp",)
     tunnel: str = ""
     let: LetTraffic | None = None
+    unpaid_bytes_s: int = 0
+    unpaid_burst_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

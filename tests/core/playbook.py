@@ -66,6 +66,7 @@ def settings(**changes: object) -> Settings:
         free_destinations=(),
         payment_services=(),
         payment_services_bytes_s=32 << 10,
+        unpaid_bytes_s=0,
         closed_when_stopped=False,
         queue_number=1,
         state_dir="/nowhere",

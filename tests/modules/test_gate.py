@@ -32,7 +32,7 @@ from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 from ngp.ports.network import FreeRule
 
-PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged", "from", "to")
+PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged", "from", "to", "slowed")
 ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in PROGRAMS))
 OWN_SERVICES = (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), 6, 9735),)
 
@@ -71,6 +71,17 @@ def golden_with(chain: str, program: str, *jumps: str) -> str:
 
 
 GOLDEN_WITH_OWN_SERVICES = golden_with("NGP_OWN", "over_rate", "INPUT 1 -i m0", "INPUT 2 -i m1")
+SLOW = GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_SLOW - [0:0]\n").replace(
+    "-A NGP_UNPAID -j DROP\n",
+    """-A NGP_UNPAID -j DROP
+-A NGP_SLOW -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
+-A NGP_SLOW -m bpf --object-pinned /var/lib/ngp/bpf/slowed -j RETURN
+-A NGP_SLOW -j DROP
+""",
+)
+GOLDEN_WITH_UNPAID_RATE = SLOW.replace("bpf/up -g NGP_UNPAID", "bpf/up -g NGP_SLOW").replace(
+    "bpf/lan -g NGP_UNPAID", "bpf/lan -g NGP_SLOW"
+)
 GOLDEN_WITH_REWRITES = golden_with("NGP_FORGED", "forged", "FORWARD 3 -o m0", "FORWARD 4 -o m1")
 
 OPERATOR = """\
@@ -136,6 +147,7 @@ def test_the_gates_rules_are_exactly_these() -> None:
         assert render(replace(wanted, buys=True), ON_PAPER, family) == GOLDEN, "the payer may differ"
         assert render(replace(wanted, own_services=OWN_SERVICES), ON_PAPER, family) == GOLDEN_WITH_OWN_SERVICES
         assert render(wanted, ON_PAPER, family, rewrites=True) == GOLDEN_WITH_REWRITES
+        assert render(replace(wanted, unpaid_bytes_s=1024), ON_PAPER, family) == GOLDEN_WITH_UNPAID_RATE
     usual = render(desired(mesh_interfaces=("m0",)), ON_PAPER, 4).splitlines()
     ways = [line for line in usual if line.startswith("-A NGP_GATE")]
     assert ways[0].startswith("-A NGP_GATE -o m0") and len(ways) == 2, "one comparison for what goes upstream"
@@ -169,6 +181,9 @@ def test_apply_twice_changes_nothing_and_clean_up_restores(
     assert held.apply() is False and Gate(paths(no, no, no), desired()).apply() is False
     assert held.standing() and saved(variant) == with_gate
     assert held.apply(programs_changed=True) is True and saved(variant) == with_gate
+    slowing = desired(unpaid_bytes_s=1024)
+    assert held.apply(slowing) is True and held.apply(slowing) is False and held.standing()
+    assert [line for line in saved(variant) if "NGP_" not in line] == before
     clean_up(False, ("m0", "m1"))
     assert saved(variant) == before and not held.standing()
     clean_up(False, ("m0", "m1"))

@@ -34,7 +34,8 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         _hold_for_stranger(world, packet)
         return
     if not trades(world, neighbour):
-        world.do(Decide(packet.handle, Verdict.PROHIBIT))
+        slowed = _is_slowed(world, packet) and neighbour.identity not in world.peers.blocked
+        world.do(Decide(packet.handle, Verdict.REPEAT if slowed else Verdict.PROHIBIT))
         return
     sale = world.sales.find(neighbour.identity, packet.destination)
     if sale is not None:
@@ -49,6 +50,11 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         return
     terms = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
     quote(world, neighbour, Wish(terms, packet.onward, packet))
+
+
+def _is_slowed(world: World, packet: HeldPacket) -> bool:
+    """Say whether a packet that nobody pays for may pass by UNPAID_RATE, so that it goes back to the kernel."""
+    return bool(world.settings.unpaid_bytes_s) and packet.onward.router is None
 
 
 def _hold_for_stranger(world: World, packet: HeldPacket) -> None:
@@ -75,10 +81,10 @@ def strangers_known(world: World, neighbour: Neighbour) -> None:
 
 
 def strangers_due(world: World) -> None:
-    """Drop the packets of links that didn't say hello in time."""
+    """Drop the packets of links that didn't say hello in time, or let them pass by UNPAID_RATE."""
     while world.peers.strangers and world.peers.strangers[0][0] <= world.now.monotonic_s:
         packet = world.peers.strangers.popleft()[1]
-        world.do(Decide(packet.handle, Verdict.DROP))
+        world.do(Decide(packet.handle, Verdict.REPEAT if _is_slowed(world, packet) else Verdict.DROP))
         _note_silence(world, packet.link)
         _tell_of_silence(world, packet.link)
     if world.peers.strangers:

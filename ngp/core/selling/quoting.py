@@ -169,7 +169,9 @@ def refuse(world: World, sale: Sale, for_s: float) -> None:
     """
     world.timers.clear(Due.QUOTE, sale.id)
     world.stop_waiting(sale)
-    metering.decide(world, sale, Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP)
+    refusal = Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP
+    slowed = world.settings.unpaid_bytes_s and not sale.seller and sale.identity not in world.peers.blocked
+    metering.decide(world, sale, Verdict.REPEAT if slowed else refusal)  # the refusal stands when it comes again
     sale.expires_mono_s = world.now.monotonic_s + for_s
     world.grant(sale)
     world.timers.set(Due.REFUSAL, sale.id, sale.expires_mono_s)
