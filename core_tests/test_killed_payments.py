@@ -24,7 +24,7 @@ from ngp.core.invoices import OPEN_S
 
 GRACE_BYTES = 51_200
 MSAT_PER_BYTE = 1
-PACKETS_S = 100  # with 100 bytes and headers each, so that a top-up of 20 sat lasts a second or two
+PACKETS_S = 50  # with 100 bytes and headers each, and answered, so that a top-up of 20 sat lasts a second or two
 CONF = {"DEFAULT_PRICE": "1024 msat", "PAYMENT_AMOUNT": "10 sat", "GRACE_DATA": "50 kB"}
 BUYER = {**CONF, "BUDGET_PAYMENT": "20 sat"}  # small top-ups, so that the next one is always due soon
 VICTIMS = ("gateway's daemon", "client's daemon", "gateway's node", "client's node")
@@ -53,7 +53,7 @@ def kill_all(lab: Lab, cells: Sequence[tuple[str, Step]]) -> None:
         net, before = made.trade.net, look(made)
         at_internet = net.internet.counter("wan0", "in")
         for version in (4, 6):
-            traffic.udp_sink(net.internet, net.remote(version), 5000)
+            traffic.udp_echo(net.internet, net.remote(version), 5000)
         flow = traffic.start(net.client, "udp-send", net.remote(4), 5000, 24 * 60 * 60 * PACKETS_S, 100, PACKETS_S, 0)
         stage = Stage(made)
         for number, (victim, step) in enumerate(cells):

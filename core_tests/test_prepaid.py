@@ -33,15 +33,15 @@ class Flow:
     def __init__(self, trade: Trade) -> None:
         net = trade.net
         self.remote = net.remote(4)
-        self._sent, self._arrived = net.client.counter("mesh0", "out"), net.internet.counter("wan0", "in")
+        self._sent, self._arrived = net.client.counter("mesh0", "out"), net.internet.counter("wan0")
         # Closed ports would cause ICMP errors, which are carried and charged as well.
         traffic.udp_sink(net.internet, self.remote, PORT)
         words = ("udp-send", self.remote, PORT, RATE_PPS * 600, PAYLOAD_BYTES, RATE_PPS, 0)
         self._process: subprocess.Popen[str] = traffic.start(net.client, *words)
 
     def carried_bytes(self) -> int:
-        """Return the bytes that arrived so far."""
-        return self._arrived.total("in", destination=self.remote).bytes
+        """Return the bytes that arrived so far, and those of answers: the client asks for an echo if none comes."""
+        return self._arrived.total(destination=self.remote).bytes + self._arrived.total(source=self.remote).bytes
 
     def await_carried(self, bytes_: int) -> None:
         """Wait until this many bytes have arrived."""

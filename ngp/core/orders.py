@@ -131,7 +131,7 @@ def pay(world: World, identity: bytes, kind: PaymentKind, order: Order) -> None:
     world.money.spending.add(identity, order.amount_msat + order.fee_limit_msat, world.now.utc_s, world.now)
     world.do(Persist(record, durable=True))
     if kind is PaymentKind.TOP_UP:
-        service.ordered(world.server(identity))
+        service.ordered(world, world.server(identity))
     world.tell_kernel_of(identity)  # a server that was paid may hold more first packets; our meter must count them too
     via_peer = neighbour.payee.hex() if neighbour is not None else ""
     world.do(PayInvoice(order.bolt11, order.payment_hash, order.fee_limit_msat, PAY_TIMEOUT_S, via_peer or None))

@@ -11,6 +11,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying import service
 from ngp.core.buying.account import Seen
+from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.service import MOST_UNSEEN, TRY_AGAIN_S
 from ngp.core.messages import Invoice, Role, Statement
 from ngp.core.reputation import MONTH_S, STRANGERS_PPM, Reputation
@@ -104,17 +105,15 @@ def test_who_only_sends_asks_for_an_echo_and_pays_on_if_it_comes() -> None:
     assert not warnings(sim)
 
 
-def test_a_server_by_which_nothing_was_sent_is_not_asked_for_an_echo() -> None:
-    """Otherwise it would no longer count among the newcomers, which get two top-ups all together."""
-    sim = Sim()
-    sim.flow(HOST, 20_000, 1)
-    ours = bought(sim)
-    ours.sent, ours.seen, sim.client.world.effects = False, Seen(unseen=1), []
-    service.paid(sim.client.world, ours)
-    assert not [one for one in sim.client.world.effects if isinstance(one, fx.AskEcho)]
-    ours.sent = True
-    service.paid(sim.client.world, ours)
-    assert [one for one in sim.client.world.effects if isinstance(one, fx.AskEcho)]
+def test_echoes_are_asked_for_once_a_second_and_only_while_it_is_in_doubt() -> None:
+    sim = trade()
+    world, ours = sim.client.world, bought(sim)
+    (purchase,) = [one for one in world.contracts.values() if isinstance(one, Purchase)]
+    for unseen, came_back, asked in ((1, False, 0), (2, True, 0), (2, False, 1)):
+        ours.seen, world.effects = Seen(unseen=unseen, came_back=came_back), []
+        for _ in range(3):
+            service.only_sent(world, ours, purchase)
+        assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
 
 
 def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_time() -> None:
@@ -126,6 +125,7 @@ def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_ti
         sim.run(1)
         send_only(sim, 5)
     assert payments(sim) == before and bought(sim).seen.unseen == MOST_UNSEEN
+    sim.pay_takes_s = 40.0  # one that takes long is the only one, too
     for hours in (1, 2):
         sim.now += TRY_AGAIN_S + 1
         sim.run(30)

@@ -26,10 +26,11 @@ class Seen:
 
     Attributes:
         unseen: how many payments in a row succeeded for which we haven't seen anything yet.
-        base_msat: what the server's statements credited when the latest payment was ordered.
+        base_msat: what the server's statements credited when the first of them was ordered.
         stated_msat: what its latest statement credits.
-        came_back: our meter has counted something that came back since the latest payment was ordered.
+        came_back: our meter has counted something that came back since then.
         try_again_mono_s: until then nothing is paid, if too many payments are unseen.
+        echo_not_before_mono_s: until then no destination is asked for an echo.
     """
 
     unseen: int = 0
@@ -37,10 +38,11 @@ class Seen:
     stated_msat: int = 0
     came_back: bool = False
     try_again_mono_s: float = float("-inf")
+    echo_not_before_mono_s: float = float("-inf")
 
     @property
     def is_credited(self) -> bool:
-        """True if a statement has credited something since the latest payment was ordered."""
+        """True if a statement has credited something since then."""
         return self.stated_msat > self.base_msat
 
 

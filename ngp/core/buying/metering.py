@@ -28,6 +28,8 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
     if reading.used_from_bytes > purchase.used_from_bytes:
         purchase.returned_mono_s = now
         service.came_back(world, account)
+    else:
+        service.only_sent(world, account, purchase)
     before = purchase.used_bytes
     due = meter(world, purchase, reading)
     if purchase.used_to_bytes:

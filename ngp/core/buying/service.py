@@ -1,12 +1,13 @@
 """Service: whether a server does something for our payments; one that doesn't isn't paid any more.
 
-A payment is seen if the server's statements credit more than when we ordered it, and something has come back through
-the server since. A server that takes money and carries nothing, or doesn't credit it, shows us neither. After
-MOST_UNSEEN payments in a row of which none was seen, no more is paid. We pay again as soon as one is seen, or after
-`ngp unblock`. Until then one payment an hour is tried, so that a server whose troubles are over gets its customer back.
+Payments are seen if the server's statements credit more than when we ordered the first of them, and something has come
+back through the server since. A server that takes money and carries nothing, or doesn't credit it, shows us neither.
+After MOST_UNSEEN payments in a row of which none was seen, no more is paid. We pay again as soon as they are seen, or
+after `ngp unblock`. Until then one payment an hour is tried, so that a server whose troubles are over gets its customer
+back.
 
-Traffic that only goes out brings nothing back by itself. So if nothing came back for a payment when the next one has
-been made, one of the server's destinations is asked for an echo, whose answer our meter counts like any other.
+Traffic that only goes out brings nothing back by itself. So while two payments or more are unseen, a destination to
+which our meter counts only outgoing traffic is asked for an echo, whose answer our meter counts like any other.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from ngp.core.world import World
 
 MOST_UNSEEN = 3
 TRY_AGAIN_S = 3600.0
+ECHO_FROM = 2
+ECHO_PAUSE_S = 1.0
 
 
-def ordered(account: ServerAccount) -> None:
-    """Note that a payment is ordered: only what comes after this shows that it was worth its money."""
-    account.seen.base_msat, account.seen.came_back = account.seen.stated_msat, False
+def ordered(world: World, account: ServerAccount) -> None:
+    """Note that a payment is ordered: if all earlier ones were seen, only what comes after this shows its worth."""
+    seen = account.seen
+    if not seen.unseen:
+        seen.base_msat, seen.came_back = seen.stated_msat, False
+    elif seen.unseen >= MOST_UNSEEN:  # it is this hour's one, however long it takes
+        seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
 
 
 def paid(world: World, account: ServerAccount) -> None:
     """Count a payment that succeeded; the caller saves the account."""
     seen = account.seen
-    # An echo counts as sent, and a server by which we never sent anything must stay one of the newcomers.
-    if seen.unseen and not seen.came_back and account.sent:
-        _ask_for_echo(world, account)
     seen.unseen += 1
     if seen.unseen >= MOST_UNSEEN:
         account.reputation = account.reputation.broken(world.now.utc_s)
@@ -48,6 +52,17 @@ def came_back(world: World, account: ServerAccount) -> None:
     """Note that our meter has counted something that came back through a server."""
     account.seen.came_back = True
     _look(world, account)
+
+
+def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
+    """Ask for an echo, if it is in doubt whether what our meter counted is carried; of a network, its first host."""
+    seen, now = account.seen, world.now.monotonic_s
+    if seen.unseen < ECHO_FROM or seen.came_back or now < seen.echo_not_before_mono_s:
+        return
+    seen.echo_not_before_mono_s = now + ECHO_PAUSE_S
+    prefix = purchase.destination.prefix
+    is_host = prefix.prefixlen == prefix.max_prefixlen
+    world.do(AskEcho(prefix.network_address if is_host else prefix.network_address + 1))
 
 
 def why_unpaid(world: World, account: ServerAccount) -> str:
@@ -73,17 +88,6 @@ def restore(world: World, account: ServerAccount, unseen: int) -> None:
     """Go on after a start. Payments that were unseen then still are: a daemon that is killed again and again must not
     try one more each time."""
     account.seen = Seen(unseen=unseen, try_again_mono_s=world.now.monotonic_s + TRY_AGAIN_S)
-
-
-def _ask_for_echo(world: World, account: ServerAccount) -> None:
-    """Ask the destination that we used last through a server for an echo; of a network, its first host."""
-    links = world.peers.links_of(account.identity)
-    bought = (one for link in links for one in link.contracts.values() if isinstance(one, Purchase) and one.running)
-    latest = max(bought, key=lambda purchase: purchase.rate.at_mono_s, default=None)
-    if latest is not None:
-        prefix = latest.destination.prefix
-        is_host = prefix.prefixlen == prefix.max_prefixlen
-        world.do(AskEcho(prefix.network_address if is_host else prefix.network_address + 1))
 
 
 def _look(world: World, account: ServerAccount) -> bool:
