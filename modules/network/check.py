@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import platform
 import re
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
@@ -23,13 +22,12 @@ from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import KERNEL_LEAST, try_to_load
 from ngp.modules.commands import find_command
-from ngp.modules.network import bpf, firewall, layout, nat, offloading, onward, rights, sides, xtables
+from ngp.modules.network import bpf, firewall, nat, offloading, onward, rights, services, sides, xtables
 from ngp.modules.network.host import Host
 from ngp.modules.network.meter import table_sizes
 from ngp.modules.network.xtables import NFT, run
 from ngp.modules.rtnetlink import Interface
-from ngp.ports.network import DesiredNetwork, FreeRule
-from ngp.ports.services import SERVICES_A_HOST
+from ngp.ports.network import DesiredNetwork
 
 # The bytecode is one instruction, "return 65535": the trial needs xt_bpf, like our rules, but no pinned program.
 _PROBE = {
@@ -40,8 +38,6 @@ _NETWORKS_TOLD = 20
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 # RFC 1918, RFC 4193: nobody beyond our own site routes these.
 _PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
-NO_ROOM = f"its host has more than {SERVICES_A_HOST} services and free ports"
-LESS = "name fewer in PAYMENT_SERVICES: all of this router's addresses are one host"
 _SYSCTL = Path("/proc/sys/net")
 
 
@@ -64,7 +60,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _onward(desired, host),
             lambda: _uplink(desired, host),
             lambda: _way_out(desired, host),
-            lambda: _services(desired, host),
+            lambda: services.check(desired, host),
             lambda: _firewall(desired, host),
             lambda: onward.next_hops(desired, host),
         ]
@@ -86,7 +82,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
         lambda: _way_back(desired, host),
         lambda: _onward(desired, host),
         lambda: _uplink(desired, host),
-        lambda: _services(desired, host),
+        lambda: services.check(desired, host),
         lambda: _way_out(desired, host),
         lambda: _firewall(desired, host),
     ]
@@ -471,39 +467,3 @@ def _way_into_mesh(desired: DesiredNetwork, host: Host) -> Check:
         found.append(f"NAT translates neighbours' traffic on {names}: answers are held there unless we buy them")
         remedy = f"put {names} into IGNORE_INTERFACE, unless a neighbour there sells the way out"
     return Check("way out", through_mesh, "; ".join(found), remedy)
-
-
-def _services(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
-    """Check the payment services, which neighbours reach without a contract so that they can pay."""
-    if not desired.sells:
-        return
-    each = f"{desired.lane_bytes_s / 1024:g} kB/s for each"
-    missing = layout.left_out(desired.free, desired.services, desired.own_services)
-    for service in desired.own_services:
-        if service in missing:
-            yield Check(service_name(service), True, f"is on this router, but {NO_ROOM}: has no rate limit", LESS)
-            continue
-        found = f"is on this router: traffic with this port is limited to {each}; your INPUT rules decide who gets in"
-        yield Check(service_name(service), True, found)
-    rate = f"let through for every neighbour, uncharged, {each}"
-    for service in desired.services:
-        address, name = service.prefix.network_address, service_name(service)
-        out = host.interface_towards(address)
-        if service in missing:
-            yield Check(name, False, f"{NO_ROOM}: not let through", LESS)
-        elif not out:
-            remedy = f"ip route add {address} via ROUTER, or correct PAYMENT_SERVICES"
-            yield Check(name, False, "is not routed", remedy)
-        elif out in desired.mesh_interfaces and desired.buys:
-            yield Check(name, True, f"{rate}; by {out}, a mesh interface: needs a neighbour there that lets us through")
-        elif out in desired.mesh_interfaces:
-            found = f"goes by {out}, a mesh interface, but BUY is no: the service's answers are held there"
-            yield Check(name, False, found, f"ip route get {address} says why; or name a service elsewhere")
-        else:
-            yield Check(name, True, f"{rate}; by {out}")
-
-
-def service_name(service: FreeRule) -> str:
-    """Return a payment service's name for `ngp check` and the log."""
-    protocol = "udp" if service.protocol == socket.IPPROTO_UDP else "tcp"
-    return f"payment service {service.prefix.network_address} {protocol} {service.port}"

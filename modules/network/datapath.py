@@ -39,7 +39,7 @@ from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
-from ngp.modules.network import bpf, echo, former, gate, hooks, layout
+from ngp.modules.network import bpf, echo, former, gate, hooks, layout, services
 from ngp.modules.network import check as host_check
 from ngp.modules.network.find import close_tables, find_running
 from ngp.modules.network.forks import Forks
@@ -457,8 +457,8 @@ class Datapath(HostQuestions):
         """Warn of payment services for which there is no room, once for each set of them; `ngp check` does so too."""
         missing = layout.left_out(desired.free, desired.services, desired.own_services) if desired.sells else ()
         if missing and missing != self._left_out:
-            named = ", ".join(map(host_check.service_name, missing))
-            _log.warning("%s: left out, as %s; %s", named, host_check.NO_ROOM, host_check.LESS)
+            named = ", ".join(map(services.name_of, missing))
+            _log.warning("%s: left out, as %s; %s", named, services.NO_ROOM, services.LESS)
         self._left_out = missing
 
     def _open_or_close_queue(self, desired: DesiredNetwork) -> None:

@@ -326,22 +326,14 @@ class Host:
         except OSError:  # nothing was sent to this router lately
             return False
 
-    def route_prefix(self, destination: Address) -> Prefix | None:
-        """Return the prefix of the route that a destination takes, if the route leads through a router; else None.
-
-        A network behind another router is one route to us, so it can be sold as a whole. A host on one of our own links
-        is sold alone.
-
-        Strangers choose the destinations. So answers are remembered for some seconds, to ask the kernel less often, and
-        only a limited number of answers.
-
-        Raises: KernelError if the kernel doesn't answer.
-        """
-        route = self._route(destination)
-        return _prefix(destination, route) if route is not None and route.has_gateway else None
-
     def onward(self, destination: Address, mesh: Collection[str]) -> Onward:
         """Say where packets to a destination go on from here.
+
+        A network behind another router is one route to us, so it can be sold as a whole. A host on one of our own links
+        is sold alone: then no route is returned.
+
+        Strangers choose the destinations. So routes are remembered for some seconds, to ask the kernel less often, and
+        only a limited number of routes.
 
         If traffic is shared among several routers, the first one on a mesh interface counts. The kernel is asked to
         find out a link address that it doesn't know yet: a packet that went there would wait for it, too.

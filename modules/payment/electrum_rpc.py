@@ -31,7 +31,6 @@ USUAL_FOLDERS = ("~/.electrum", "/home/electrum/.electrum", "/var/lib/electrum/.
 _NETWORKS = ("", "testnet", "testnet4", "signet", "mutinynet", "regtest", "simnet")
 _LOCK, _CONFIG = "daemon", "config"
 _ANSWER_BYTES_MAX = 64 << 20
-_CHUNK = 1 << 16
 # A payment's call may stay open for hours; if the daemon's machine is gone, keepalive ends the call within minutes.
 _KEEPALIVE = (
     ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),

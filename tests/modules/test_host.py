@@ -170,7 +170,7 @@ def test_own_addresses_are_those_of_all_interfaces(host: Host) -> None:
 def test_the_route_that_a_destination_takes(host: Host, destination: str, prefix: str | None) -> None:
     sh(f"ip route add 192.0.2.0/25 via {INTERNET[4]} && ip -6 route add 2001:db8:5::/48 via {INTERNET[6]}")
     sh("ip route add unreachable 198.51.100.0/24")
-    assert host.route_prefix(ip_address(destination)) == (ip_network(prefix) if prefix else None)
+    assert host.onward(ip_address(destination), ()).route == (ip_network(prefix) if prefix else None)
 
 
 ROUTES = (
@@ -235,23 +235,23 @@ def test_a_neighbour_with_several_links_costs_no_more_questions(
 def test_no_route_at_all_and_a_reopened_one(host: Host) -> None:
     sh("ip -6 route del default")
     destination = ip_address("2001:db8::1")
-    assert host.route_prefix(destination) is None
+    assert host.onward(destination, ()).route is None
     sh(f"ip -6 route add 2001:db8::/32 via {INTERNET[6]}")
-    assert host.route_prefix(destination) is None, "remembered for a few seconds"
+    assert host.onward(destination, ()).route is None, "remembered for a few seconds"
     host.forget()
-    assert host.route_prefix(destination) == ip_network("2001:db8::/32")
+    assert host.onward(destination, ()).route == ip_network("2001:db8::/32")
 
 
 def test_many_changes_ring_once_and_answers_are_fresh(host: Host) -> None:
     async def body() -> None:
         rings: asyncio.Queue[None] = asyncio.Queue()
         destination = ip_address("203.0.113.9")
-        assert host.route_prefix(destination) == ip_network("0.0.0.0/0")
+        assert host.onward(destination, ()).route == ip_network("0.0.0.0/0")
         host.watch(asyncio.get_running_loop(), lambda: rings.put_nowait(None), pause_s=0.3)
         adds = " && ".join(f"ip route add 203.0.{third}.0/24 via {INTERNET[4]}" for third in range(100, 120))
         sh(adds)
         await asyncio.wait_for(rings.get(), 60)
-        assert rings.empty() and host.route_prefix(destination) == ip_network("203.0.113.0/24")
+        assert rings.empty() and host.onward(destination, ()).route == ip_network("203.0.113.0/24")
         for change in ("ip link set m1 down", "ip addr add 192.0.2.9/32 dev m0", "ip link del m1"):
             sh(change)
             await asyncio.wait_for(rings.get(), 60)
