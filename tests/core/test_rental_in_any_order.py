@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from let import Landlord, PaymentNodeOfLandlord, key, letting, offer
+from let import RENT, Landlord, PaymentNodeOfLandlord, key, letting, offer
 
-from ngp.core import events as ev
 from ngp.core.rental.events import ReleaseRental, SwitchRental
 from ngp.core.rental.terms import Offer
 
@@ -32,7 +31,8 @@ ACTIONS = st.one_of(
     st.tuples(st.just("carry"), st.integers(1, 5), st.sampled_from((100, 10**6, 10**8)), st.booleans()),
     st.tuples(st.just("carry"), st.integers(1, 3), st.sampled_from((10**7, 10**8)), st.booleans()),
     st.tuples(st.just("read")),
-    st.tuples(st.just("price"), st.sampled_from((0, 1 << 20, 50 << 20))),
+    st.tuples(st.just("price_msat_per_gib"), st.sampled_from((0, 1 << 20, 50 << 20))),
+    st.tuples(st.just("rent_msat"), st.sampled_from((RENT // 20, RENT, 3 * RENT))),
     st.tuples(st.just("tunnel"), st.sampled_from(("", "no such device"))),
     st.tuples(st.just("fetch"), st.integers(1, 5), st.sampled_from((1, 400, 5000))),
     st.tuples(st.just("others"), st.sets(st.sampled_from(("203.0.113.0/31", "203.0.113.2/32", "2001:db8:0:1::/64")))),
@@ -86,9 +86,9 @@ def _act(landlord: Landlord, invoices: list[str], name: str, words: list[object]
         landlord.carry(*words)  # type: ignore[arg-type]
     elif name == "read":
         landlord.read()
-    elif name == "price":
-        landlord.terms = replace(landlord.terms, offers=_offers(words[0]))  # type: ignore[arg-type]
-        landlord.happen(ev.SettingsChanged(replace(landlord.world.settings, letting=landlord.terms)))
+    elif name in ("price_msat_per_gib", "rent_msat"):
+        offers = tuple(replace(one, **{name: words[0]}) for one in landlord.terms.offers)  # type: ignore[arg-type]
+        landlord.reload(replace(landlord.terms, offers=offers))
     elif name == "away":
         landlord.node.away = bool(words[0])
     elif name == "tunnel":
