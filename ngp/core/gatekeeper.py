@@ -107,6 +107,9 @@ class Gatekeeper:
         world.now = now
         world.effects = []
         self._handle(event)
+        while world.buying.forks.moved:
+            prefix, seller_there = world.buying.forks.moved.pop()
+            seller.goes_through(world, seller_there, prefix)
         if any(isinstance(effect, Log) for effect in world.effects):
             self._limit_lines(event)
         self._flush_later()

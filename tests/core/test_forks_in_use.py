@@ -211,6 +211,25 @@ def test_what_a_killed_daemon_chose_goes_on() -> None:
     assert net["c"].world.buying.forks.all[DEFAULT].chosen == net.router("e")
 
 
+def test_what_a_node_in_the_middle_sells_ends_when_its_choice_makes_it_too_cheap() -> None:
+    net = Fork2(price(5000), price(2000))
+    net["c"].world.settings = replace(net["c"].world.settings, sells=True, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
+    net.introduce("c", "w")
+    net.add("h", "c")
+    net["h"].route = "c"
+    net.send(5.0)
+    assert net.way == net["c"].route == "e"
+    net.packet("h", "c")
+    sale = net["c"].sale("h")
+    assert sale.running and sale.price_msat_per_gib == 2200
+    net.mute.add("e")
+    net.answers.discard("e")
+    net.send(2.0)
+    assert net.way == "w" and not sale.running
+    net.packet("h", "c")
+    assert net["c"].sale("h").price_msat_per_gib == 5500
+
+
 def test_switched_off_nothing_of_ours_is_left() -> None:
     net = Fork2(price(5000), price(2000))
     net.send(5.0)

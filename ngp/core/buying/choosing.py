@@ -253,6 +253,7 @@ def _buy(world: World, state: ForkState, neighbour: Neighbour) -> None:
     quote = world.buying.quotes.get((neighbour.identity, state.sample))
     if quote is not None and quote.until_mono_s > world.now.monotonic_s:
         accept_quote(world, neighbour.identity, quote)
+        world.buying.forks.moved.append((state.sample, neighbour.identity))
     else:
         _ask(world, state, neighbour)
 
@@ -326,6 +327,7 @@ def _lead(world: World, state: ForkState, before: Neighbour, after: Neighbour, b
     if before is not after:
         now, left = _told(world, state, after), _told(world, state, before)
         world.log(f"packets to {state.fork.prefix} go through {now}, no longer through {left}")
+    world.buying.forks.moved.append((state.fork.prefix, after.identity))
     _buy(world, state, after)
 
 

@@ -139,12 +139,16 @@ class ForkState:
 class Forks:
     """All forks.
 
-    Attributes: in_use: those to which something was sent lately. began_mono_s: when they were first seen.
+    Attributes:
+        in_use: those to which something was sent lately. began_mono_s: when they were first seen.
+        moved: in this step, the prefixes whose packets go through another neighbour now, or that were bought there: our
+            own sales may have become too cheap.
     """
 
     all: dict[Prefix, ForkState] = field(default_factory=dict)
     in_use: dict[Prefix, ForkState] = field(default_factory=dict)
     began_mono_s: float = 0.0
+    moved: list[tuple[Prefix, bytes]] = field(default_factory=list)
 
     def of(self, destination: Prefix) -> ForkState | None:
         """Return the fork with the longest prefix that covers a destination."""

@@ -14,6 +14,7 @@ from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import answer_counter, ask_terms, least_above_cost
+from ngp.core.prefixes import covers
 from ngp.core.pricing import show_price
 from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
@@ -99,7 +100,7 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
     """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now."""
     for sale in list(world.resting.get(purchase_id, {}).values()):
-        least = least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
+        least = _least_above(world, sale, cost_msat_per_gib)
         if min(sale.price_msat_per_gib, (sale.renewal_offer or sale).price_msat_per_gib) < least:
             _withdraw(world, sale)
 
@@ -126,9 +127,28 @@ def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_
         sale = world.sales.find(client, destination.network_address)
         if sale is None or seller in (client, sale.seller):
             continue
-        least = least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
-        if sale.price_msat_per_gib < least:
+        if sale.price_msat_per_gib < _least_above(world, sale, cost_msat_per_gib):
             _withdraw(world, sale)
+
+
+def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
+    """End the contracts and offers within a prefix that are too cheap for a purchase that their traffic goes by now.
+
+    Args: seller: through whom our packets to the prefix go now.
+    """
+    for sale in [one for one in world.contracts.values() if isinstance(one, Sale)]:
+        if seller in (sale.identity, sale.seller) or not covers(prefix, sale.destination.prefix):
+            continue
+        bought = world.purchases.find(seller, sale.destination.prefix.network_address)
+        if bought is None or not bought.running or not (sale.running or sale.state is State.QUOTED):
+            continue
+        if sale.price_msat_per_gib < _least_above(world, sale, bought.price_msat_per_gib):
+            _withdraw(world, sale)
+
+
+def _least_above(world: World, sale: Sale, cost_msat_per_gib: int) -> int:
+    """Return the least price of a sale whose traffic costs us this much."""
+    return least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
 
 
 def shed(world: World, purchase_id: bytes) -> None:
