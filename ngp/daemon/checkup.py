@@ -25,7 +25,7 @@ from ngp.core.selling.first_packets import SILENT_AT_FIRST_S, UNHEARD_S
 from ngp.core.settings import Settings
 from ngp.core.values import Check, Now
 from ngp.core.world import World
-from ngp.daemon import lightning, payment_keys
+from ngp.daemon import fork_watch, lightning, payment_keys
 from ngp.daemon.api.plain import instant, plain
 from ngp.daemon.desired import look_at_host, named_interfaces
 from ngp.daemon.load_watch import unmeasured
@@ -66,10 +66,16 @@ def network(
 
 
 def _of_host(settings: Settings, asked: Network, desired: DesiredNetwork) -> list[Check]:
-    """Check the interfaces that net.conf names, and those whose load it needs. Raises: KernelError."""
+    """Check the interfaces that net.conf names, those whose load it needs, and the routes to choose from.
+
+    Raises: KernelError.
+    """
     traffic = asked.traffic(desired.upstream_interfaces) if settings.load_price is not None else {}
     named = named_interfaces(settings, asked, desired.mesh_interfaces)
-    return [*named, *unmeasured(settings.load_price, traffic)]
+    found = [*named, *unmeasured(settings.load_price, traffic)]
+    if settings.choose_routes:
+        found.append(fork_watch.line(settings, asked.forks(desired.mesh_interfaces, desired.families)))
+    return found
 
 
 def _with_tunnel(lines: Iterable[Check], settings: Settings) -> list[Check]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ngp.core.events import Event, ForksSeen
+from ngp.core.kernel import Fork
+from ngp.core.listing import listed
 from ngp.core.settings import Settings
+from ngp.core.values import Check
 from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
@@ -52,3 +55,14 @@ class ForkWatch:
         forks = self._network.forks(desired.mesh_interfaces, desired.families)
         self._tell(ForksSeen(forks))
         return any(router.link_address is None for fork in forks for router in fork.routers)
+
+
+def line(settings: Settings, forks: Sequence[Fork]) -> Check:
+    """Say in `ngp check` what there is to choose. Pure."""
+    there = [str(fork.prefix) for fork in forks if len(fork.routers) > 1]
+    if not settings.buys:
+        return Check("choice of routes", True, "CHOOSE_ROUTES chooses whom to pay, but BUY is no", "CHOOSE_ROUTES: no")
+    if there:
+        return Check("choice of routes", True, f"several routers lead to {listed(there)}")
+    remedy = "add a route through each neighbour (ip route add default via ADDRESS metric NUMBER); or CHOOSE_ROUTES: no"
+    return Check("choice of routes", True, "no route in the mesh leads through several routers: no choice", remedy)

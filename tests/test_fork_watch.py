@@ -1,0 +1,99 @@
+"""CHOOSE_ROUTES: what `ngp check` says of it, and how the core is told where the host's routes lead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ngp.config import parse
+from ngp.core.events import Event, ForksSeen
+from ngp.core.kernel import Fork, Router
+from ngp.core.messages import Prefix
+from ngp.daemon.fork_watch import ForkWatch, line
+
+ON = parse("MESH_INTERFACES: [mesh*]\nCHOOSE_ROUTES: yes\n", Path("/etc/ngp/net.conf"))
+OFF = replace(ON, choose_routes=False)
+HOST: Any = SimpleNamespace(mesh_interfaces=("mesh0",), families=frozenset({4}))
+WEST, EAST = (Router("mesh0", None, ip_address(f"192.0.2.{number}")) for number in (1, 2))
+FORK = Fork(ip_network("0.0.0.0/0"), (WEST, EAST))
+
+
+class Network:
+    """A host with one fork, which notes when it is looked at, and the routes that are set."""
+
+    def __init__(self) -> None:
+        self.fork, self.looks = FORK, 0
+        self.routes: list[Mapping[Prefix, Router]] = []
+
+    def forks(self, _mesh: object, _families: object) -> tuple[Fork, ...]:
+        self.looks += 1
+        return (self.fork,)
+
+    def set_routes(self, routes: Mapping[Prefix, Router], _table: int, _priority: int) -> None:
+        self.routes.append(routes)
+
+
+@pytest.mark.parametrize(
+    ("conf", "forks", "found", "remedy"),
+    [
+        (ON, (FORK,), "several routers lead to 0.0.0.0/0", ""),
+        (ON, (replace(FORK, routers=(WEST,)),), "no route in the mesh leads through several", "add a route through"),
+        (ON, (), "no route in the mesh leads through several", "CHOOSE_ROUTES: no"),
+        (replace(ON, buys=False), (FORK,), "BUY is no", "CHOOSE_ROUTES: no"),
+    ],
+)
+def test_check_says_what_there_is_to_choose(conf: Any, forks: Any, found: str, remedy: str) -> None:
+    said = line(conf, forks)
+    assert said.ok and found in said.found and remedy in said.remedy and bool(said.remedy) == bool(remedy)
+
+
+def test_the_core_is_told_at_the_start_after_changes_and_until_all_link_addresses_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ngp.daemon.fork_watch.UNKNOWN_AGAIN_S", 0.001)
+    network, told, conf = Network(), list[Event](), ON
+
+    async def follow() -> None:
+        nonlocal conf
+        watch: Any = ForkWatch(network, lambda: conf, lambda: HOST, told.append)  # type: ignore[arg-type]
+        task = asyncio.create_task(watch.follow())
+        while len(told) < 3:
+            await asyncio.sleep(0)
+        network.fork = replace(FORK, routers=(replace(WEST, link_address=b"\2west1"),))
+        while told[-1] != ForksSeen((network.fork,)):
+            await asyncio.sleep(0)
+        looks = network.looks
+        await asyncio.sleep(0.05)
+        assert network.looks == looks, "all is known"
+        watch.changed()
+        while network.looks == looks:
+            await asyncio.sleep(0)
+        conf = OFF
+        watch.changed()
+        await asyncio.sleep(0.01)
+        assert network.looks == looks + 1 and not task.done()
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(follow(), 60.0))
+    assert told[0] == ForksSeen((FORK,)) and network.routes == []
+
+
+def test_without_choose_routes_what_a_killed_daemon_left_is_removed() -> None:
+    network, told = Network(), list[Event]()
+
+    async def follow() -> None:
+        watch: Any = ForkWatch(network, lambda: OFF, lambda: HOST, told.append)  # type: ignore[arg-type]
+        task = asyncio.create_task(watch.follow())
+        while not network.routes:
+            await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(follow(), 60.0))
+    assert network.routes == [{}] and told == []
