@@ -283,7 +283,7 @@ class Gatekeeper:
             seller.shed(world, purchase.id)
         elif reject.destination is not None:
             seller.answered(world, neighbour.identity, reject.destination, refused=True)
-            choosing.refused(world, neighbour, reject.destination)
+            choosing.refused(world, neighbour, reject)
         return replied
 
     def _refund(self, neighbour: Neighbour, refund: Refund, event: MessageReceived) -> bool:

@@ -165,7 +165,7 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
         account.unmetered_msat = min(top_up_msat, _in_hand_msat(world, account))
         world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
     if purchase.running:
-        _end(world, purchase)
+        end(world, purchase)
     return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
 
 
@@ -233,10 +233,11 @@ def disown(world: World, purchase: Purchase) -> None:
     """
     purchase.meter_lost = True
     world.server(purchase.identity).unmetered_msat = None
-    _end(world, purchase)
+    end(world, purchase)
 
 
-def _end(world: World, purchase: Purchase) -> None:
+def end(world: World, purchase: Purchase) -> None:
+    """End a contract that we bought, and tell its server. Our meter has counted all of it: nothing is on its way."""
     purchase.disowned = True
     world.halt(purchase, CloseReason.CANCELLED)
     neighbour = world.peers.any_link(purchase.identity)

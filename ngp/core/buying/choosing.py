@@ -12,7 +12,8 @@ than another one.
 - A neighbour that renews only above our limit is left before the contract ends.
 
 A route is made in the kernel first; then the quote of the neighbour, which was asked for before, is accepted. So the
-next packet finds a contract. Contracts elsewhere, and with the neighbour that was left, stay as they are.
+next packet finds a contract. Contracts elsewhere, and with the neighbour that was left, stay as they are. Only that
+for the sample is ended when it has carried nothing for 10 s, as the neighbour is to be asked for its present price.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from __future__ import annotations
 from itertools import islice
 
 from ngp.core import networks
-from ngp.core.buying import service
+from ngp.core.buying import bills, service
 from ngp.core.buying.fork import Candidate, ForkState, choose
 from ngp.core.buying.negotiation import accept_quote
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
 from ngp.core.effects import Greet, ReadMeters, SetRoutes
 from ngp.core.kernel import Fork, Reading, Router
-from ngp.core.messages import Ask, Prefix, Propose
+from ngp.core.messages import Ask, Prefix, Propose, Reject, RejectReason
 from ngp.core.peers import Neighbour
 from ngp.core.policy import buy_terms
 from ngp.core.pricing import show_price
@@ -131,10 +132,12 @@ def offered(world: World, neighbour: Neighbour, propose: Propose) -> None:
         _buy(world, state, neighbour)
 
 
-def refused(world: World, neighbour: Neighbour, destination: Prefix) -> None:
-    """Note that a neighbour doesn't sell a destination."""
-    state = world.buying.forks.of(destination) if world.buying.forks.all else None
-    if state is not None and state.sample == destination:
+def refused(world: World, neighbour: Neighbour, reject: Reject) -> None:
+    """Note that a neighbour doesn't sell what we asked for. One that is busy is asked again soon."""
+    if reject.destination is None or reject.reason is RejectReason.BUSY or not world.buying.forks.all:
+        return
+    state = world.buying.forks.of(reject.destination)
+    if state is not None and state.sample == reject.destination:
         state.offers.pop(neighbour.identity, None)
         state.ask_mono_s[neighbour.identity] = world.now.monotonic_s + REFUSED_ASK_S
 
@@ -236,7 +239,11 @@ def _ask_all(world: World, state: ForkState) -> None:
         if quality.asked_mono_s and now - quality.asked_mono_s >= ASK_S and not quality.silent:
             quality.fell_silent()
         _greet(world, neighbour)
-        _ask(world, state, neighbour)
+        bought = _covering(world, state, neighbour)
+        if bought is None:
+            _ask(world, state, neighbour)
+        elif now - bought.rate.at_mono_s > IN_USE_S and not world.resting.get(bought.id):
+            bills.end(world, bought)  # else its price would bind us, though the neighbour may ask less by now
 
 
 def _ask(world: World, state: ForkState, neighbour: Neighbour) -> None:
