@@ -78,8 +78,9 @@ from ngp.core.values import Now
 from ngp.core.world import World
 
 FLUSH_INTERVAL_S = 60.0  # from a change of a contract's totals until they are written
-FLUSH_PAUSE_S = 0.1  # between two parts of a long list of totals that are to be written
-FLUSHED_AT_ONCE = 1000
+# A long list of totals is written in parts, with pauses: a part takes some ms, and a first packet may wait for it.
+FLUSHED_AT_ONCE = 100
+FLUSH_PAUSE_S = 0.01
 _ACCOUNT_DUE = {
     Due.STATEMENT: statements.statement_due,
     Due.CREDIT: grace.credit_due,

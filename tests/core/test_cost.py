@@ -9,8 +9,10 @@ from playbook import Sim, account
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.gatekeeper import FLUSH_INTERVAL_S, FLUSHED_AT_ONCE
 from ngp.core.kernel import HeldPacket, Reading
 from ngp.core.messages import Accept, Hello, Propose
+from ngp.core.records import ContractRecord
 
 
 def open_contracts(sim: Sim, first: int, many: int) -> float:
@@ -42,3 +44,21 @@ def test_a_new_contract_costs_the_same_among_many() -> None:
     open_contracts(sim, 10_000, 20_000)
     many = min(open_contracts(sim, 50_000 + 300 * turn, 300) for turn in range(3))
     assert many < 3 * few, f"{few * 1e6:.0f} us each at first, {many * 1e6:.0f} us among 20,000"
+
+
+def test_totals_of_many_contracts_are_written_in_parts_and_all_of_them() -> None:
+    """A first packet may have to wait for a part: a thousand totals at once took 50 ms."""
+    sim = Sim()
+    sim.up("198.51.100.1")
+    sim.run(1)
+    account(sim).paid_msat += 10**12
+    open_contracts(sim, 1000, 250)
+    sim.now += FLUSH_INTERVAL_S
+    parts: list[set[bytes]] = []
+    while sim.gateway.world.unflushed:
+        effects = sim.gateway.gatekeeper.step(ev.Tick(), sim.clock())
+        records = [effect.record for effect in effects if isinstance(effect, fx.Persist)]
+        parts.append({record.contract for record in records if isinstance(record, ContractRecord)})
+        sim.now += 1
+    assert max(map(len, parts)) <= FLUSHED_AT_ONCE <= 100
+    assert len(set[bytes]().union(*parts)) >= 250
