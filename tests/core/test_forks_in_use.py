@@ -10,7 +10,7 @@ from playbook import settings
 
 from ngp.core import events as ev
 from ngp.core.kernel import Fork, Router
-from ngp.core.messages import Ask
+from ngp.core.messages import Ask, Propose
 from ngp.core.settings import Settings
 from ngp.core.timers import Due
 
@@ -86,10 +86,46 @@ def test_one_that_was_left_is_asked_for_its_present_price() -> None:
     left = net["c"].purchase("w")
     assert net.way == "e" and left.running
     net["w"].step(ev.SettingsChanged(price(2000)))
-    net.send(20.0)
+    net.send(25.0)
+    assert net.way == "e" and left.running, "not before it was left for half a minute"
+    net.send(10.0)
     assert net.way == "w" and not left.running
     assert net["c"].purchase("w").price_msat_per_gib == 2000
     assert net["w"].world.sales.find(net["c"].identity, SAMPLE.network_address).price_msat_per_gib == 2000
+
+
+def test_one_that_changes_its_price_all_the_time_moves_us_seldom() -> None:
+    net = Fork2(price(5000), price(4000, contract_data_bytes=100_000))
+    ways = []
+    for _ in range(120):
+        asked = 1000 if net.way == "w" else 9000  # low while it isn't chosen, high at its next renewal
+        net["e"].world.settings = price(asked, contract_data_bytes=100_000)
+        net.send(1.0, size=20_000 if net.way == "e" else 1000)
+        ways.append(net.way)
+    assert {"w", "e"} == set(ways)
+    assert sum(one != other for one, other in zip(ways, ways[1:], strict=False)) <= 2 * (120 // 30 + 1)
+
+
+def test_what_a_neighbour_offers_unasked_chooses_nobody() -> None:
+    net = Fork2(price(5000), price(6000))
+    net.send(5.0)
+    cheap = Propose(b"p" * 16, SAMPLE, 1, 1 << 20, 3600, 10, 0, 1, ())
+    for _ in range(5):
+        heard = ev.MessageReceived(net["e"].identity, net["c"].link("e"), 1, cheap, 77, None, None)
+        net["c"].step(heard)
+        net.send(1.0)
+    assert net.way == "w"
+
+
+def test_a_choice_whose_neighbour_is_forgotten_is_left() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    assert net.way == "e"
+    world = net["c"].world
+    world.peers.by_link.pop(net["c"].link("e"))
+    net.mute.add("e")
+    net.send(2.0)
+    assert net.way == "w"
 
 
 def test_without_use_nobody_is_asked_and_no_timer_rings() -> None:

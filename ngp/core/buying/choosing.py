@@ -42,6 +42,10 @@ LATE_S, SILENT_S = 0.2, 0.3  # an answer to a hello that takes longer is late; a
 MOST_READ = 64  # contracts with a neighbour that are read at each look
 WINDOW_S, MOST_UNANSWERED = 1.0, 3
 ASK_S, REFUSED_ASK_S = 5.0, 60.0  # a quote is valid for 10 s
+LEFT_ASK_S = 30.0
+"""A neighbour that was left is asked again after this time: one that offers a low price each time it is left, and a
+high one when it is chosen, must not have us change all the time."""
+ENDS_S = 1.0  # from the end of a contract until its server can offer another
 IN_USE_S = 10.0
 SETTLE_S = 3.0
 """From a start until the first choice: until then the neighbours say hello, and what a killed daemon chose goes on."""
@@ -90,6 +94,7 @@ def used(world: World, destination: Prefix) -> None:
             state.sample = destination
             state.offers.clear()
             state.ask_mono_s.clear()
+            state.asked.clear()
         state.window_mono_s, state.unanswered, state.sent, state.returned = now, 0, False, False
     state.used_mono_s = now
     world.buying.forks.in_use[state.fork.prefix] = state
@@ -125,10 +130,14 @@ def offered(world: World, neighbour: Neighbour, propose: Propose) -> None:
         used(world, propose.destination)
     if state.sample != propose.destination or neighbour not in _neighbours(world, state):
         return
+    is_present = _at(world, state.router) is neighbour
+    if not (is_present or neighbour.identity in state.asked):  # nobody is chosen by what it says unasked
+        return
+    state.asked.discard(neighbour.identity)
     state.offers[neighbour.identity] = propose.price_msat_per_gib
     if not _is_affordable(world, state, neighbour):
         state.ask_mono_s[neighbour.identity] = world.now.monotonic_s + REFUSED_ASK_S
-    if _at(world, state.router) is neighbour and bought is None:
+    if is_present and bought is None:
         _buy(world, state, neighbour)
 
 
@@ -244,11 +253,13 @@ def _ask_all(world: World, state: ForkState) -> None:
             _ask(world, state, neighbour)
         elif now - bought.rate.at_mono_s > IN_USE_S and not world.resting.get(bought.id):
             bills.end(world, bought)  # else its price would bind us, though the neighbour may ask less by now
+            state.ask_mono_s[neighbour.identity] = now + ENDS_S
 
 
 def _ask(world: World, state: ForkState, neighbour: Neighbour) -> None:
     if state.sample is None or _covering(world, state, neighbour) is not None:
         return
+    state.asked.add(neighbour.identity)
     world.buying.asked.note((neighbour.identity, state.sample), world.now.monotonic_s + ASK_S)
     world.send(neighbour, Ask(state.sample, 0, 0))
 
@@ -288,9 +299,9 @@ def _is_affordable(world: World, state: ForkState, neighbour: Neighbour) -> bool
 
 
 def _decide(world: World, state: ForkState) -> None:
-    """Choose a neighbour. A router that is no neighbour, or one that charges nothing, stays."""
+    """Choose a neighbour. The operator's first router stays if it is no neighbour: it charges nothing."""
     present = _at(world, state.router)
-    if present is None or world.now.monotonic_s - world.buying.forks.began_mono_s < SETTLE_S:
+    if (present is None and state.chosen is None) or world.now.monotonic_s - world.buying.forks.began_mono_s < SETTLE_S:
         return
     candidates = _candidates(world, state)
     if not candidates:
@@ -327,13 +338,15 @@ def _may_carry(world: World, state: ForkState, neighbour: Neighbour) -> bool:
     )
 
 
-def _lead(world: World, state: ForkState, before: Neighbour, after: Neighbour, best: Candidate) -> None:
+def _lead(world: World, state: ForkState, before: Neighbour | None, after: Neighbour, best: Candidate) -> None:
     """Lead a fork's packets through a neighbour, and buy the sample there."""
     state.chosen, state.unanswered = best.router, 0
     _set_routes(world)
     if before is not after:
-        now, left = _told(world, state, after), _told(world, state, before)
-        world.log(f"packets to {state.fork.prefix} go through {now}, no longer through {left}")
+        left = f", no longer through {_told(world, state, before)}" if before is not None else ""
+        world.log(f"packets to {state.fork.prefix} go through {_told(world, state, after)}{left}")
+        if before is not None:
+            state.ask_mono_s[before.identity] = world.now.monotonic_s + LEFT_ASK_S
     world.buying.forks.moved.append((state.fork.prefix, after.identity))
     _buy(world, state, after)
 

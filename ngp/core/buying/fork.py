@@ -108,7 +108,7 @@ class ForkState:
         chosen: the router of our own route; None: the operator's routes lead.
         sample: the destination whose price is compared; None: nothing was sent yet.
         offers: the last word of each neighbour about the sample's price, by identity.
-        ask_mono_s: when each neighbour is to be asked next.
+        ask_mono_s: when each neighbour is to be asked next. asked: those whose answer may still come.
         used_mono_s: when something was last sent, as far as we know.
         sent, returned: whether something was sent, and came back, since `window_mono_s`.
         unanswered: for how many such times in a row only something was sent.
@@ -121,6 +121,7 @@ class ForkState:
     sample: Prefix | None = None
     offers: dict[bytes, int] = field(default_factory=dict)
     ask_mono_s: dict[bytes, float] = field(default_factory=dict)
+    asked: set[bytes] = field(default_factory=set)
     used_mono_s: float = float("-inf")
     sent: bool = False
     returned: bool = False
