@@ -75,7 +75,8 @@ def test_root_uses_no_folder_of_another_user(tmp_path: Path) -> None:
         Home(home / ".StaticWire")
     assert list(home.iterdir()) == []
     system = tmp_path / "etc"
-    system.mkdir(mode=0o755)
+    system.mkdir()
+    system.chmod(0o755)  # whatever the umask is
     (home / ".StaticWire").symlink_to(system)
     with pytest.raises(ConfigError, match="belongs to user 4321"):
         Home(home / ".StaticWire")
