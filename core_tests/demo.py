@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from core_tests import traffic
@@ -25,6 +26,7 @@ from core_tests.daemon import Daemon
 from core_tests.demo_books import Books, Count, Line, compare, count_arrived, packets
 from core_tests.demo_flows import DRAIN_S, Flow, probe
 from core_tests.demo_lightning import Nodes, nodes
+from core_tests.demo_mesh import Mesh
 from core_tests.demo_staticwire import PARTIES, StaticWire
 from core_tests.demo_view import PRIVATE, SANDBOX, SIDES, View, is_terminal, ngp_line, per_kb, print_lines, sat
 from core_tests.demo_watch import Watch
@@ -37,6 +39,7 @@ from core_tests.traffic import ping
 DONE, DIFFERS, USAGE, INTERRUPTED = 0, 1, 2, 130
 PAY_DELAY_S = 3
 SECONDS = 20.0
+PICTURE = Path("ngp-mesh.png")
 SETTLED_S = 90.0  # bounds that catch a hang: on a busy machine everything takes longer
 CUT_S = 120.0
 LOSSY_DRAIN_S = 2.0  # if packets may be dropped, or must be
@@ -67,6 +70,8 @@ class Options:
     keep: bool
     lightning: bool
     staticwire: bool
+    mesh: bool
+    picture: Path
 
 
 def parse(words: Sequence[str] | None) -> Options:
@@ -88,13 +93,24 @@ def parse(words: Sequence[str] | None) -> Options:
         action="store_true",
         help="another story: rent a static address behind NAT, and be reached there",
     )
+    parser.add_argument(
+        "--mesh", action="store_true", help="another story: fifty nodes of a real network; who earns, who pays"
+    )
+    text = f"where --mesh draws who earned and who paid, as PNG [{PICTURE}]"
+    parser.add_argument("--picture", type=Path, metavar="FILE", default=PICTURE, help=text)
     given = parser.parse_args(words)
-    if given.staticwire and (given.lightning or given.seconds is not None):
-        parser.error("--staticwire is a story of its own: leave out --lightning and --seconds")
+    if (given.staticwire or given.mesh) and (given.lightning or given.seconds is not None):
+        story = "--mesh" if given.mesh else "--staticwire"
+        parser.error(f"{story} is a story of its own: leave out --lightning and --seconds")
+    if given.staticwire and given.mesh:
+        parser.error("--staticwire and --mesh are two stories: choose one")
+    if given.mesh and not given.picture.absolute().parent.is_dir():
+        parser.error(f"--picture {given.picture}: there is no such folder")
     seconds = SECONDS if given.seconds is None else given.seconds
     if not 3 <= seconds <= 3600:
         parser.error(f"--seconds {seconds:g}: it must be 3 to 3600")
-    return Options(given.plain or not is_terminal(), seconds, given.keep, given.lightning, given.staticwire)
+    plain = given.plain or not is_terminal()
+    return Options(plain, seconds, given.keep, given.lightning, given.staticwire, given.mesh, given.picture)
 
 
 class Demo:
@@ -325,6 +341,16 @@ def play_static_wire(options: Options, lab: Lab) -> int:
     return code
 
 
+def play_mesh(options: Options, lab: Lab) -> int:
+    """Play the story of `--mesh` and return the exit code."""
+    with View(options.plain, tables=False) as view:
+        story = Mesh(lab, view, options.picture)
+        story.play()
+        if options.keep:
+            keep(story.looks())
+    return DONE
+
+
 def looks(demo: Demo) -> list[tuple[Host, str]]:
     """Return commands that show more, with the hosts to which they belong."""
     sides = ((demo.net.gateway, demo.gateway), (demo.net.client, demo.client))
@@ -361,7 +387,8 @@ def main(words: Sequence[str] | None = None) -> int:
     with Lab() as lab:
         # Registered last, so undone first: a second Ctrl-C must not end the clean-up half-way.
         try:
-            return (play_static_wire if options.staticwire else play)(options, lab)
+            story = play_static_wire if options.staticwire else play_mesh if options.mesh else play
+            return story(options, lab)
         except KeyboardInterrupt:
             print("\ninterrupted: cleaning up", file=sys.stderr)
             return INTERRUPTED

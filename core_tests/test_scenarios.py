@@ -6,14 +6,19 @@ import re
 
 import pytest
 
-from core_tests import scenarios
+from core_tests import mesh_session, scenarios
 from core_tests.lab import Lab
 from core_tests.scenarios.__main__ import MISSING, main
 from core_tests.session_namespaces import in_namespaces
 from core_tests.shell import ROOT
+from core_tests.simulate.graph import read_graph
+
+LONG = [pytest.mark.long, pytest.mark.first]
 
 
-@pytest.mark.parametrize("name", scenarios.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=LONG if scenarios.is_long(name) else ()) for name in scenarios.names()]
+)
 def test_scenario(lab: Lab, name: str) -> None:
     scenarios.play(name, lab, in_namespaces)
 
@@ -31,3 +36,12 @@ def test_every_scenario_has_both_files_and_a_row_in_the_docs() -> None:
     assert names == sorted(path.stem for path in scenarios.FOLDER.glob("*.py") if not path.stem.startswith("__"))
     rows = [line for line in (ROOT / "docs" / "scenarios.md").read_text().splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} >= set(names)
+
+
+@pytest.mark.parametrize("routing", mesh_session.ROUTING)
+@pytest.mark.parametrize(("nodes", "around"), [(12, 20), (50, None)])
+def test_the_sessions_of_the_real_graph_are_made_from_its_file(routing: str, nodes: int, around: int | None) -> None:
+    name = f"leipzig_{nodes}_{routing}"
+    graph = read_graph(ROOT / "core_tests" / "graphs" / "leipzig-50.json").cut(nodes, around)
+    made = "\n".join([*mesh_session.session(graph, name, routing), ""])
+    assert (scenarios.FOLDER / f"{name}.xml").read_text() == made

@@ -1,7 +1,8 @@
 """Scenarios: networks in which daemons run, and what must come of it.
 
 Each is two files of one name: NAME.xml, a session of the CORE emulator, which core-gui opens too; and NAME.py, with a
-function `expect(session)`, which sends traffic and asserts. `core_tests/run` plays them, and so does tools/test.
+function `expect(session)`, which sends traffic and asserts. `core_tests/run` plays them, and so does tools/test. One
+with LONG = True takes minutes: it is played if it is named, and by `tools/test --long`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ FOLDER = Path(__file__).parent
 def names() -> list[str]:
     """List the scenarios."""
     return sorted(path.stem for path in FOLDER.glob("*.xml"))
+
+
+def is_long(name: str) -> bool:
+    """Say whether a scenario is played only if it is asked for."""
+    return bool(getattr(import_module(f"{__name__}.{name}"), "LONG", False))
 
 
 def play(name: str, lab: Lab, backend: Backend) -> None:

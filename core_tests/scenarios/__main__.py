@@ -10,7 +10,7 @@ import traceback
 from types import FrameType
 
 from core_tests.lab import Lab
-from core_tests.scenarios import FOLDER, names, play
+from core_tests.scenarios import FOLDER, is_long, names, play
 from core_tests.session import Backend, MissingError
 from core_tests.session_core import in_core
 from core_tests.session_namespaces import in_namespaces
@@ -20,7 +20,7 @@ BACKENDS: dict[str, Backend] = {"namespaces": in_namespaces, "core": in_core}
 
 
 def main(words: list[str]) -> int:
-    """Play the named scenarios, or all; returns the exit code."""
+    """Play the named scenarios, or all that aren't long; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="core_tests/run",
         description="Play scenarios: sessions of the CORE emulator in which daemons of ngp run, with real traffic that "
@@ -30,14 +30,15 @@ def main(words: list[str]) -> int:
         "130 interrupted.",
         allow_abbrev=False,
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="none: all of them")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="none: all that take less than minutes")
     text = "what builds the network [%(default)s]"
     parser.add_argument("--backend", choices=BACKENDS, default="namespaces", help=text)
     chosen = parser.parse_args(words)
     if unknown := [name for name in chosen.scenarios if name not in names()]:
         parser.error(f"no scenario is named {', '.join(unknown)}; there are {', '.join(names())}")
+    wanted = chosen.scenarios or [name for name in names() if not is_long(name)]
     try:
-        failed = [name for name in chosen.scenarios or names() if not played(name, BACKENDS[chosen.backend])]
+        failed = [name for name in wanted if not played(name, BACKENDS[chosen.backend])]
     except MissingError as error:
         print(f"\ncore_tests/run: --backend {chosen.backend}: {error}", file=sys.stderr)
         return MISSING

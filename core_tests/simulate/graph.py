@@ -90,16 +90,19 @@ class Graph:
                 found.append(sorted(part))
         return sorted(found, key=lambda part: (-len(part), part[0]))
 
-    def cut(self, nodes: int) -> Graph:
-        """Return so many nodes of the largest part: those nearest to its busiest node.
+    def cut(self, nodes: int, around: int | None = None) -> Graph:
+        """Return so many nodes of the largest part: those nearest to its busiest node, or to the node `around`.
 
-        Raises: GraphError if the largest part has fewer.
+        Raises: GraphError if the largest part has fewer, or not that node.
         """
         largest = self.parts()[0]
         if not 2 <= nodes <= len(largest):
             raise GraphError(f"--nodes {nodes}: the largest connected part of {self.name} has 2 to {len(largest)}")
-        busiest = max(largest, key=lambda node: (len(self.edges[node]), -node))
-        numbers = {old: new for new, old in enumerate(sorted(self._reached(busiest, nodes)))}
+        if around is None:
+            around = max(largest, key=lambda node: (len(self.edges[node]), -node))
+        elif around not in largest:
+            raise GraphError(f"--around {around}: the largest connected part of {self.name} has no such node")
+        numbers = {old: new for new, old in enumerate(sorted(self._reached(around, nodes)))}
         kept = [
             {numbers[other]: edge for other, edge in self.edges[old].items() if other in numbers} for old in numbers
         ]

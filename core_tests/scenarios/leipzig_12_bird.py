@@ -1,0 +1,16 @@
+"""Twelve nodes of a real network whose routes bird finds, with random traffic over up to eight links: each node pays
+its next one and is paid by others, and at the end all ledgers come to zero."""
+
+from __future__ import annotations
+
+from core_tests import mesh_traffic
+from core_tests.session import Session
+
+FLOWS = 20
+
+
+def expect(session: Session) -> None:
+    sums = mesh_traffic.expect(session, FLOWS)
+    assert sums.paid_msat > 0
+    assert sum(map(sums.net, session.hosts)) == 0
+    assert any(sums.net(node) > 0 for node in session.hosts)
