@@ -147,6 +147,8 @@ def _tell(found: dict[str, Any], out: Path) -> None:
     print(f", {served['share']:.2%} of the bytes" if served["share"] is not None else "")
     for hops, row in found["first_packet"]["by_hops"].items():
         print(f"  first packet, {hops:>2} hops: {row['median_ms']} ms median (links alone {row['links_alone_ms']} ms)")
+    if (price := found["price"])["above_cheapest"] is not None:
+        print(f"  price: {price['mean_msat_per_kb']} msat/kB, {price['above_cheapest']:.2f} times the cheapest")
     payments, load = found["settlement"]["payments"], found["settlement"]["payments_an_hour_of_a_node"]
     print(f"  payments: {payments}; of a node in an hour {load['median']} median, {load['most']} most")
     for kind, row in found.get("liars", {}).items():

@@ -18,6 +18,7 @@ from ngp.core.pricing import GIB
 
 SERVED_SHARE = 0.99
 HOUR_S = 3600.0
+MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def figures(run: Run, seed: int, cost: Cost) -> dict[str, Any]:
         "books": asdict(sums),
         "served": _served(flows),
         "first_packet": _first_packets(flows),
+        "price": price_level(mesh, flows),
         "settlement": _settlement(mesh),
         "nodes": _trade(mesh),
         "steps": mesh.steps,
@@ -116,6 +118,48 @@ def _first_packets(flows: Sequence[Flow]) -> dict[str, Any]:
             for hops, some in by_hops(flows).items()
         },
     }
+
+
+def price_level(mesh: Mesh, flows: Sequence[Flow]) -> dict[str, Any]:
+    """Return what flows cost for each byte beside the cheapest possible: that of a way with the fewest links.
+
+    All nodes ask the same price, and add the same margin to what they pay. So what a flow costs more comes from routes
+    that lead by the quality of links instead of by price (the price of anarchy). Neighbours pay nothing to each other.
+    """
+    fewest: dict[int, dict[int, int]] = {}
+    paid = cheapest = priced = 0
+    for flow in flows:
+        price = _paid_msat_per_gib(flow)
+        if price is None or flow.answered_at is None:
+            continue
+        links = fewest.setdefault(flow.source.number, mesh.graph.distances(flow.source.number))
+        paid += price * flow.delivered_bytes
+        cheapest += _least_msat_per_gib(mesh, links[flow.target.number]) * flow.delivered_bytes
+        priced += flow.delivered_bytes
+    return {
+        "priced_bytes": priced,
+        "mean_msat_per_kb": round(paid / priced / MSAT_PER_KB, 3) if priced else None,
+        "cheapest_msat_per_kb": round(cheapest / priced / MSAT_PER_KB, 3) if priced else None,
+        "above_cheapest": round(paid / cheapest, 4) if cheapest else None,
+    }
+
+
+def _paid_msat_per_gib(flow: Flow) -> int | None:
+    """Return the price at which a flow's source last bought its target; None if it bought nothing."""
+    prices = [
+        one.prices[-1][1] for one in flow.source.ledger.contracts.values()
+        if one.role is Role.CLIENT and one.destination == f"{flow.target.address}/32"
+    ]  # fmt: skip
+    return prices[-1] if prices else None
+
+
+def _least_msat_per_gib(mesh: Mesh, links: int) -> int:
+    """Return the price of a way of so many links: those of its nodes that sell, the last at the usual price."""
+    settings = mesh.nodes[0].settings
+    price = settings.sell_msat_per_gib if links > 1 else 0
+    for _ in range(links - 2):
+        price = settings.resale_margin.least_msat_per_gib(price)
+    return price
 
 
 def answered_after(mesh: Mesh, flows: Sequence[Flow]) -> list[float]:

@@ -108,6 +108,17 @@ class Graph:
         ]
         return Graph(f"{self.name}, {nodes} nodes", kept)
 
+    def distances(self, start: int) -> dict[int, int]:
+        """Return the fewest links from a node to each that it reaches."""
+        found, waiting = {start: 0}, deque([start])
+        while waiting:
+            node = waiting.popleft()
+            for other in self.edges[node]:
+                if other not in found:
+                    found[other] = found[node] + 1
+                    waiting.append(other)
+        return found
+
     def _reached(self, start: int, most: int) -> list[int]:
         """Return up to `most` nodes in order of their distance in links."""
         found, waiting = {start: None}, deque([start])

@@ -16,7 +16,7 @@ import pytest
 from core_tests.simulate.__main__ import main
 from core_tests.simulate.audit import BooksError, audit
 from core_tests.simulate.figures import Cost, figures, grace_msat, losses_msat
-from core_tests.simulate.graph import grid, read_graph
+from core_tests.simulate.graph import Edge, WantedFlow, grid, read_graph
 from core_tests.simulate.lies import Lie
 from core_tests.simulate.scenarios import SCENARIOS, Run, run
 from ngp.core.messages import Role
@@ -52,6 +52,17 @@ def test_each_byte_is_charged_once_by_each_node_that_sells_it() -> None:
         for node in mesh.nodes for one in node.ledger.contracts.values() if one.role is Role.SERVER
     )  # fmt: skip
     assert sold == sum((flow.hops - 1) * (flow.delivered_bytes + 2 * 60) for flow in flows)
+
+
+def test_on_perfect_links_the_way_is_the_cheapest_and_a_detour_costs_more() -> None:
+    found = figures(traffic(), 1, Cost(1.0, 1.0))["price"]
+    assert found["priced_bytes"] > 0 and found["mean_msat_per_kb"] == found["cheapest_msat_per_kb"] > 5
+    assert found["above_cheapest"] == 1.0
+    graph = grid(4)
+    graph.edges[0][1] = graph.edges[1][0] = Edge(0.05, 0.0, 0.001)  # all routes but these two nodes' own avoid it
+    graph.flows = (WantedFlow(1, 2, 100_000), WantedFlow(0, 1, 100_000))
+    dear = figures(run(replace(SCENARIOS["traffic"], time_s=60.0), graph, 1), 1, Cost(1.0, 1.0))["price"]
+    assert dear["above_cheapest"] > 1
 
 
 def test_a_ledger_that_differs_by_one_msat_fails_the_run() -> None:
