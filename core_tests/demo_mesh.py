@@ -1,7 +1,7 @@
 """`tools/demo --mesh`: fifty nodes of a real network, each a router as shipped, and what each earned and paid.
 
-The network is that of the scenario `leipzig_50_bird`. At the end the ledgers are added up, and a picture shows what each
-node earned and spent.
+The network is that of the scenario `leipzig_50_bird`. At the end the ledgers are added up, and a picture shows what
+each node earned and spent.
 """
 
 from __future__ import annotations

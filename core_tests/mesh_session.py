@@ -40,18 +40,20 @@ def session(graph: Graph, name: str, routing: str) -> Iterator[str]:
         yield "    </device>"
     yield "  </devices>"
     yield "  <links>"
-    ports = [0] * graph.nodes
+    ports, own_addresses = [0] * graph.nodes, [""] * graph.nodes
     for number, ends in enumerate(links, 1):
         yield f'    <link node1="{ends[0] + 1}" node2="{ends[1] + 1}">'
         for host, (near, far) in enumerate((ends, reversed(ends)), 1):
-            own = f'id="{ports[near]}" name="{towards(far)}" ip4="10.64.{number}.{host}" ip4_mask="24"'
+            address = f"10.64.{number}.{host}"
+            own_addresses[near] = own_addresses[near] or address
+            own = f'id="{ports[near]}" name="{towards(far)}" ip4="{address}" ip4_mask="24"'
             yield f"      <iface{host} {own}/>"
             ports[near] += 1
         yield "    </link>"
     yield "  </links>"
     yield "  <service_configurations>"
-    for node in range(graph.nodes):
-        yield from _service(node, routing, ROUTING[routing](graph, node))
+    for node, address in enumerate(own_addresses):
+        yield from _service(node, routing, ROUTING[routing](graph, node, address))
         yield from _service(node, "ngp", {"net.conf": [f'MESH_INTERFACES: "{towards("*")}"']})
     yield "  </service_configurations>"
     yield "</scenario>"
@@ -67,11 +69,12 @@ def towards(node: int | str) -> str:
     return f"to{node:02}" if isinstance(node, int) else f"to{node}"
 
 
-def _babeld(graph: Graph, node: int) -> dict[str, list[str]]:
+def _babeld(graph: Graph, node: int, _address: str) -> dict[str, list[str]]:
     return {"babeld.conf": [f"interface {towards(other)} type wired" for other in sorted(graph.edges[node])]}
 
 
-def _bird(_graph: Graph, node: int) -> dict[str, list[str]]:
+def _bird(_graph: Graph, node: int, address: str) -> dict[str, list[str]]:
+    """Announce the node's first address by itself, as babeld does with all: its neighbours sell it at no cost."""
     lines = [
         f"router id 10.64.0.{node + 1};",
         "protocol device {}",
@@ -79,7 +82,10 @@ def _bird(_graph: Graph, node: int) -> dict[str, list[str]]:
         "protocol ospf v2 mesh {",
         "  ecmp no;",
         "  ipv4 { export none; };",
-        f'  area 0 {{ interface "{towards("*")}" {{ type ptp; hello 2; dead count 10; }}; }};',
+        "  area 0 {",
+        f"    stubnet {address}/32;",
+        f'    interface "{towards("*")}" {{ type ptp; hello 2; dead count 10; }};',
+        "  };",
         "}",
     ]
     return {"bird.conf": lines}

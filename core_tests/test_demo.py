@@ -168,6 +168,18 @@ def test_the_demonstration_on_real_nodes_ends_equal() -> None:
     assert "sandbox" not in done.stdout
 
 
+@pytest.mark.long
+@pytest.mark.first
+def test_the_mesh_comes_to_zero_and_is_drawn(tmp_path: Path) -> None:
+    picture, environment = tmp_path / "mesh.png", {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = demo("--plain", "--mesh", "--picture", str(picture))
+    done = run(words, timeout_s=1800, environment=environment)
+    assert done.returncode == DONE, f"{done.stdout}\n{done.stderr}"
+    for told in ("every one came back", "sold to the byte", "all ledgers sum to 0 ", "not real"):
+        assert told in done.stdout, f"{told!r} is missing in:\n{done.stdout}"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def read_until(stream: IO[str], mark: str) -> str:
     said = ""
     for line in stream:
@@ -196,7 +208,17 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
     assert not [path for path in Path(tempfile.gettempdir()).iterdir() if path.name.startswith(prefix)]
 
 
-@pytest.mark.parametrize("words", [("--seconds", "1"), ("--seconds", "nan"), ("--frobnicate",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--seconds", "1"),
+        ("--seconds", "nan"),
+        ("--frobnicate",),
+        ("--mesh", "--lightning"),
+        ("--mesh", "--staticwire"),
+        ("--picture", "/nowhere/mesh.png", "--mesh"),
+    ],
+)
 def test_wrong_usage_is_reported(words: tuple[str, ...]) -> None:
     done = run(demo(*words), timeout_s=120, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
