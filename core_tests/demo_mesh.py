@@ -82,9 +82,9 @@ def draw(file: SessionFile, sums: Sums, picture: Path) -> None:
     net = [sums.net(name) / 1000 for name in places]
     scale = TwoSlopeNorm(0.0, min(-0.001, *net), max(0.001, *net))
     x, y = zip(*places.values(), strict=True)
-    dots = axes.scatter(x, y, c=net, s=260, cmap="RdYlGn", norm=scale, edgecolors="0.3", zorder=2)
+    dots = axes.scatter(x, y, c=net, s=150, cmap="RdYlGn", norm=scale, edgecolors="0.3", zorder=2)
     for name, place in places.items():
-        axes.annotate(name[1:], place, ha="center", va="center", fontsize=7, zorder=3)
+        axes.annotate(name[1:], place, ha="center", va="center", fontsize=6, zorder=3)
     figure.colorbar(dots, label="earned less spent, sat")
     axes.set_title("Who earned, who paid (links: as wide as what was sold over them)")
     axes.invert_yaxis()
