@@ -93,7 +93,7 @@ def _paid(world: World, record: PaymentRecord, amount_msat: int) -> None:
     world.log(f"payment of {amount_msat} msat received from {record.identity.hex()[:8]}")
     metering.paid_for(world, account)
     world.save_account(account, durable=True)
-    world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + 0.05)
+    world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + 0.05)
 
 
 def _invoice_over(account: Account, record: PaymentRecord) -> None:

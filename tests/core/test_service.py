@@ -62,6 +62,23 @@ def test_a_server_that_takes_money_and_carries_nothing_is_paid_no_more_after_thr
     assert reputation_ppm(sim.client.world, sim.gateway.identity) < STRANGERS_PPM
 
 
+@pytest.mark.parametrize("pay_takes_s", [0.02, 1.0])
+def test_a_client_that_pays_often_sees_each_payment_credited_at_once(pay_takes_s: float) -> None:
+    """At 12 MB a second several top-ups are used up within the time between two statements of running contracts."""
+    sim = Sim()
+    sim.pay_takes_s, most = pay_takes_s, 0
+    sim.up(HOST)
+    sim.run(0.1)
+    for number in range(6000):
+        sim.down(HOST, 60_000)
+        if number % 20 == 0:
+            sim.up(HOST)
+        sim.run(0.005)
+        most = max(most, bought(sim).seen.unseen)
+    assert payments(sim) > MOST_UNSEEN and most < 2
+    assert not warnings(sim)
+
+
 def test_it_is_paid_again_as_soon_as_something_comes_back() -> None:
     sim = trade()
     send_only(sim, 120)

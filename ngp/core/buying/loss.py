@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ngp.core.settings import FULL_PPM
 
 MOST_LOSS_PPM = 100_000
-REMEMBERED_SHARE = (7, 8)  # each statement leaves this much of the weight of those before it
+REMEMBERED_SHARE = (31, 32)  # each statement leaves this much of the weight of those before it
 
 
 @dataclass(slots=True)
