@@ -208,6 +208,8 @@ class Sim(Simulation):
             if other.boot != their_boot and not isinstance(message, Hello):
                 self._soon(node, ev.Undelivered(other.identity, other.link, message))  # the receiver has restarted
                 return
+            if isinstance(message, Statement | Invoice) and (readings := other.kernel.changed()):
+                self.happen(other, ev.UsageRead(readings))  # as a daemon does before a bill
             part = other.sends_to(message)
             received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, part)
             self.happen(other, received)

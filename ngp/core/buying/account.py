@@ -26,6 +26,7 @@ class Seen:
 
     Attributes:
         unseen: how many payments in a row succeeded for which we haven't seen anything yet.
+        since_mono_s: when the first of them succeeded.
         base_msat: what the server's statements credited when the first of them was ordered.
         stated_msat: what its latest statement credits.
         came_back: our meter has counted something that came back since then.
@@ -34,6 +35,7 @@ class Seen:
     """
 
     unseen: int = 0
+    since_mono_s: float = float("-inf")
     base_msat: int = 0
     stated_msat: int = 0
     came_back: bool = False

@@ -2,9 +2,10 @@
 
 Payments are seen if the server's statements credit more than when we ordered the first of them, and something has come
 back through the server since. A server that takes money and carries nothing, or doesn't credit it, shows us neither.
-After MOST_UNSEEN payments in a row of which none was seen, no more is paid. We pay again as soon as they are seen, or
-after `ngp unblock`. Until then one payment an hour is tried, so that a server whose troubles are over gets its customer
-back.
+After MOST_UNSEEN payments in a row of which none was seen, no more is paid; but statements and readings of our meter
+take a moment, and a client that has just begun a fast transfer pays often, so the first of them must be SEEN_WITHIN_S
+old. We pay again as soon as they are seen, or after `ngp unblock`. Until then one payment an hour is tried, so that a
+server whose troubles are over gets its customer back.
 
 Traffic that only goes out brings nothing back by itself. So while two payments or more are unseen, a destination to
 which our meter counts only outgoing traffic is asked for an echo, whose answer our meter counts like any other.
@@ -18,6 +19,7 @@ from ngp.core.effects import AskEcho
 from ngp.core.world import World
 
 MOST_UNSEEN = 3
+SEEN_WITHIN_S = 3.0
 TRY_AGAIN_S = 3600.0
 ECHO_FROM = 2
 ECHO_PAUSE_S = 1.0
@@ -28,17 +30,20 @@ def ordered(world: World, account: ServerAccount) -> None:
     seen = account.seen
     if not seen.unseen:
         seen.base_msat, seen.came_back = seen.stated_msat, False
-    elif seen.unseen >= MOST_UNSEEN:  # it is this hour's one, however long it takes
+    elif _is_unpaid(world, seen):  # it is this hour's one, however long it takes
         seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
 
 
 def paid(world: World, account: ServerAccount) -> None:
     """Count a payment that succeeded; the caller saves the account."""
     seen = account.seen
+    if not seen.unseen:
+        seen.since_mono_s = world.now.monotonic_s
     seen.unseen += 1
     if seen.unseen >= MOST_UNSEEN:
-        account.reputation = account.reputation.broken(world.now.utc_s)
         seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
+    if _is_unpaid(world, seen):
+        account.reputation = account.reputation.broken(world.now.utc_s)
     _look(world, account)
 
 
@@ -68,7 +73,7 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
 def why_unpaid(world: World, account: ServerAccount) -> str:
     """Return why nothing more is paid to a server now, and what to do about it; "" if it is paid."""
     seen = account.seen
-    if seen.unseen < MOST_UNSEEN or world.now.monotonic_s >= seen.try_again_mono_s:
+    if not _is_unpaid(world, seen) or world.now.monotonic_s >= seen.try_again_mono_s:
         return ""
     lacks = "nothing has come back through it" if seen.is_credited else "its statements credit none of them"
     return (
@@ -90,11 +95,15 @@ def restore(world: World, account: ServerAccount, unseen: int) -> None:
     account.seen = Seen(unseen=unseen, try_again_mono_s=world.now.monotonic_s + TRY_AGAIN_S)
 
 
+def _is_unpaid(world: World, seen: Seen) -> bool:
+    return seen.unseen >= MOST_UNSEEN and world.now.monotonic_s >= seen.since_mono_s + SEEN_WITHIN_S
+
+
 def _look(world: World, account: ServerAccount) -> bool:
     seen = account.seen
     if not seen.unseen or not (seen.came_back and seen.is_credited):
         return False
-    was_unpaid, seen.unseen = seen.unseen >= MOST_UNSEEN, 0
+    was_unpaid, seen.unseen = _is_unpaid(world, seen), 0
     account.reputation = account.reputation.kept(world.now.utc_s)
     if was_unpaid:
         account.why_not = ""
