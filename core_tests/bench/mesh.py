@@ -1,4 +1,4 @@
-"""Mesh: first packets over several routers that each buy from the next, and how many quotes one in the middle sells.
+"""Mesh: first packets over several routers, quotes a second of one in the middle, and fail-over to another gateway.
 
 Six routers in a line, each with the settings as shipped. A first packet of the first one has five hops: five routers
 ask, quote, accept and sell. Each router sends to new destinations itself, so all lengths share one network. The links
@@ -8,7 +8,7 @@ add nothing to speak of, and what they add is subtracted: it is the time of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from core_tests.bench import report
 from core_tests.bench.latency import AGAIN_S
@@ -18,11 +18,14 @@ from core_tests.bench.stage import MANY_FIRST, MANY_NET
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 from core_tests.routers import Line
+from core_tests.shell import await_until
+from core_tests.test_choosing import Diamond, diamond, gateway
 from ngp.core.peers import QUESTIONS_A_SECOND
 
 NAMES = "abcdef"
 HOPS = range(1, len(NAMES))
 GOAL_HOP_S = 0.003
+GOAL_FAIL_OVER_S = 1.0
 ROUND, WARM, IN_A_ROW = 10, 50, 200
 APART = 1 << 16  # destinations of one length of the way from those of the next
 # Prepaid in few payments, so that quotes are measured and not payments; long enough that no contract ends meanwhile.
@@ -37,6 +40,9 @@ def run(quick: bool) -> None:
     with Lab() as lab:
         report.head("Quotes through a router in the middle, which buys each one from the next router")
         _quotes(_line(lab, "abc"), rounds=5 if quick else 20)
+    report.head("Fail-over of a client with two gateways (CHOOSE_ROUTES): the pause when the chosen one fails")
+    for title, fail in FAILURES.items():
+        _fail_over(title, fail, rounds=3 if quick else 10)
 
 
 def _line(lab: Lab, names: str) -> Line:
@@ -91,6 +97,41 @@ def _quotes(line: Line, rounds: int) -> None:
     report.line(f"quoted, bought and sold, {rounds} times {IN_A_ROW} at once", rate)
     shares = " / ".join(f"{one / count * 1000:.1f}" for one in used_s.values())
     report.line("    processor time for each: client, middle, last", f"{shares} ms")
+
+
+def _link_down(net: Diamond) -> None:
+    net.daemons["east"].kill9()
+    net.hosts["east"].ip("link", "set", "mesh0", "down")
+
+
+def _falls_silent(net: Diamond) -> None:
+    """Let the gateway drop all that it gets, behind a link that stays up."""
+    for command in ("iptables", "ip6tables"):  # messages between the daemons use both
+        net.hosts["east"].sh(command, "-t", "raw", "-I", "PREROUTING", "-i", "mesh0", "-j", "DROP")
+
+
+FAILURES: dict[str, Callable[[Diamond], None]] = {
+    "its link goes down": _link_down,
+    "it falls silent, its link stays up": _falls_silent,
+}
+
+
+def _fail_over(title: str, fail: Callable[[Diamond], None], rounds: int) -> None:
+    """Let the chosen gateway fail during a conversation of 100 echoes a second, in a network of its own each time."""
+    pauses = []
+    for _ in range(rounds):
+        with Lab() as lab:
+            net = diamond(lab, gateway("5 msat"), gateway("2 msat"))
+            with net.conversation() as talk:
+                await_until(lambda net=net: net.leads_through("east"), what="the cheaper way")  # type: ignore[misc]
+                talk.await_echoes()
+                failed_at = time.monotonic()
+                fail(net)
+                await_until(lambda net=net: net.leads_through("west"), what="the other way")  # type: ignore[misc]
+                talk.await_echoes()
+            pauses.append(talk.longest_pause_s(failed_at))
+    text = f"{report.percentile(pauses, 0.5):.2f} s, longest {max(pauses):.2f} s ({rounds} times)"
+    report.line(title, text, f"{GOAL_FAIL_OVER_S:.0f} s", max(pauses) < GOAL_FAIL_OVER_S)
 
 
 def _joined(some: Sequence[Arrivals]) -> Arrivals:
