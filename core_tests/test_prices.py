@@ -24,6 +24,16 @@ def test_a_prefix_is_one_contract_for_all_its_hosts(lab: Lab) -> None:
     assert {row["destination"] for row in sold} == set(REMOTE_NETS)
     assert [row["price_msat_per_gib"] for row in sold] == [2 * MSAT_PER_KB] * 2
     assert sorted(map(used, sold)) == [3 * 2 * 84, 3 * 2 * 104]
+    for daemon in (trade.gateway, trade.client):
+        for row in daemon.json("contracts", "--by-destination"):
+            version, size = (6, 104) if ":" in row["destination"] else (4, 84)
+            hosts = {trade.net.remote(version, number) for number in (1, 2, 254)}
+            assert {one["address"] for one in row["top"]} == hosts
+            assert {one["used_from_bytes"] for one in row["top"]} == {size}
+            sent = sum(one["used_to_bytes"] for one in row["top"])
+            assert sent == 3 * size or (daemon is trade.client and sent == 2 * size), "a client's first packet is extra"
+    shown = trade.gateway.cli("contracts", "--by-destination").stdout
+    assert f"  {trade.net.remote(4, 254)} " in shown
 
 
 def test_a_client_whose_route_is_narrower_than_what_the_gateway_sells_buys_the_host(lab: Lab) -> None:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import fields
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from ngp.core.world import Money, PaymentNode, World
 from ngp.daemon.api import books, rentals, rows, status
 from ngp.daemon.api.plain import plain
 from ngp.daemon.api.reading import Reading
+from ngp.ports.network import HostBytes
 
 WHO = bytes(32)
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))
@@ -32,7 +34,7 @@ KEYS = {
     rows.ContractRow: "id role neighbour interface link_address destination state reason price_msat_per_gib "
     "data_limit_bytes used_to_bytes used_from_bytes charged_msat opened_at expires_at closed_at "
     "real_money rests_on hops billed_bytes rate_bytes_s",
-    rows.DestinationRow: "role destination contracts used_to_bytes used_from_bytes charged_msat real_money",
+    rows.DestinationRow: "role destination contracts used_to_bytes used_from_bytes charged_msat real_money top",
     rows.AccountRow: "role neighbour balance_msat reserved_msat grace_left_bytes paid_msat charged_msat refunded_msat "
     "on_its_way_msat on_its_way_since billed_msat metered_msat contracts disputed why_not real_money networks",
     rows.JournalRow: "time kind neighbour contract amount_msat payment_hash state real_money",
@@ -163,8 +165,30 @@ def test_sums_by_destination_are_for_each_role() -> None:
 
     found = rows.by_destination([row("server", "a", 1), row("client", "a", 10), row("server", "a", 100)])
     assert [tuple(plain(each).values()) for each in found] == [
-        ("server", "a", 2, 101, 2, 4, True), ("client", "a", 1, 10, 1, 2, True),
+        ("server", "a", 2, 101, 2, 4, True, []), ("client", "a", 1, 10, 1, 2, True, []),
     ]  # fmt: skip
+
+
+def test_sums_by_destination_name_the_addresses_that_were_used_most() -> None:
+    def row(number: int) -> rows.ContractRow:
+        values: dict[str, Any] = dict.fromkeys(KEYS[rows.ContractRow].split())
+        sums = {"used_to_bytes": 1, "used_from_bytes": 1, "charged_msat": 2, "real_money": True}
+        return rows.ContractRow(**{**values, **sums, "id": f"{number:02}" * 16, "role": "server", "destination": "a"})
+
+    one, other, least = (ip_address(f"192.0.2.{number}") for number in (1, 2, 3))
+    crowd = [HostBytes(ip_address(f"192.0.2.{number}"), 0, 1) for number in range(100, 200)]
+    inside = {
+        bytes([1] * 16): [HostBytes(one, 5, 10), HostBytes(least, 1, 1)],
+        bytes([2] * 16): [HostBytes(other, 20, 0), HostBytes(one, 5, 10), *crowd],
+        bytes([9] * 16): [HostBytes(least, 1000, 1000)],
+    }
+    (found,) = rows.by_destination([row(1), row(2)], inside)
+    assert len(found.top) == rows.MOST_TOP
+    assert plain(found)["top"][:3] == [
+        {"address": "192.0.2.1", "used_to_bytes": 10, "used_from_bytes": 20},
+        {"address": "192.0.2.2", "used_to_bytes": 20, "used_from_bytes": 0},
+        {"address": "192.0.2.3", "used_to_bytes": 1, "used_from_bytes": 1},
+    ]
 
 
 def test_what_only_some_rows_have_is_left_out_and_the_rest_is_null() -> None:

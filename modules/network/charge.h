@@ -128,6 +128,30 @@ APART int give_back(struct account *account, __u64 cost)
 	return 0;
 }
 
+/* Count a packet of a contract for several addresses under the address at the far end, so that the operator sees which
+ * of them were used most. Nothing is charged by these counts: the table forgets addresses that weren't used for long,
+ * and when two processors enter an address at once, one of the two packets isn't counted. Not static: see `serves`. */
+__noinline int note_host(const struct packet *p, __u32 slot, __u64 tag, int direction)
+{
+	struct host_bytes *bytes, fresh = {};
+	struct inside key = { .slot = slot, .generation = GENERATION(tag) };
+
+	if (!p)
+		return 0;
+	__builtin_memcpy(key.address, direction == TO ? p->destination : remote(p), 16);
+	bytes = bpf_map_lookup_elem(&ngp_inside, &key);
+	if (bytes) {
+		__sync_fetch_and_add(direction == TO ? &bytes->to : &bytes->from, p->bytes);
+		return 0;
+	}
+	if (direction == TO)
+		fresh.to = p->bytes;
+	else
+		fresh.from = p->bytes;
+	bpf_map_update_elem(&ngp_inside, &key, &fresh, BPF_NOEXIST);
+	return 0;
+}
+
 /* Count a packet and return 1 if its contract and its account cover it; else return 0 and count nothing. The server's
  * meter refuses a packet that isn't counted. The client's meter lets the packet pass, since the server decides. But the
  * client must not count it either: the server refuses and doesn't bill such packets, so the sums of two honest routers
@@ -174,6 +198,8 @@ INLINE int charge(struct contract *contract, __u32 slot, const struct packet *p,
 passed:
 	if (direction == TO)
 		__sync_fetch_and_add(&contract->used_to, bytes);
+	if (tag & WIDE)
+		note_host(p, slot, tag, direction);
 	low_water = ONCE(contract->low_water);
 	if (used < low_water && used + bytes >= low_water)        /* true for exactly one packet */
 		send_hint(LOW, slot, tag);

@@ -11,12 +11,14 @@ never taken for a hint about that contract.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import ip_address
 from typing import TypeVar
 
-from ngp.core.kernel import AdoptedContract, Grant, Reading
+from ngp.core.kernel import TENANTS, AdoptedContract, Grant, Reading
 from ngp.core.messages import Address, Prefix, Role
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table
@@ -44,6 +46,7 @@ from ngp.modules.network.layout import (
     Label,
 )
 from ngp.modules.network.lines import Lines
+from ngp.ports.network import HostBytes
 
 _REST_S = 1.0
 _BYTES_MAX = (1 << 63) - 1
@@ -185,6 +188,22 @@ class ContractTable:
         slots = self._changed() if contracts is None else (self._slots[c] for c in contracts if c in self._slots)
         return [self._reading(slot, label) for slot, label in self._labelled(slots)]
 
+    def inside(self, most: int) -> dict[bytes, list[HostBytes]]:
+        """Return, by contract for several addresses, the addresses in it with the most bytes. Raises: KernelError."""
+        hosts: dict[tuple[int, int], list[tuple[int, bytes, int, int]]] = {}
+        for key, value in self._tables[layout.INSIDE].items():
+            slot, generation, address = layout.INSIDE_KEY.unpack(key)
+            to_bytes, from_bytes = layout.INSIDE_VALUE.unpack(value)
+            hosts.setdefault((slot, generation), []).append((to_bytes + from_bytes, address, to_bytes, from_bytes))
+        found = {}
+        for (slot, generation), ours in hosts.items():
+            label = self._label(slot)
+            if label.generation == generation and label.contract in self._slots:
+                size = 4 if label.version == 4 else 16
+                top = heapq.nlargest(most, ours)
+                found[label.contract] = [HostBytes(ip_address(one[1][:size]), *one[2:]) for one in top]
+        return found
+
     def sent_lately(self, numbers: Iterable[int], destination: Prefix) -> Prefix | None:
         """Return the host, within a destination, of the latest packet that we sent to a neighbour without a contract.
 
@@ -304,7 +323,8 @@ class ContractTable:
         words[line + EXPIRES_NS] = layout.instant_ns(now_ns, grant.expires_in_s)
         words[line + LIMIT] = min(max(0, base + grant.limit_bytes), _BYTES_MAX)
         words[line + PRICE] = price
-        before, now = words[line + TAG], layout.make_tag(label.generation, payer, grant.blocked)
+        wide = not label.is_host and grant.neighbour != TENANTS
+        before, now = words[line + TAG], layout.make_tag(label.generation, payer, grant.blocked, wide)
         self._accounts.take(payer)
         words[line + TAG] = now
         if before & VALID:

@@ -51,7 +51,7 @@ from ngp.modules.network.layout import Counter
 from ngp.modules.network.meter import GATE_PROGRAMS, Meter, read_families, read_interfaces, read_sells
 from ngp.modules.network.queue import HeldQueue, try_number
 from ngp.modules.network.settle import ProgramsWait, Settling
-from ngp.ports.network import DesiredNetwork, FreeRule, KernelState
+from ngp.ports.network import DesiredNetwork, FreeRule, HostBytes, KernelState
 
 _HELD_MAX_AGE_S = 10.0  # packets held for longer are dropped; a safeguard, as the core decides long before
 _EXPIRE_EVERY_S = 1.0
@@ -291,6 +291,10 @@ class Datapath(HostQuestions):
         """Send an echo request to a destination; one that can't be sent is lost, like any packet."""
         with contextlib.suppress(OSError):
             echo.ask(destination)
+
+    def inside(self, most: int) -> dict[bytes, list[HostBytes]]:
+        """Return, by contract for several addresses, those in it with the most bytes, of all that were used last."""
+        return self._required().contracts.inside(most)
 
     def verdict(self, handle: int, verdict: Verdict) -> None:
         """Decide about a held packet; ignored if the packet was decided about before."""

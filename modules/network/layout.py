@@ -19,12 +19,12 @@ from ngp.core.prefixes import PackedPrefix
 from ngp.ports.network import FreeRule
 from ngp.ports.services import SERVICES_A_HOST, free_at, room_for_services
 
-LAYOUT = 11
+LAYOUT = 12
 TABLES_BEGIN, GATE_PROGRAMS_BEGIN = "ngp_", "xt_"
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
-EARLY, LANES, UPPERS = "ngp_early", "ngp_lanes", "ngp_uppers"
+EARLY, LANES, UPPERS, INSIDE = "ngp_early", "ngp_lanes", "ngp_uppers", "ngp_inside"
 FLOWS, PLACES = "ngp_flows", "ngp_places"
 OURS, HELD_FOR, SENT = "ngp_ours", "ngp_held_for", "ngp_sent"
 MOST_OURS = 4096
@@ -44,6 +44,7 @@ TABLES = (
         "ngp_sent",
         "ngp_asked",
         EARLY,
+        INSIDE,
         "ngp_strangers",
         "ngp_returning",
         "ngp_leaders",
@@ -72,7 +73,7 @@ LIMIT, EXPIRES_NS, LOW_WATER, TAG, PRICE, USED, USED_TO, MARK = range(8)
 CREDIT, CREDIT_UNTIL_NS, ACCOUNT_LOW_WATER, ACCOUNT_TAG, SPENT, RETURNED = 1, 2, 3, 4, 5, 6
 KERNEL_WORDS, LINE_WORDS, LINE_BYTES = 5, 8, 64
 ORDERS = struct.Struct("=5Q")  # the words of a contract's line that user space writes
-VALID, BLOCKED = 1, 2
+VALID, BLOCKED, WIDE = 1, 2, 4
 GENERATION_MASK, FLAGS_MASK = 0xFFFFFF, 0xFF
 NO_ACCOUNT = 0
 WORD_MASK = (1 << 64) - 1
@@ -94,6 +95,7 @@ FLOWS_MOST = 1 << 19
 TENANTS_LINK = bytes(10)  # tenants have no links: the tunnel vouches for their addresses
 OUR_FLOWS, STRANGERS_FLOWS = 0, 0xFFFFFFFF  # payers that aren't neighbours
 HINT = struct.Struct("=IIQ")
+INSIDE_KEY, INSIDE_VALUE = struct.Struct("=II16s"), struct.Struct("=QQ")
 EARLY_KEY = struct.Struct("=I16s")
 EARLY_VALUE = struct.Struct("=QQQQ")
 LANE = struct.Struct("=QQQ520x")
@@ -158,9 +160,12 @@ class Label(NamedTuple):
         return self.bits == (32 if self.version == 4 else 128)
 
 
-def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False) -> int:
-    """Return the tag of a slot in use. Args: slot: for a contract, the slot of the account that pays for it."""
-    return VALID | BLOCKED * blocked | generation << 8 | slot << 32
+def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False, wide: bool = False) -> int:
+    """Return the tag of a slot in use.
+
+    Args: slot: for a contract, the slot of the account that pays for it. wide: its bytes are counted by address too.
+    """
+    return VALID | BLOCKED * blocked | WIDE * wide | generation << 8 | slot << 32
 
 
 def generation_of(tag: int) -> int:
@@ -231,7 +236,7 @@ _BOOKS_7 = Books(
     used_to=6,
     label=struct.Struct("=16sqq16sIBBBxI4x"),
 )
-BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7}
+BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7, 12: _BOOKS_7}
 """Books by LAYOUT. Never change or remove an entry: `former.last_readings` reads the tables of old versions by it."""
 
 

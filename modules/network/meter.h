@@ -16,7 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 11
+#define LAYOUT 12
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -43,6 +43,7 @@ enum role { SERVER, CLIENT };
  * contract's account (0: none). */
 #define VALID 1
 #define BLOCKED 2
+#define WIDE 4                                                /* a neighbour's contract for several addresses: see note_host */
 #define GENERATION(tag) ((__u32)(tag) >> 8)
 #define ACCOUNT(tag) ((__u32)((tag) >> 32))
 #define ACCOUNTS 65536
@@ -144,6 +145,10 @@ struct lane {
 	__u64 asked[LANE_SETS * LANE_WAYS];                       /* hashes of the conversations that may be answered */
 };
 
+/* The bytes of one address within a contract for several. */
+struct inside { __u32 slot, generation, address[4]; };
+struct host_bytes { __u64 to, from; };
+
 struct asked { __u32 number, address[4]; };
 struct asking { __u64 since_ns, packets; };
 struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: in the window that began at since_ns */
@@ -189,6 +194,7 @@ TABLE(ngp_uppers, HASH, struct link, __u32, 4096, BPF_F_NO_PREALLOC); /* the mes
 TABLE(ngp_free4, LPM_TRIE, struct free4, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);
+TABLE(ngp_inside, LRU_HASH, struct inside, struct host_bytes, 16384, 0);
 TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);
 TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
 TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);

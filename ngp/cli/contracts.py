@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -46,8 +46,18 @@ _SUM_COLUMNS = (
 def command(place: Place, include_closed: bool, sums: bool, as_json: bool) -> int:
     """List contracts."""
     rows, columns = _find(place, include_closed, sums), _SUM_COLUMNS if sums else COLUMNS
+    if sums and not as_json:
+        rows = _with_hosts(rows)
     print_rows(rows, columns, "no contracts" if include_closed else "none runs", as_json, print_unless_real)
     return 0
+
+
+def _with_hosts(rows: Iterable[Row]) -> Iterator[Row]:
+    """Put below each destination the addresses in it that were used most."""
+    for row in rows:
+        yield row
+        for host in row.get("top") or ():
+            yield {**host, "destination": f"  {host.get('address')}", "real_money": row.get("real_money")}
 
 
 def _find(place: Place, include_closed: bool, sums: bool) -> Iterable[Row]:

@@ -83,7 +83,7 @@ class Handlers:
     def contracts(self, arguments: Arguments) -> AsyncIterator[Any]:
         """List contracts, or their sums by destination."""
         rows = self._reading.contracts(bool(arguments.get("all")))
-        return _stream(by_destination(rows) if arguments.get("by_destination") else rows)
+        return _stream(by_destination(rows, self._reading.inside()) if arguments.get("by_destination") else rows)
 
     def accounts(self, _arguments: Arguments) -> AsyncIterator[Any]:
         """List accounts."""

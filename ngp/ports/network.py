@@ -139,6 +139,15 @@ class InterfaceTraffic:
     bytes_s: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class HostBytes:
+    """What was carried to and from one address within a contract for several."""
+
+    address: Address
+    used_to_bytes: int
+    used_from_bytes: int
+
+
 class Network(Protocol):
     """Gates, meters and cuts traffic in the kernel, and answers questions about the host.
 
@@ -289,6 +298,13 @@ class Network(Protocol):
 
     def read(self, contracts: Sequence[bytes] | None = None) -> list[Reading]:
         """Read contracts. Args: contracts: their ids; None: all that changed since the last such call, or `set_up`."""
+
+    def inside(self, most: int) -> dict[bytes, list[HostBytes]]:
+        """Return, by contract for several addresses, so many addresses in it at most, those with the most bytes first.
+
+        The kernel remembers the addresses that were used last, of all contracts together. So these counts are for the
+        operator to see; nothing is charged by them. Raises KernelError.
+        """
 
     def read_accounts(self, accounts: Sequence[bytes] | None = None) -> list[AccountReading]:
         """Read accounts. Args: accounts: their keys; None: all that changed since the last such call, or `set_up`."""

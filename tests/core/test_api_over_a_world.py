@@ -25,7 +25,7 @@ async def _nothing_amiss(spends: bool) -> list[object]:
 
 def face(sim: Sim, node: Node) -> Handlers:
     """Return the handlers of a node that has only core and ledger."""
-    kernel: Any = SimpleNamespace(counters=dict, describe=dict, lane_bytes=lambda number: 0)
+    kernel: Any = SimpleNamespace(counters=dict, describe=dict, lane_bytes=lambda number: 0, inside=lambda most: {})
     stored = SimpleNamespace(
         contracts=lambda include_closed: list(node.ledger.contracts.values()), journal=lambda since: node.ledger.journal
     )

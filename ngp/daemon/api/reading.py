@@ -25,6 +25,7 @@ from ngp.daemon.api import books
 from ngp.daemon.api.plain import instant
 from ngp.daemon.api.rentals import OfferRow, RentalRow, letting_status, offer_row, rental_row
 from ngp.daemon.api.rows import (
+    MOST_TOP,
     AccountRow,
     ChannelRow,
     CheckRow,
@@ -54,6 +55,7 @@ from ngp.daemon.node import Node
 from ngp.errors import KernelError, PaymentError
 from ngp.ports import ChannelManager, Network, TowerManager
 from ngp.ports.letting import PeerReading
+from ngp.ports.network import HostBytes
 from ngp.ports.payment import Watch
 
 BOOKS_S = 5.0
@@ -115,6 +117,10 @@ class Reading:
             address = str(router.address) if router.address is not None else None
             found.append(RouteRow(str(prefix), router.interface, address, who))
         return tuple(found)
+
+    def inside(self) -> dict[bytes, list[HostBytes]]:
+        """Return, by running contract for several addresses, what it carried to those with the most bytes."""
+        return self._node.parts.network.inside(MOST_TOP)
 
     async def check(self, text: str | None = None, path: Path = Path()) -> list[CheckRow]:
         """Check the host with the daemon's rights, in its network namespace.

@@ -26,6 +26,7 @@ from ngp.core.records import (
 from ngp.core.selling.account import ClientAccount
 from ngp.core.values import Check
 from ngp.daemon.api.plain import instant, when_known
+from ngp.ports.network import HostBytes
 from ngp.ports.payment import Watch
 
 AccountKey = tuple[bytes, Role]
@@ -100,11 +101,30 @@ class DestinationRow:
     used_from_bytes: int
     charged_msat: int
     real_money: bool
+    top: tuple[HostRow, ...] = ()
 
 
-def by_destination(rows: Iterable[ContractRow]) -> list[DestinationRow]:
-    """Sum contracts for each role and destination."""
+@dataclass(frozen=True, slots=True)
+class HostRow:
+    """What contracts for several addresses carried to and from one of them, as far as the kernel remembers it."""
+
+    address: str
+    used_to_bytes: int
+    used_from_bytes: int
+
+
+MOST_TOP = 20
+
+
+def by_destination(
+    rows: Iterable[ContractRow], inside: Mapping[bytes, Sequence[HostBytes]] | None = None
+) -> list[DestinationRow]:
+    """Sum contracts for each role and destination.
+
+    Args: inside: what was carried to single addresses within contracts, by contract; None: that isn't known.
+    """
     sums: dict[tuple[str, str], DestinationRow] = {}
+    hosts: dict[tuple[str, str], dict[str, HostRow]] = {}
     for row in rows:
         key = row.role, row.destination
         total = sums.setdefault(key, DestinationRow(*key, 0, 0, 0, 0, row.real_money))
@@ -112,6 +132,14 @@ def by_destination(rows: Iterable[ContractRow]) -> list[DestinationRow]:
         total.used_to_bytes += row.used_to_bytes
         total.used_from_bytes += row.used_from_bytes
         total.charged_msat += row.charged_msat
+        for host in (inside or {}).get(bytes.fromhex(row.id or ""), ()):
+            ours, address = hosts.setdefault(key, {}), str(host.address)
+            had = ours.get(address, HostRow(address, 0, 0))
+            to_bytes, from_bytes = had.used_to_bytes + host.used_to_bytes, had.used_from_bytes + host.used_from_bytes
+            ours[address] = HostRow(address, to_bytes, from_bytes)
+    for key, found in hosts.items():
+        by_bytes = sorted(found.values(), key=lambda one: one.used_to_bytes + one.used_from_bytes, reverse=True)
+        sums[key].top = tuple(by_bytes[:MOST_TOP])
     return list(sums.values())
 
 
