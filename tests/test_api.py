@@ -39,7 +39,7 @@ KEYS = {
     "on_its_way_msat on_its_way_since billed_msat metered_msat contracts disputed why_not real_money networks",
     rows.JournalRow: "time kind neighbour contract amount_msat payment_hash state real_money",
     rows.NeighbourRow: "neighbour interface link_address address network same_network sells buys up blocked "
-    "block_waits lane_bytes last_seen why_not_bought reputation why_unpaid",
+    "block_waits lane_bytes last_seen why_not_bought reputation why_unpaid offers quality chosen_for",
     rows.CheckRow: "name ok found remedy kind",
     rows.ChannelRow: "neighbour peer channel state blocks_left active private capacity_sat can_send_sat "
     "can_receive_sat least_payment_msat our_csv_delay_blocks their_csv_delay_blocks suits why_not",
@@ -116,6 +116,7 @@ def test_a_status_is_what_scripts_know() -> None:
         "neighbours": 0,
         "not_topped_up": [{"neighbour": "00" * 8, "role": "server", "why_not": "no way"}],
         "letting": None,
+        "routes": [],
         "counters": {"messages_ignored": {"own": 4}, "core": {"a": 1}, "kernel": {"held": 2, "lost": 3}},
     }
 
