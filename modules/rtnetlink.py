@@ -292,6 +292,20 @@ def routes_by(version: int, protocol: int) -> list[tuple[Prefix, Route]]:
         return [(prefix_of(version, message), route_of(message)) for message in listed]
 
 
+def others_in(version: int, table: int, protocol: int) -> Prefix | None:
+    """Return a destination in a table whose route another program made, or None. Raises KernelError.
+
+    Args: protocol: the number of the program whose own routes don't count.
+    """
+    body = _route_body(version) + _number_attribute(_RTA_TABLE, table)
+    with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
+        try:
+            routes = kernel.dump(RTM_GETROUTE, body)
+            return next((prefix_of(version, one) for one in routes if _ROUTE.unpack_from(one)[5] != protocol), None)
+        except FileNotFoundError:  # there is no such table yet
+            return None
+
+
 def set_route(kernel: Asker, destination: Prefix, hop: Hop, table: int, protocol: int, settings: bytes = b"") -> None:
     """Make a route by one hop in a table, in place of the one that there is. Raises OSError."""
     flags = _RTNH_F_ONLINK if hop.onlink else 0

@@ -20,7 +20,7 @@ from ngp.errors import KernelError
 from ngp.modules import rtnetlink
 from ngp.modules.netlink import Asker
 from ngp.modules.network.host import Host
-from ngp.modules.rtnetlink import MAIN_TABLE, Hop, Rule
+from ngp.modules.rtnetlink import MAIN_TABLE, Hop, Route, Rule
 
 MADE_BY = 225
 """Our number as the maker of routes and rules: `ip route` shows `proto 225`. The kernel leaves numbers above 4 to
@@ -63,15 +63,18 @@ class Forks:
             for name in mesh:
                 for prefix, way in self._ways(version, name):
                     found.setdefault(prefix, []).append(way)
-        chosen, forks = self._chosen(mesh), list[Fork]()
+        ours = {prefix: route for version in _VERSIONS for prefix, route in rtnetlink.routes_by(version, MADE_BY)}
+        chosen, forks, led = self._chosen(mesh, ours), list[Fork](), _led(ours)
         self._routes.clear()
         for prefix, ways in found.items():
             ways.sort(key=lambda way: way.metric)
             routers = tuple(dict.fromkeys(self._router(way) for way in ways))
             if (len(routers) > 1 and len(forks) < MOST_FORKS) or prefix in chosen:
-                forks.append(Fork(prefix, routers, chosen.pop(prefix, None)))
                 for way in reversed(ways):
                     self._routes[prefix, (way.interface, way.hop.gateway)] = way.hop, way.settings
+                router = chosen.pop(prefix, None)
+                is_stale = router is not None and not (prefix in led and self._is_copy(prefix, router, ours[prefix]))
+                forks.append(Fork(prefix, routers, router, is_stale))
         return (*forks, *(Fork(prefix, (), router) for prefix, router in chosen.items()))
 
     def _ways(self, version: int, name: str) -> Iterator[tuple[Prefix, _Way]]:
@@ -94,25 +97,31 @@ class Forks:
     def _router(self, way: _Way) -> Router:
         return Router(way.interface, self._host.router_at(way.interface, way.hop), way.hop.gateway)
 
-    def _chosen(self, mesh: Sequence[str]) -> dict[Prefix, Router]:
+    def _chosen(self, mesh: Sequence[str], ours: Mapping[Prefix, Route]) -> dict[Prefix, Router]:
         """Return the routers of our routes. One on another interface than the mesh's counts as one that is gone."""
         names = {each.index: each.name for each in self._host.interfaces().values() if each.name in mesh}
         found = {}
-        for version in _VERSIONS:
-            for prefix, route in rtnetlink.routes_by(version, MADE_BY):
-                name = names.get(route.hops[0].index, "") if route.hops else ""
-                found[prefix] = Router(name, None, route.hops[0].gateway if route.hops else None)
+        for prefix, route in ours.items():
+            name = names.get(route.hops[0].index, "") if route.hops else ""
+            found[prefix] = Router(name, None, route.hops[0].gateway if route.hops else None)
         return found
+
+    def _is_copy(self, prefix: Prefix, router: Router, ours: Route) -> bool:
+        """Say whether our route is as the operator's, unless that is gone."""
+        hop, settings = self._routes.get((prefix, router.place), (None, b""))
+        return hop is None or (ours.hops, ours.settings) == ((hop,), settings)
 
     def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
         """Make our routes: these and no others. See the port. Raises KernelError."""
         wanted = {rule for prefix in routes for rule in rules_for(prefix, table, priority)}
         with rtnetlink.kernel_errors("our routes can't be set"), rtnetlink.open_asker() as kernel:
             before = [each for version in _VERSIONS for each in rtnetlink.routes_by(version, MADE_BY)]
-            there = {prefix: route.hops for prefix, route in before if route.table == table}
+            there = {prefix: (route.hops, route.settings) for prefix, route in before if route.table == table}
+            if routes:
+                _refuse_others(table)
             for prefix, router in routes.items():
                 hop, settings = self._copied(prefix, router)
-                if there.get(prefix) != (hop,):
+                if there.get(prefix) != ((hop,), settings):
                     rtnetlink.set_route(kernel, prefix, hop, table, MADE_BY, settings)
             standing = set(rtnetlink.rules_by(kernel, MADE_BY))
             for rule in sorted(wanted - standing, key=_order):
@@ -143,6 +152,29 @@ def rules_for(prefix: Prefix, table: int, priority: int) -> tuple[Rule, Rule]:
     length, ours = prefix.prefixlen, priority - 2 * prefix.prefixlen
     shorter = length - 1 if length else None
     return Rule(prefix.version, ours - 1, MAIN_TABLE, length), Rule(prefix.version, ours, table, shorter)
+
+
+def _led(ours: Mapping[Prefix, Route]) -> set[Prefix]:
+    """Return the prefixes to whose routes rules of ours lead. Raises KernelError."""
+    if not ours:
+        return set()
+    with rtnetlink.open_asker() as kernel:
+        standing = set(rtnetlink.rules_by(kernel, MADE_BY))
+    return {
+        prefix
+        for prefix, route in ours.items()
+        for priority in {rule.priority + 2 * prefix.prefixlen for rule in standing}
+        if standing.issuperset(rules_for(prefix, route.table, priority))
+    }
+
+
+def _refuse_others(table: int) -> None:
+    """Raise KernelError if another program has routes in a table: ours would replace them, and our rules use them."""
+    for version in _VERSIONS:
+        theirs = rtnetlink.others_in(version, table, MADE_BY)
+        if theirs is not None:
+            remedy = "set ROUTE_TABLE to the number of an unused table, or remove the route"
+            raise KernelError(f"routing table {table} has a route to {theirs} that isn't ours; {remedy}")
 
 
 def _order(rule: Rule) -> tuple[int, int]:

@@ -29,7 +29,9 @@ from ngp.modules.network import layers
 from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.ports.network import InterfaceTraffic
 
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # of links, IPv4 addresses and routes, IPv6 addresses and routes
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
+"""Notifications of links, of IPv4 addresses, routes and rules, and of IPv6 addresses, routes and rules."""
+
 _ROUTES_MAX = 8192
 _ROUTE_MAX_AGE_S = 5.0
 _FACTS_MAX_AGE_S = 1.0

@@ -224,11 +224,14 @@ class Fork:
         routers: the next routers, in the order in which the routes prefer them. Those on links that are down are left
             out, so there may be fewer than two.
         chosen: the router of the route that we made; None: the operator's routes lead.
+        is_stale: our route must be made anew: the operator's one, of which it is a copy, changed since, or somebody
+            removed a rule of ours.
     """
 
     prefix: Prefix
     routers: tuple[Router, ...]
     chosen: Router | None = None
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,17 @@ def test_a_choice_whose_neighbour_is_forgotten_is_left() -> None:
     assert net.way == "w"
 
 
+def test_a_route_that_is_stale_is_made_anew() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    chosen = net["c"].routes[DEFAULT]
+    routers = tuple(net.router(name) for name in "we")
+    for is_stale in (False, True):
+        net["c"].routes.clear()  # somebody removed our rule
+        net["c"].step(ev.ForksSeen((Fork(DEFAULT, routers, chosen, is_stale),)))
+        assert net["c"].routes == ({DEFAULT: chosen} if is_stale else {})
+
+
 def test_without_use_nobody_is_asked_and_no_timer_rings() -> None:
     net = Fork2(price(5000), price(2000))
     net.wait(8.0)

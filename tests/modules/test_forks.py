@@ -12,6 +12,7 @@ from kernel_lab import Lab, gateway, sh
 from core_tests.shell import await_until
 from ngp.core.kernel import Fork, Router
 from ngp.errors import KernelError
+from ngp.modules.netlink import Asker
 from ngp.modules.network.forks import MADE_BY, Forks, rules_for
 from ngp.modules.network.host import Host
 from ngp.modules.rtnetlink import Rule
@@ -20,6 +21,7 @@ EVERYTHING, EVERYTHING_6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 PART = ip_network("198.51.100.0/24")
 WEST, EAST = (Router(f"w{number}", None, ip_address(f"10.0.{number}.2")) for number in (0, 1))
 MESH = ("w0", "w1", "tun0")
+EAST_6 = Router("w1", None, ip_address("fd00:1::2"))
 TABLE, PRIORITY = 10325, 10325
 
 
@@ -95,7 +97,7 @@ def test_our_route_takes_the_place_of_the_same_prefixs_routes_and_of_no_others(h
 def test_what_a_killed_daemon_left_is_found_and_moved_to_another_table(host: Host) -> None:
     before, first = operators(), Forks(host)
     first.find(MESH, (4, 6))
-    first.set_routes({EVERYTHING: EAST, EVERYTHING_6: Router("w1", None, ip_address("fd00:1::2"))}, TABLE, PRIORITY)
+    first.set_routes({EVERYTHING: EAST, EVERYTHING_6: EAST_6}, TABLE, PRIORITY)
     second = Forks(host)
     found = {fork.prefix: fork for fork in second.find(MESH, (4, 6))}
     assert found[EVERYTHING].chosen is not None and found[EVERYTHING].chosen.place == EAST.place
@@ -109,6 +111,100 @@ def test_what_a_killed_daemon_left_is_found_and_moved_to_another_table(host: Hos
     sh("ip route add default via 10.0.0.2 metric 100 mtu 1300; ip route add default via 10.0.1.2 metric 101 mtu 1300")
     second.clean_up()
     assert operators() == before
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        "ip route change default via 10.0.1.2 metric 101 mtu 1200",
+        "ip route change default via 10.0.1.2 metric 101 mtu 1300 advmss 1000 src 10.0.0.1",
+        "ip -4 rule del table 10325",
+        f"ip -4 rule del table main protocol {MADE_BY}",
+    ],
+)
+def test_our_route_is_made_anew_when_the_operators_one_changed_or_a_rule_of_ours_is_gone(
+    host: Host, touch: str
+) -> None:
+    forks = Forks(host)
+    assert not any(fork.is_stale for fork in forks.find(MESH, (4, 6)))
+    forks.set_routes({EVERYTHING: EAST, EVERYTHING_6: EAST_6}, TABLE, PRIORITY)
+    assert not any(fork.is_stale for fork in forks.find(MESH, (4, 6)))
+    sh(touch)
+    assert {fork.prefix for fork in forks.find(MESH, (4, 6)) if fork.is_stale} == {EVERYTHING}
+    forks.set_routes({EVERYTHING: EAST, EVERYTHING_6: EAST_6}, TABLE, PRIORITY)
+    assert not any(fork.is_stale for fork in forks.find(MESH, (4, 6)))
+    theirs = sh("ip route show default | grep 10.0.1.2").replace("metric 101", f"proto {MADE_BY}").split()
+    assert sorted(sh(f"ip route show table {TABLE}").split()) == sorted(theirs)
+    assert "dev w1 table 10325" in sh("ip route get 192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "route"),
+    [
+        (f"ip route add default via 10.0.0.2 table {TABLE}", "0.0.0.0/0"),
+        (f"ip -6 route add 2001:db8:7::/48 via fd00::2 table {TABLE}", "2001:db8:7::/48"),
+        (f"ip route add blackhole 192.0.2.0/24 table {TABLE}", "192.0.2.0/24"),
+    ],
+)
+def test_a_table_that_somebody_else_uses_stays_as_it_is(host: Host, theirs: str, route: str) -> None:
+    forks = Forks(host)
+    forks.find(MESH, (4, 6))
+    sh(theirs)
+    both = f"ip -4 route show table all | grep {TABLE} || true; ip -6 route show table all | grep {TABLE} || true"
+    before, table = operators(), sh(both)
+    with pytest.raises(KernelError, match=rf"routing table {TABLE} has a route to {route} .*ROUTE_TABLE"):
+        forks.set_routes({EVERYTHING: EAST}, TABLE, PRIORITY)
+    forks.clean_up()
+    assert operators() == before and sh(both) == table
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no code handles it."""
+
+
+def test_a_kill_between_two_changes_leaves_every_other_way_alone_and_a_stop_removes_the_rest(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, order = operators(), Asker.order
+    steps: list[int] = []
+    left = 0
+
+    def ordered(kernel: Asker, kind: int, body: bytes, flags: int = 0) -> None:
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        order(kernel, kind, body, flags)
+
+    moves: list[tuple[dict[object, Router], int, int]] = [
+        ({EVERYTHING: EAST, EVERYTHING_6: EAST_6, PART: WEST}, TABLE, PRIORITY),
+        ({EVERYTHING: WEST, PART: EAST}, TABLE, PRIORITY),
+        ({EVERYTHING: WEST}, 300, 1000),
+        ({}, 300, 1000),
+    ]
+    for last in range(len(moves)):
+        for step in range(100):
+            forks = Forks(host)
+            forks.find(MESH, (4, 6))
+            left = 1000
+            monkeypatch.setattr(Asker, "order", ordered)
+            for move in moves[:last]:
+                forks.set_routes(*move)
+            left = step
+            try:
+                forks.set_routes(*moves[last])
+                done = True
+            except Killed:
+                done = False
+            monkeypatch.setattr(Asker, "order", order)
+            assert "dev w0" in sh("ip route get 203.0.113.1") and "dev w0" in sh("ip route get 10.0.0.7")
+            assert "dev w" in sh("ip route get 192.0.2.1") and "dev w" in sh("ip route get 198.51.100.7")
+            Forks(host).clean_up()
+            assert operators() == before
+            if done:
+                steps.append(step)
+                break
+    assert len(steps) == len(moves) and min(steps) > 2, "each was interrupted at each of its steps"
 
 
 def test_a_route_whose_router_is_gone_is_refused(host: Host) -> None:

@@ -66,7 +66,8 @@ def forks_seen(world: World, forks: tuple[Fork, ...]) -> None:
     known.in_use = {prefix: found[prefix] for prefix in known.in_use if prefix in found}
     for state in known.in_use.values():
         _decide(world, state)
-    if _places(world) != {fork.prefix: fork.chosen.place for fork in forks if fork.chosen is not None}:
+    there = {fork.prefix: fork.chosen.place for fork in forks if fork.chosen is not None}
+    if _places(world) != there or any(fork.is_stale for fork in forks):
         _set_routes(world)
 
 
