@@ -7,6 +7,7 @@ from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS
 from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, open_trade, used
+from ngp.errors import ExitCode
 
 VERSIONS = (4, 6)
 
@@ -76,6 +77,25 @@ def test_the_price_rises_with_the_load_upstream_and_what_was_agreed_stays(lab: L
     assert answered(trade, later)
     prices = {row["destination"]: row["price_msat_per_gib"] // MSAT_PER_KB for row in trade.sold()}
     assert prices == {f"{calm}/32": 5, f"{busy}/32": 15, f"{later}/32": 5}
+    trade.assert_books_agree()
+
+
+def test_a_neighbours_own_price_comes_by_reload_and_a_list_without_a_winner_changes_nothing(lab: Lab) -> None:
+    trade = open_trade(lab)
+    before, after, later = (trade.net.remote(4, number) for number in (1, 2, 3))
+    assert answered(trade, before)
+    usual = {"prefix": "0.0.0.0/0", "sell": "9 msat"}
+    own = {"prefix": "0.0.0.0/0", "sell": "2 msat", "neighbour": trade.identity(trade.client)[:16]}
+    assert trade.gateway.reload({**GATEWAY, "PRICES": [usual, own]}).returncode == 0
+    assert answered(trade, after)
+    evening = {**own, "sell": "1 msat", "from": "18:00", "to": "23:00"}
+    refused = trade.gateway.reload({**GATEWAY, "PRICES": [usual, evening, {**evening, "from": "22:00", "to": "02:00"}]})
+    assert refused.returncode == ExitCode.CONFIGURATION and "a second price" in refused.stderr
+    checked = trade.gateway.cli("check", "--config", str(trade.gateway.config))
+    assert checked.returncode == ExitCode.CONFIGURATION and "a second price" in checked.stdout + checked.stderr
+    assert answered(trade, later)
+    prices = {row["destination"]: row["price_msat_per_gib"] // MSAT_PER_KB for row in trade.sold()}
+    assert prices == {f"{before}/32": 5, f"{after}/32": 2, f"{later}/32": 2}
     trade.assert_books_agree()
 
 
