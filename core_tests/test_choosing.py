@@ -15,7 +15,7 @@ from core_tests.host import Host
 from core_tests.lab import End, Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS
-from core_tests.trade import Conf, start_all
+from core_tests.trade import MSAT_PER_KB, Conf, start_all
 
 REMOTE, PORT = "198.51.100.1", 5000
 OWN = "10.0.9.1"  # the client's own address, the same on both ways
@@ -132,6 +132,14 @@ def test_the_cheaper_gateway_is_chosen_and_left_when_it_renews_at_a_higher_price
     with net.conversation() as talk:
         await_until(lambda: net.leads_through("east"), HANG_S, "the cheaper way")
         talk.await_echoes()
+        assert net.client.json("status")["routes"] == [
+            {"destination": "0.0.0.0/0", "interface": "east0", "router": "10.0.2.2", "neighbour": net.key("east")}
+        ]
+        rows = {row["neighbour"]: row for row in net.client.json("neighbours")}
+        east, west = rows[net.key("east")], rows[net.key("west")]
+        assert (east["chosen_for"], west["chosen_for"]) == (["0.0.0.0/0"], [])
+        offer = {"destination": f"{REMOTE}/32", "price_msat_per_gib": 2 * MSAT_PER_KB}
+        assert east["offers"] == [offer] and 0.5 < east["quality"] <= 1.0
         assert net.daemons["east"].reload(gateway("9 msat", CONTRACT_DATA="100 kB")).returncode == 0
         await_until(lambda: net.leads_through("west"), HANG_S, "the way that is cheaper now")
         talk.await_echoes()

@@ -48,12 +48,16 @@ _COLUMNS = (
 def command(place: Place, as_json: bool) -> int:
     """List neighbours."""
     rows = Daemon(place.state_dir).rows("neighbours")
-    print_rows(rows, _COLUMNS, "no neighbour was heard", as_json, _print_why_not)
+    print_rows(rows, _COLUMNS, "no neighbour was heard", as_json, _print_more)
     return 0
 
 
-def _print_why_not(rows: Sequence[Row]) -> None:
+def _print_more(rows: Sequence[Row]) -> None:
+    """Write whom our routes lead through (CHOOSE_ROUTES), and why some are paid nothing or sell us nothing."""
     for row in rows:
+        if row.get("chosen_for"):
+            where = ", ".join(map(clean, row["chosen_for"]))
+            print(f"packets to {where} go through {key(row['neighbour'])}, whose quality is {row['quality']:.2f}")
         if row.get("why_unpaid"):
             print(f"nothing more is paid to {key(row['neighbour'])}: {clean(row['why_unpaid'])}")
         if row.get("why_not_bought"):

@@ -116,6 +116,12 @@ def test_a_block_that_waits_for_room_on_the_disk_is_marked() -> None:
     assert column.show({"blocked": True, "block_waits": False}) == column.show({"blocked": True}) == "yes"
 
 
+def test_whom_our_routes_lead_through_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"neighbour": "7f3a" * 16, "chosen_for": ["0.0.0.0/0", "::/0"], "quality": 0.987}
+    neighbours._print_more([row, {"neighbour": "8e" * 32, "chosen_for": [], "quality": 1.0}])
+    assert capsys.readouterr().out == "packets to 0.0.0.0/0, ::/0 go through 7f3a7f3a7f3a, whose quality is 0.99\n"
+
+
 def test_status_shows_times_reasons_and_counters_in_words(running: Host) -> None:
     lines = running.ngp("status").stdout.splitlines()
     assert any(line.split(maxsplit=1) == ["uptime", "1 d 2 h 3 min 4 s"] for line in lines)
