@@ -14,7 +14,9 @@ from ngp.core.values import Check
 from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
-UNKNOWN_AGAIN_S = 1.0  # the kernel needs a moment to find a router's link address, and announces nothing then
+UNKNOWN_AGAIN_S, AGAIN_S = 1.0, 30.0
+"""The kernel doesn't announce a router's link address: it needs a moment to find one, and another device may have
+another one."""
 
 
 class ForkWatch:
@@ -43,7 +45,7 @@ class ForkWatch:
             self._network.set_routes({}, self._settings().route_table, self._settings().route_priority)
         while True:
             self._changed.clear()
-            again_s = UNKNOWN_AGAIN_S if self._look() else None
+            again_s = UNKNOWN_AGAIN_S if self._look() else AGAIN_S
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), again_s)
 

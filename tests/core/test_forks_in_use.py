@@ -9,7 +9,7 @@ from mesh import DEFAULT, Mesh
 from playbook import settings
 
 from ngp.core import events as ev
-from ngp.core.kernel import Fork, Router
+from ngp.core.kernel import Fork, Hint, HintKind, Router
 from ngp.core.messages import Ask, Propose
 from ngp.core.settings import Settings
 from ngp.core.timers import Due
@@ -250,6 +250,37 @@ def test_one_that_is_blocked_stops_or_sells_no_more_is_left() -> None:
             net["w"].world.settings = replace(net["w"].world.settings, sells=False)
         net.send(1.0)
         assert net.way == "e", leave
+
+
+def test_the_operators_first_router_stays_if_it_charges_nothing() -> None:
+    net = Fork2(settings(**PLENTY, sells=False), price(1000))
+    for _ in range(40):
+        net["c"].step(ev.Hinted((Hint(HintKind.UNBOUGHT, b"", 1, SAMPLE.network_address),)))
+        net.wait(0.25)
+    assert net.way == "w" and net["c"].routes == {}
+    net = Fork2(price(5000), price(1000))
+    net["c"].world.peers.by_link.pop(net["c"].link("w"))  # no neighbour
+    for _ in range(40):
+        net["c"].step(ev.Hinted((Hint(HintKind.UNBOUGHT, b"", 1, SAMPLE.network_address),)))
+        net.wait(0.25)
+    assert net["c"].routes == {}
+
+
+def test_one_that_is_chosen_again_is_not_judged_by_what_was_unanswered_when_it_was_left() -> None:
+    net = Fork2(price(2000), price(5000))
+    net.send(5.0)
+    neighbour = net["c"].world.peers.neighbours[net["w"].identity, net["c"].link("w")]
+    net["c"].step(ev.BlockNeighbour(net["w"].identity, True))
+    net.send(1.0)
+    assert net.way == "e"
+    neighbour.quality.unanswered_mono_s = net.now.monotonic_s
+    net["c"].step(ev.BlockNeighbour(net["w"].identity, False))
+    net.wait(2.0)
+    net.mute.add("w")
+    net["c"].step(ev.BlockNeighbour(net["e"].identity, True))
+    net.wait(0.6)
+    assert net.way == "w"
+    assert not neighbour.quality.silent
 
 
 def test_a_router_that_is_gone_is_left_at_once_and_without_choice_the_operators_routes_lead() -> None:

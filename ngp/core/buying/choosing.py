@@ -62,7 +62,7 @@ def forks_seen(world: World, forks: tuple[Fork, ...]) -> None:
         is_left = state.chosen is not None and state.chosen.place not in [one.place for one in fork.routers]
         if is_left or len(fork.routers) < 2:
             state.chosen = None
-    known.all = found
+    known.take(found)
     known.in_use = {prefix: found[prefix] for prefix in known.in_use if prefix in found}
     for state in known.in_use.values():
         _decide(world, state)
@@ -76,7 +76,7 @@ def switched(world: World, before: Settings) -> None:
     if _numbers(before) == _numbers(world.settings):
         return
     if not world.settings.choose_routes:
-        world.buying.forks.all.clear()
+        world.buying.forks.take({})
         world.buying.forks.in_use.clear()
     _set_routes(world)
 
@@ -129,15 +129,16 @@ def offered(world: World, neighbour: Neighbour, propose: Propose) -> None:
     bought = world.running_purchase(propose.contract)
     if bought is not None:
         used(world, propose.destination)
-    if state.sample != propose.destination or neighbour not in _neighbours(world, state):
+    who, present = neighbour.identity, _at(world, state.router)
+    if state.sample != propose.destination or who not in [one.identity for one in _neighbours(world, state)]:
         return
-    is_present = _at(world, state.router) is neighbour
-    if not (is_present or neighbour.identity in state.asked):  # nobody is chosen by what it says unasked
+    is_present = present is not None and present.identity == who
+    if not (is_present or who in state.asked):  # nobody is chosen by what it says unasked
         return
-    state.asked.discard(neighbour.identity)
-    state.offers[neighbour.identity] = propose.price_msat_per_gib
+    state.asked.discard(who)
+    state.offers[who] = propose.price_msat_per_gib
     if not _is_affordable(world, state, neighbour):
-        state.ask_mono_s[neighbour.identity] = world.now.monotonic_s + REFUSED_ASK_S
+        state.ask_mono_s[who] = world.now.monotonic_s + REFUSED_ASK_S
     if is_present and bought is None:
         _buy(world, state, neighbour)
 
@@ -300,9 +301,10 @@ def _is_affordable(world: World, state: ForkState, neighbour: Neighbour) -> bool
 
 
 def _decide(world: World, state: ForkState) -> None:
-    """Choose a neighbour. The operator's first router stays if it is no neighbour: it charges nothing."""
+    """Choose a neighbour. The operator's first router stays if it is no neighbour or sells nothing: it is free."""
     present = _at(world, state.router)
-    if (present is None and state.chosen is None) or world.now.monotonic_s - world.buying.forks.began_mono_s < SETTLE_S:
+    is_free = state.chosen is None and (present is None or not present.sells)
+    if is_free or world.now.monotonic_s - world.buying.forks.began_mono_s < SETTLE_S:
         return
     candidates = _candidates(world, state)
     if not candidates:
@@ -342,6 +344,7 @@ def _may_carry(world: World, state: ForkState, neighbour: Neighbour) -> bool:
 def _lead(world: World, state: ForkState, before: Neighbour | None, after: Neighbour, best: Candidate) -> None:
     """Lead a fork's packets through a neighbour, and buy the sample there."""
     state.chosen, state.unanswered = best.router, 0
+    after.quality.asked_mono_s = after.quality.unanswered_mono_s = 0.0  # from when it last carried, or was asked
     _set_routes(world)
     if before is not after:
         left = f", no longer through {_told(world, state, before)}" if before is not None else ""

@@ -150,11 +150,16 @@ class Forks:
     in_use: dict[Prefix, ForkState] = field(default_factory=dict)
     began_mono_s: float = 0.0
     moved: list[tuple[Prefix, bytes]] = field(default_factory=list)
+    _lengths: dict[int, list[int]] = field(default_factory=dict)
+
+    def take(self, all_: dict[Prefix, ForkState]) -> None:
+        """Have these forks, and no others."""
+        self.all, lengths = all_, {(prefix.version, prefix.prefixlen) for prefix in all_}
+        self._lengths = {each: sorted((bits for of, bits in lengths if of == each), reverse=True) for each in (4, 6)}
 
     def of(self, destination: Prefix) -> ForkState | None:
         """Return the fork with the longest prefix that covers a destination."""
-        lengths = {prefix.prefixlen for prefix in self.all if prefix.version == destination.version}
-        for length in sorted(lengths, reverse=True):
+        for length in self._lengths.get(destination.version, ()):
             if length <= destination.prefixlen and (found := self.all.get(destination.supernet(new_prefix=length))):
                 return found
         return None
