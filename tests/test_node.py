@@ -296,6 +296,38 @@ def test_a_daemon_that_stops_reads_what_passed_when_nothing_can_pass_any_more(br
     assert order.index("settled") < order.index("read") and "may pass" not in order
 
 
+def test_once_the_kernel_is_cleaned_up_nothing_more_is_done_there(broken: Node) -> None:
+    """A timer that rings while the payment node is closed must not make a route that stays."""
+
+    class Timed(Granting):
+        def next_wake_mono_s(self) -> None:
+            loop = asyncio.get_running_loop()
+            return loop.time() + 0.001  # type: ignore[return-value]
+
+    async def nothing() -> None:
+        return
+
+    async def busy() -> None:
+        await asyncio.sleep(0.05)
+
+    async def scenario() -> Node:
+        parts: Any = broken.parts
+        parts.network, parts.gatekeeper = Closed(), Timed()
+        parts.payment = SimpleNamespace(close=busy, wait_ready=nothing)
+        post: Any = SimpleNamespace(schedule=lambda: None, close=busy)
+        node = Node(parts, lambda *_: post)
+        node.tell(Tick())
+        await asyncio.sleep(0)
+        await node.stop()
+        with pytest.raises(LedgerError, match="the daemon stops"):
+            node.obey(Tick())  # type: ignore[arg-type]
+        return node
+
+    node = asyncio.run(scenario())
+    network: Any = node.parts.network
+    assert not node.crashed and network.done[-1] == "clean_up"
+
+
 class Carrying(Closed):
     """A kernel that is empty at a start, and carries something by the first contract that it gets."""
 

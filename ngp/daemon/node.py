@@ -115,7 +115,7 @@ class Node:
         self._wake: asyncio.TimerHandle | None = None
         self._unstored: list[Effect] = []
         self._blocked_before: frozenset[bytes] | None = None
-        self.crashed = False
+        self.crashed = self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._conditions = WhileItLasts()
         self._reloading = asyncio.Lock()
@@ -291,9 +291,15 @@ class Node:
     def _require_alive(self) -> None:
         if self.crashed:
             raise LedgerError("the daemon stops after a defect, see its log: start it, then run this again")
+        if self._closed:
+            raise LedgerError("nothing was done, as the daemon stops: start it, then run this again")
 
     def close_tasks(self) -> None:
-        """Cancel the background tasks, the timers, and the watch of the host's interfaces."""
+        """Cancel the background tasks, the timers, and the watch of the host's interfaces.
+
+        From here on no event is processed: what it caused would come to a kernel that is cleaned up, and stay there.
+        """
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         self.calls.close()
@@ -346,7 +352,7 @@ class Node:
 
     def _run_pump(self) -> None:
         self._pump = None
-        if self._unstored or self.crashed:
+        if not self._goes_on:
             return
         try:
             self._run_batch()
@@ -355,8 +361,13 @@ class Node:
 
     def _drain(self) -> None:
         """Process all waiting events, as long as batches can be stored."""
-        while self._events and not (self._unstored or self.crashed):
+        while self._events and self._goes_on:
             self._run_pump()
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether events are processed now."""
+        return not (self._unstored or self.crashed or self._closed)
 
     def _run_batch(self) -> None:
         parts, effects = self.parts, self._unstored
@@ -407,6 +418,8 @@ class Node:
         asyncio.get_running_loop().call_later(LEDGER_RETRY_S, self._thaw)
 
     def _thaw(self) -> None:
+        if self._closed:
+            return
         self._finish_batch()
         if not self._unstored:
             self._run_pump()
