@@ -16,7 +16,8 @@ from ngp.config import parse
 from ngp.core.events import Event, ForksSeen
 from ngp.core.kernel import Fork, Router
 from ngp.core.messages import Prefix
-from ngp.daemon.fork_watch import ForkWatch, line
+from ngp.daemon.fork_watch import ForkWatch, line, occupied
+from ngp.errors import KernelError
 
 ON = parse("MESH_INTERFACES: [mesh*]\nCHOOSE_ROUTES: yes\n", Path("/etc/ngp/net.conf"))
 OFF = replace(ON, choose_routes=False)
@@ -30,11 +31,15 @@ class Network:
 
     def __init__(self) -> None:
         self.fork, self.looks = FORK, 0
+        self.theirs: Prefix | None = None
         self.routes: list[Mapping[Prefix, Router]] = []
 
     def forks(self, _mesh: object, _families: object) -> tuple[Fork, ...]:
         self.looks += 1
         return (self.fork,)
+
+    def others_in(self, _table: int) -> Prefix | None:
+        return self.theirs
 
     def set_routes(self, routes: Mapping[Prefix, Router], _table: int, _priority: int) -> None:
         self.routes.append(routes)
@@ -83,6 +88,20 @@ def test_the_core_is_told_at_the_start_after_changes_and_until_all_link_addresse
 
     asyncio.run(asyncio.wait_for(follow(), 60.0))
     assert told[0] == ForksSeen((FORK,)) and network.routes == []
+
+
+def test_in_a_table_that_another_program_uses_nothing_is_chosen_and_check_and_log_say_so() -> None:
+    network, told = Network(), list[Event]()
+    assert occupied(ON, network) is None  # type: ignore[arg-type]
+    network.theirs = ip_network("198.18.0.0/15")
+    said = occupied(ON, network)  # type: ignore[arg-type]
+    assert said is not None and not said.ok
+    assert "routing table 10325 has a route to 198.18.0.0/15 that isn't ours" in said.found
+    assert "ROUTE_TABLE" in said.remedy
+    watch = ForkWatch(network, lambda: ON, lambda: HOST, told.append)  # type: ignore[arg-type]
+    with pytest.raises(KernelError, match=r"198.18.0.0/15 that isn't ours; set ROUTE_TABLE"):
+        asyncio.run(asyncio.wait_for(watch.follow(), 60.0))
+    assert told == []
 
 
 def test_without_choose_routes_what_a_killed_daemon_left_is_removed() -> None:

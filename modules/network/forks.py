@@ -117,8 +117,8 @@ class Forks:
         with rtnetlink.kernel_errors("our routes can't be set"), rtnetlink.open_asker() as kernel:
             before = [each for version in _VERSIONS for each in rtnetlink.routes_by(version, MADE_BY)]
             there = {prefix: (route.hops, route.settings) for prefix, route in before if route.table == table}
-            if routes:
-                _refuse_others(table)
+            if routes and (theirs := others_in(table)) is not None:
+                raise KernelError(f"no route is chosen: routing table {table} has one to {theirs} that isn't ours")
             for prefix, router in routes.items():
                 hop, settings = self._copied(prefix, router)
                 if there.get(prefix) != ((hop,), settings):
@@ -168,13 +168,10 @@ def _led(ours: Mapping[Prefix, Route]) -> set[Prefix]:
     }
 
 
-def _refuse_others(table: int) -> None:
-    """Raise KernelError if another program has routes in a table: ours would replace them, and our rules use them."""
-    for version in _VERSIONS:
-        theirs = rtnetlink.others_in(version, table, MADE_BY)
-        if theirs is not None:
-            remedy = "set ROUTE_TABLE to the number of an unused table, or remove the route"
-            raise KernelError(f"routing table {table} has a route to {theirs} that isn't ours; {remedy}")
+def others_in(table: int) -> Prefix | None:
+    """See the port."""
+    ipv4 = rtnetlink.others_in(4, table, MADE_BY)
+    return ipv4 if ipv4 is not None else rtnetlink.others_in(6, table, MADE_BY)
 
 
 def _order(rule: Rule) -> tuple[int, int]:

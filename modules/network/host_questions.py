@@ -11,7 +11,7 @@ from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network import sides
 from ngp.modules.network.alarm import Alarm
-from ngp.modules.network.forks import Forks
+from ngp.modules.network.forks import Forks, others_in
 from ngp.modules.network.host import Host
 from ngp.ports.network import DesiredNetwork, InterfaceTraffic
 
@@ -95,6 +95,10 @@ class HostQuestions:
         """
         self._open_host().forget()
         return self._open_forks().find(mesh, families)
+
+    def others_in(self, table: int) -> Prefix | None:
+        """Return a destination to which another program's route leads in a routing table. Raises KernelError."""
+        return others_in(table)
 
     def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
         """Make our routes: these and no others. Raises KernelError."""

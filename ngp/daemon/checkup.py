@@ -74,7 +74,8 @@ def _of_host(settings: Settings, asked: Network, desired: DesiredNetwork) -> lis
     named = named_interfaces(settings, asked, desired.mesh_interfaces)
     found = [*named, *unmeasured(settings.load_price, traffic)]
     if settings.choose_routes:
-        found.append(fork_watch.line(settings, asked.forks(desired.mesh_interfaces, desired.families)))
+        forks = asked.forks(desired.mesh_interfaces, desired.families)
+        found.append(fork_watch.occupied(settings, asked) or fork_watch.line(settings, forks))
     return found
 
 

@@ -11,6 +11,7 @@ from ngp.core.kernel import Fork
 from ngp.core.listing import listed
 from ngp.core.settings import Settings
 from ngp.core.values import Check
+from ngp.errors import KernelError
 from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
@@ -50,13 +51,26 @@ class ForkWatch:
                 await asyncio.wait_for(self._changed.wait(), again_s)
 
     def _look(self) -> bool:
-        """Tell the core what there is. Returns whether a router's link address isn't known yet."""
+        """Tell the core what there is. Returns whether a router's link address isn't known yet. Raises KernelError."""
         if not self._settings().choose_routes:
             return False
+        if (lacks := occupied(self._settings(), self._network)) is not None:
+            raise KernelError(f"{lacks.found}; {lacks.remedy}")
         desired = self._desired()
         forks = self._network.forks(desired.mesh_interfaces, desired.families)
         self._tell(ForksSeen(forks))
         return any(router.link_address is None for fork in forks for router in fork.routers)
+
+
+def occupied(settings: Settings, network: Network) -> Check | None:
+    """Say that nothing can be chosen, as ROUTE_TABLE is in use; None: it is free. Raises KernelError."""
+    table = settings.route_table
+    theirs = network.others_in(table) if settings.buys else None
+    if theirs is None:
+        return None
+    found = f"no route is chosen: routing table {table} has a route to {theirs} that isn't ours"
+    remedy = f"set ROUTE_TABLE to the number of an unused table, or: ip route flush table {table}"
+    return Check("choice of routes", False, found, remedy, "configuration")
 
 
 def line(settings: Settings, forks: Sequence[Fork]) -> Check:

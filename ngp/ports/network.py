@@ -331,11 +331,18 @@ class Network(Protocol):
         Args: mesh: names of the mesh interfaces. families: 4, 6. Raises: KernelError.
         """
 
+    def others_in(self, table: int) -> Prefix | None:
+        """Return a destination to which a route of another program leads in a routing table; None: there is none.
+
+        Raises: KernelError.
+        """
+
     def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
         """Make our routes: these and no others, in a table of our own, with rules that lead there.
 
         A route of ours takes the place of the main table's routes to the same prefix, and of no other: routes to parts
-        of the prefix still come first. May be repeated; adds before it deletes.
+        of the prefix still come first. May be repeated; adds before it deletes. Nothing is made in a table in which
+        another program has routes: these would be replaced, and our rules would lead to them.
 
         Args: table: its number. priority: of the rule; those of prefixes longer than /0 come before it.
         Raises: KernelError.

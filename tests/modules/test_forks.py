@@ -13,7 +13,7 @@ from core_tests.shell import await_until
 from ngp.core.kernel import Fork, Router
 from ngp.errors import KernelError
 from ngp.modules.netlink import Asker
-from ngp.modules.network.forks import MADE_BY, Forks, rules_for
+from ngp.modules.network.forks import MADE_BY, Forks, others_in, rules_for
 from ngp.modules.network.host import Host
 from ngp.modules.rtnetlink import Rule
 
@@ -152,7 +152,8 @@ def test_a_table_that_somebody_else_uses_stays_as_it_is(host: Host, theirs: str,
     sh(theirs)
     both = f"ip -4 route show table all | grep {TABLE} || true; ip -6 route show table all | grep {TABLE} || true"
     before, table = operators(), sh(both)
-    with pytest.raises(KernelError, match=rf"routing table {TABLE} has a route to {route} .*ROUTE_TABLE"):
+    assert others_in(TABLE) == ip_network(route) and others_in(TABLE + 1) is None
+    with pytest.raises(KernelError, match=rf"routing table {TABLE} has one to {route} that isn't ours"):
         forks.set_routes({EVERYTHING: EAST}, TABLE, PRIORITY)
     forks.clean_up()
     assert operators() == before and sh(both) == table
