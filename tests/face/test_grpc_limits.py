@@ -196,7 +196,7 @@ def test_who_is_slow_loses_the_connection(tmp_path: Path, what: str) -> None:
                 client.flush()
                 time.sleep(0.05)
             assert client.ends()
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
         await_none(shop.grpc._door)
 
 
@@ -205,7 +205,7 @@ def test_who_does_not_take_the_reply_loses_the_connection(tmp_path: Path) -> Non
         client.call()
         began = time.monotonic()
         assert client.ends()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
         await_none(shop.grpc._door)
 
 

@@ -244,7 +244,7 @@ def test_a_server_that_hangs_stops_no_daemon(
             began = time.monotonic()
             with pytest.raises(LedgerMomentError, match="doesn't answer"):
                 ledger.commit(PAID)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
         finally:
             os.kill(backend, signal.SIGCONT)
         ledger.commit(PAID)

@@ -19,7 +19,7 @@ def test_a_command_that_never_ends_is_ended_with_its_children() -> None:
     began = time.monotonic()
     with mock.patch("ngp.tenant.proof.PROBE_S", 0.3):
         assert "nothing within 0.3 s" in asyncio.run(CommandProof("cat /dev/zero | cat > /dev/null; true").why_not())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_without_the_interface_nothing_is_proven() -> None:

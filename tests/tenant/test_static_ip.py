@@ -265,4 +265,4 @@ def test_a_landlord_that_never_answers(user: User, landlord: StandIn) -> None:
     with mock.patch("ngp.tenant.https.ANSWER_S", 1.0):
         done = user.static_ip("AddCredit")
     assert done.returncode == ExitCode.OTHER and "doesn't answer within 1 s" in done.stderr
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
