@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -102,6 +103,29 @@ def test_in_a_table_that_another_program_uses_nothing_is_chosen_and_check_and_lo
     with pytest.raises(KernelError, match=r"198.18.0.0/15 that isn't ours; set ROUTE_TABLE"):
         asyncio.run(asyncio.wait_for(watch.follow(), 60.0))
     assert told == []
+
+
+def test_looks_at_a_large_table_that_changes_all_the_time_take_a_tenth_of_the_time() -> None:
+    look_s = 0.02
+
+    class Large(Network):
+        def forks(self, _mesh: object, _families: object) -> tuple[Fork, ...]:
+            time.sleep(look_s)
+            return super().forks(_mesh, _families)
+
+    network = Large()
+
+    async def follow() -> float:
+        watch: Any = ForkWatch(network, lambda: ON, lambda: HOST, lambda _event: None)  # type: ignore[arg-type]
+        began_s, task = time.monotonic(), asyncio.create_task(watch.follow())
+        while network.looks < 5:
+            watch.changed()
+            await asyncio.sleep(0.001)
+        task.cancel()
+        return time.monotonic() - began_s
+
+    took_s = asyncio.run(asyncio.wait_for(follow(), 60.0))
+    assert took_s >= 4 * look_s * 10
 
 
 def test_without_choose_routes_what_a_killed_daemon_left_is_removed() -> None:

@@ -15,6 +15,7 @@ from ngp.errors import KernelError
 from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
+LOOK_SHARE = 0.1  # most of the time that looks may take: a routing daemon may change a large table all the time
 UNKNOWN_AGAIN_S, AGAIN_S = 1.0, 30.0
 """The kernel doesn't announce a router's link address: it needs a moment to find one, and another device may have
 another one."""
@@ -44,9 +45,12 @@ class ForkWatch:
         """Look at the routes now and after each change, for ever. Raises KernelError."""
         if not self._settings().choose_routes:  # a daemon that was killed may have left some
             self._network.set_routes({}, self._settings().route_table, self._settings().route_priority)
+        clock_s = asyncio.get_running_loop().time
         while True:
             self._changed.clear()
+            began_s = clock_s()
             again_s = UNKNOWN_AGAIN_S if self._look() else AGAIN_S
+            await asyncio.sleep((clock_s() - began_s) * (1 / LOOK_SHARE - 1))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), again_s)
 
