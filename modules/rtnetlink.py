@@ -244,7 +244,7 @@ def own_addresses(kernel: Asker) -> list[OwnAddress]:
 def routes(kernel: Asker, version: int) -> Iterator[Route]:
     """Yield the unicast routes of an IP version, in any routing table. Raises KernelError."""
     with kernel_errors("routes can't be listed"):
-        for message in kernel.dump(RTM_GETROUTE, _route_body(version)):
+        for message in _dumped(kernel, version, _route_body(version)):
             if (found := route_of(message)).is_unicast:
                 yield found
 
@@ -273,7 +273,15 @@ def _routes_out_of(version: int, index: int, table: int = 0) -> Iterator[bytes]:
     body = _route_body(version, kind=_RTN_UNICAST) + _number_attribute(_RTA_OIF, index)
     body += _number_attribute(_RTA_TABLE, table) if table else b""
     with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
-        yield from kernel.dump(RTM_GETROUTE, body)
+        yield from _dumped(kernel, version, body)
+
+
+def _dumped(kernel: Asker, version: int, body: bytes) -> Iterator[bytes]:
+    """Yield the routes that a question for those of an IP version finds.
+
+    A kernel without that version (ipv6.disable=1) answers with the routes of all others (rtnl_dump_all).
+    """
+    return (message for message in kernel.dump(RTM_GETROUTE, body) if message[0] == _FAMILY[version])
 
 
 def main_routes_out_of(version: int, index: int, most: int) -> Iterator[tuple[Prefix, Route]]:
@@ -288,7 +296,7 @@ def routes_by(version: int, protocol: int) -> list[tuple[Prefix, Route]]:
     Raises KernelError.
     """
     with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
-        listed = kernel.dump(RTM_GETROUTE, _route_body(version, protocol=protocol))
+        listed = _dumped(kernel, version, _route_body(version, protocol=protocol))
         return [(prefix_of(version, message), route_of(message)) for message in listed]
 
 
@@ -300,7 +308,7 @@ def others_in(version: int, table: int, protocol: int) -> Prefix | None:
     body = _route_body(version) + _number_attribute(_RTA_TABLE, table)
     with kernel_errors("routes can't be listed"), Asker(strict=True) as kernel:
         try:
-            routes = kernel.dump(RTM_GETROUTE, body)
+            routes = _dumped(kernel, version, body)
             return next((prefix_of(version, one) for one in routes if _ROUTE.unpack_from(one)[5] != protocol), None)
         except FileNotFoundError:  # there is no such table yet
             return None

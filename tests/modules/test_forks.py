@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from ipaddress import ip_address, ip_network
@@ -12,6 +13,7 @@ from kernel_lab import Lab, gateway, sh
 from core_tests.shell import await_until
 from ngp.core.kernel import Fork, Router
 from ngp.errors import KernelError
+from ngp.modules import rtnetlink
 from ngp.modules.netlink import Asker
 from ngp.modules.network.forks import MADE_BY, Forks, others_in, rules_for
 from ngp.modules.network.host import Host
@@ -157,6 +159,20 @@ def test_a_table_that_somebody_else_uses_stays_as_it_is(host: Host, theirs: str,
         forks.set_routes({EVERYTHING: EAST}, TABLE, PRIORITY)
     forks.clean_up()
     assert operators() == before and sh(both) == table
+
+
+def test_without_ipv6_in_the_kernel_its_answers_about_ipv4_are_not_taken_for_ipv6(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rtnetlink._FAMILY, 6, socket.AF_X25)  # nothing in the kernel answers for this one either
+    forks = Forks(host)
+    assert {fork.prefix for fork in forks.find(MESH, (4, 6))} == {EVERYTHING, PART}
+    forks.set_routes({EVERYTHING: EAST, PART: EAST}, TABLE, PRIORITY)
+    found = forks.find(MESH, (4, 6))
+    assert {fork.prefix for fork in found} == {EVERYTHING, PART} and not any(fork.is_stale for fork in found)
+    assert not list(rtnetlink.routes(rtnetlink.open_asker(), 6)) and others_in(rtnetlink.MAIN_TABLE) is not None
+    forks.clean_up()
+    assert {fork.chosen for fork in forks.find(MESH, (4, 6))} == {None}
 
 
 class Killed(BaseException):
