@@ -70,7 +70,8 @@ class AccountRecord:
 
     `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` describe the credit that is open or owed.
     Only a client's record has `metered_msat`: the sum of its contracts' charges by the client's own meter; and
-    `unseen_payments`: for how many in a row of the last payments it saw nothing.
+    `unseen_payments`: for how many in a row of the last payments it saw nothing, and `served_msat`: what had been used
+    when something came back last.
     `reputation_ppm` is the other side's reputation as it was at `reputation_at_s`.
     """
 
@@ -89,6 +90,7 @@ class AccountRecord:
     reputation_ppm: int = STRANGERS_PPM
     reputation_at_s: int = 0
     unseen_payments: int = 0
+    served_msat: int = 0
 
 
 class ContractRecord(NamedTuple):

@@ -142,7 +142,7 @@ def _account(world: World, record: AccountRecord) -> None:
         account = server = world.server(record.identity)
         server.billed_msat, server.disputed = record.billed_msat, record.disputed
         server.metered_msat, server.tolerated_msat = record.metered_msat, record.tolerated_msat
-        service.restore(world, server, record.unseen_payments)
+        service.restore(world, server, record.unseen_payments, record.served_msat)
     account.paid_msat = record.paid_msat
     account.charged_msat = record.charged_msat
     account.refunded_msat = record.refunded_msat

@@ -137,6 +137,9 @@ _NINTH = (
     "ALTER TABLE accounts ADD COLUMN unseen_payments INTEGER NOT NULL DEFAULT 0",
 )
 
+# what a server had shown to have carried
+_TENTH = ("ALTER TABLE accounts ADD COLUMN served_msat INTEGER NOT NULL DEFAULT 0",)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH,
+    _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH,
 )  # fmt: skip

@@ -200,3 +200,21 @@ def test_a_reputation_is_from_0_to_1_and_returns_to_a_strangers(deeds: list[tupl
         assert 0 <= found.ppm(now_s) <= FULL_PPM
         assert found.ppm(now_s) >= before if kept else found.ppm(now_s) <= before
     assert abs(found.ppm(max(now_s, found.at_s) + 24 * MONTH_S) - STRANGERS_PPM) <= 1
+
+
+def test_a_debt_that_is_paid_in_many_parts_is_paid_for_service_that_was_seen() -> None:
+    """Nothing is carried before the last part is paid, so nothing comes back for the others."""
+    sim = trade(grace_data_bytes=4 << 20, grace_time_s=60)
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 100_000, 30)
+    assert -account(sim).balance_msat > 8000
+    before = payments(sim)
+    for part in range(6):
+        if part == 3:
+            sim.crash(sim.client)
+            sim.run(1)
+        asked = sim.payments.invoice("gateway", 1000)
+        tell(sim, sim.client, Invoice(asked.hex(), 1000), decoded=sim.payments.decode(asked.hex()))
+        sim.run(5)
+        tell(sim, sim.client, Statement(bought(sim).paid_msat, account(sim).charged_msat, 0, ()))
+    assert payments(sim) - before == 6 and not warnings(sim)

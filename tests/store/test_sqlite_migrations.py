@@ -82,7 +82,8 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     run = ledger._connection.execute
     run("INSERT INTO summaries VALUES (?, 'client', 0, 1, 0, 0, 100)", (ALICE,))
     run("DROP INDEX contracts_unacknowledged")
-    for column in ("metered_msat", "tolerated_msat", "reputation_ppm", "reputation_at_s", "unseen_payments"):
+    later = ("reputation_ppm", "reputation_at_s", "unseen_payments", "served_msat")
+    for column in ("metered_msat", "tolerated_msat", *later):
         run(f"ALTER TABLE accounts DROP COLUMN {column}")
     run("DROP TABLE rentals")
     for column in ("kind", "path", "rests_on"):

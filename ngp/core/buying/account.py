@@ -30,6 +30,7 @@ class Seen:
         base_msat: what the server's statements credited when the first of them was ordered.
         stated_msat: what its latest statement credits.
         came_back: our meter has counted something that came back since then.
+        served_msat: what had been used by the time when something came back last.
         try_again_mono_s: until then nothing is paid, if too many payments are unseen.
         echo_not_before_mono_s: until then no destination is asked for an echo.
     """
@@ -39,6 +40,7 @@ class Seen:
     base_msat: int = 0
     stated_msat: int = 0
     came_back: bool = False
+    served_msat: int = 0
     try_again_mono_s: float = float("-inf")
     echo_not_before_mono_s: float = float("-inf")
 
@@ -112,4 +114,5 @@ class ServerAccount(Account):
             reputation_ppm=self.reputation.was_ppm,
             reputation_at_s=self.reputation.at_s,
             unseen_payments=self.seen.unseen,
+            served_msat=self.seen.served_msat,
         )

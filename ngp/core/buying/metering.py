@@ -25,13 +25,14 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
         return
     now = world.now.monotonic_s
     purchase.rate.count(carried, now)
-    if reading.used_from_bytes > purchase.used_from_bytes:
+    came_back = reading.used_from_bytes > purchase.used_from_bytes
+    before = purchase.used_bytes
+    due = meter(world, purchase, reading)
+    if came_back:
         purchase.returned_mono_s = now
         service.came_back(world, account)
     else:
         service.only_sent(world, account, purchase)
-    before = purchase.used_bytes
-    due = meter(world, purchase, reading)
     if purchase.used_to_bytes:
         world.uncount_opening(purchase)
     if before < WORTH_BYTES <= purchase.used_bytes:

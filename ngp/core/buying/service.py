@@ -37,6 +37,8 @@ def ordered(world: World, account: ServerAccount) -> None:
 def paid(world: World, account: ServerAccount) -> None:
     """Count a payment that succeeded; the caller saves the account."""
     seen = account.seen
+    if account.paid_msat - account.refunded_msat <= seen.served_msat:
+        seen.came_back = True  # a debt: it is paid for what was carried already
     if not seen.unseen:
         seen.since_mono_s = world.now.monotonic_s
     seen.unseen += 1
@@ -55,7 +57,7 @@ def credited(world: World, account: ServerAccount, paid_msat: int) -> bool:
 
 def came_back(world: World, account: ServerAccount) -> None:
     """Note that our meter has counted something that came back through a server."""
-    account.seen.came_back = True
+    account.seen.came_back, account.seen.served_msat = True, account.used_msat
     _look(world, account)
 
 
@@ -89,10 +91,11 @@ def forgive(world: World, account: ServerAccount) -> None:
         world.save_account(account)
 
 
-def restore(world: World, account: ServerAccount, unseen: int) -> None:
+def restore(world: World, account: ServerAccount, unseen: int, served_msat: int) -> None:
     """Go on after a start. Payments that were unseen then still are: a daemon that is killed again and again must not
     try one more each time."""
-    account.seen = Seen(unseen=unseen, try_again_mono_s=world.now.monotonic_s + TRY_AGAIN_S)
+    try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
+    account.seen = Seen(unseen=unseen, served_msat=served_msat, try_again_mono_s=try_again_mono_s)
 
 
 def _is_unpaid(world: World, seen: Seen) -> bool:
