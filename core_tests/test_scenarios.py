@@ -38,8 +38,7 @@ def test_every_scenario_has_both_files_and_a_row_in_the_docs() -> None:
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} >= set(names)
 
 
-@pytest.mark.parametrize("routing", mesh_session.ROUTING)
-@pytest.mark.parametrize(("nodes", "around"), [(12, 20), (50, None)])
+@pytest.mark.parametrize(("routing", "nodes", "around"), [("babeld", 12, 20), ("bird", 12, 20), ("bird", 50, None)])
 def test_the_sessions_of_the_real_graph_are_made_from_its_file(routing: str, nodes: int, around: int | None) -> None:
     name = f"leipzig_{nodes}_{routing}"
     graph = read_graph(ROOT / "core_tests" / "graphs" / "leipzig-50.json").cut(nodes, around)
