@@ -50,7 +50,7 @@ class Machine:
         self.tenant.sysctl({"net.ipv4.conf.all.rp_filter": "1"})  # the strictest check of answers' sources
         for host in (market.third, market.landlord):
             host.route("2001:db8:7::/64", via="2001:db8:2::2")
-        self.tenant.ip("rule", "add", "from", "192.0.2.77", "lookup", "254", "priority", "10329")  # the operator's own
+        self.tenant.ip("rule", "add", "from", "192.0.2.77", "lookup", "254", "priority", "10064")  # the operator's own
         self.tenant.sh("nft", "add table inet operators")
         (self.tenant.folder / "net.conf").write_text(f"{TENANT}TENANT_ALL_TRAFFIC: yes\n")
         self.nat.sh("nft", "-f", "-", text_in=LEAKS)

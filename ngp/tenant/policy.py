@@ -30,7 +30,11 @@ from ngp.core.messages import Prefix
 from ngp.core.tenant.configuration import TunnelConfiguration
 from ngp.core.tenant.way import Way
 
-BESIDE_PRIORITY, SOURCE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = PRIORITIES = 10326, 10327, 10328, 10329
+BESIDE_PRIORITY, SOURCE_PRIORITY, LINK_PRIORITY, ALL_PRIORITY = PRIORITIES = 10061, 10062, 10063, 10064
+"""Before the rules of CHOOSE_ROUTES (ROUTE_PRIORITY as shipped, and 257 numbers below): what is rented has no other way
+than the tunnel, whichever neighbour carries the rest."""
+FORMER_PRIORITIES = 10326, 10327, 10328, 10329
+"""Of versions whose rules came after those of CHOOSE_ROUTES; an `up` or `down` of this version removes them."""
 PROTOCOL = 110
 """Of our rules: above those that rt_protos names, below those of routing daemons."""
 MAIN = 254
@@ -124,7 +128,8 @@ def rules_of_all(table: int, beside: Sequence[Way]) -> list[Rule]:
 def ways_of(standing: Iterable[Rule]) -> list[Way]:
     """Return what rules of ours lead beside the tunnel that carries everything: what `rules_of_all` was told."""
     names = {number: name for name, number in _IP_PROTOCOLS.items()}
-    led = [one for one in standing if one.priority == BESIDE_PRIORITY and not one.not_default]
+    leading = BESIDE_PRIORITY, FORMER_PRIORITIES[0]
+    led = [one for one in standing if one.priority in leading and not one.not_default]
     return [Way(ip_network(one.destination or _ALL[one.version]), names[one.ip_protocol], one.port) for one in led]
 
 

@@ -259,7 +259,8 @@ def _networks(home: Home, tunnel: Tunnel) -> list[Prefix]:
 
 
 def _carrier(standing: Iterable[Rule]) -> int | None:
-    return next((rule.table for rule in standing if rule.priority == policy.ALL_PRIORITY), None)
+    carrying = policy.ALL_PRIORITY, policy.FORMER_PRIORITIES[-1]
+    return next((rule.table for rule in standing if rule.priority in carrying), None)
 
 
 def _has_rules(table: int) -> bool:
@@ -272,7 +273,8 @@ def _standing() -> list[Rule]:
     for version in _versions():
         rows = json.loads(_run(["ip", "-N", "-j", f"-{version}", "rule"]))
         ours = [row for row in rows if row.get("protocol") == str(policy.PROTOCOL)]
-        found += [_rule(version, row) for row in ours if row["priority"] in policy.PRIORITIES]
+        known = {*policy.PRIORITIES, *policy.FORMER_PRIORITIES}
+        found += [_rule(version, row) for row in ours if row["priority"] in known]
     return found
 
 

@@ -6,7 +6,10 @@ from configparser import ConfigParser
 from ipaddress import ip_network
 from pathlib import Path
 
+from ngp.config.keys import ROUTE_PRIORITY, ROUTE_TABLE
 from ngp.core.tenant.way import Way
+from ngp.modules.network.forks import rules_for
+from ngp.modules.rtnetlink import Rule
 from ngp.tenant import barrier, policy
 
 LANDLORD = Way(ip_network("203.0.113.1"), "udp", 51820)
@@ -62,14 +65,14 @@ def test_systemd_sets_the_barrier_before_the_network_and_keeps_it_until_the_mach
 def test_the_rules() -> None:
     sources = policy.rules_of_sources([ip_network("198.51.100.1")], 7)
     assert [(one.version, one.words) for one in (*sources, *policy.rules_of_all(7, [LANDLORD, LAN]))] == [
-        (4, "from all to 198.51.100.1/32 lookup 254 suppress_prefixlength 0 priority 10326 protocol 110"),
-        (4, "from 198.51.100.1/32 lookup 7 priority 10327 protocol 110"),
-        (4, "from all to 203.0.113.1/32 ipproto 17 dport 51820 lookup 254 priority 10326 protocol 110"),
-        (6, "from all to 2001:db8:7::/64 lookup 254 priority 10326 protocol 110"),
-        (4, "from all lookup 254 suppress_prefixlength 0 priority 10328 protocol 110"),
-        (6, "from all lookup 254 suppress_prefixlength 0 priority 10328 protocol 110"),
-        (4, "from all lookup 7 priority 10329 protocol 110"),
-        (6, "from all lookup 7 priority 10329 protocol 110"),
+        (4, "from all to 198.51.100.1/32 lookup 254 suppress_prefixlength 0 priority 10061 protocol 110"),
+        (4, "from 198.51.100.1/32 lookup 7 priority 10062 protocol 110"),
+        (4, "from all to 203.0.113.1/32 ipproto 17 dport 51820 lookup 254 priority 10061 protocol 110"),
+        (6, "from all to 2001:db8:7::/64 lookup 254 priority 10061 protocol 110"),
+        (4, "from all lookup 254 suppress_prefixlength 0 priority 10063 protocol 110"),
+        (6, "from all lookup 254 suppress_prefixlength 0 priority 10063 protocol 110"),
+        (4, "from all lookup 7 priority 10064 protocol 110"),
+        (6, "from all lookup 7 priority 10064 protocol 110"),
     ]
 
 
@@ -81,3 +84,12 @@ def test_name_servers_in_the_lan_are_told() -> None:
     named = ip_network("192.168.7.1")
     assert barrier.unasked(text, [Way(named, "udp", 53)]) == ["fe80::1"]
     assert barrier.unasked(text, [Way(named, "tcp", 53), Way(ip_network("fe80::1"))]) == ["192.168.7.1"]
+
+
+def test_what_is_rented_keeps_its_tunnel_whichever_neighbour_is_chosen() -> None:
+    chosen = [rule.priority for prefix in ("0.0.0.0/0", "2001:db8::1/128") for rule in _rules_of_a_choice(prefix)]
+    assert max(policy.PRIORITIES) < min(chosen)
+
+
+def _rules_of_a_choice(prefix: str) -> tuple[Rule, Rule]:
+    return rules_for(ip_network(prefix), int(ROUTE_TABLE.default), int(ROUTE_PRIORITY.default))

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_a_tunnel_that_is_up_goes_on_while_the_name_is_looked_up_again(host: Hos
         host.up(NAME_SERVER)
     assert len(host.asked) == 1 and TO_LANDLORD in host.asked[0] and TO_NAME_SERVER in host.asked[0]
     assert host.barrier == host.asked[0]
+
+
+def test_rules_of_an_older_version_carry_on_until_new_ones_stand_in_their_place(host: Host) -> None:
+    landlord = Way(ip_network("203.0.113.1"), "udp", 51820)
+    wanted = policy.rules_of_all(policy.table_of(host.tunnel.root_key), [landlord])
+    former = dict(zip(policy.PRIORITIES, policy.FORMER_PRIORITIES, strict=True))
+    host.rules = [replace(one, priority=former[one.priority]) for one in wanted]
+    with pytest.raises(MomentError):
+        host.up(NAME_SERVER)
+    assert TO_LANDLORD in host.asked[0], "it carried everything, and what was led beside it stays so"
+    host.answers = True
+    host.up(NAME_SERVER)
+    added = [host.ran.index(f"ip -4 rule add {one.words}") for one in wanted if one.version == 4]
+    removed = [host.ran.index(f"ip -4 rule del {one.words}") for one in host.rules if one.version == 4]
+    assert max(added) < min(removed)
 
 
 def test_a_net_conf_that_can_not_be_used_at_a_boot_opens_nothing(host: Host) -> None:
