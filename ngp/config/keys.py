@@ -31,7 +31,6 @@ MOST_CONTRACTS = 1 << 24  # 2 GiB of kernel memory
 LEAST_RATE_BYTES_S, MOST_RATE_BYTES_S = 1 << 10, 1 << 30
 LEAST_PRIORITY, MOST_PRIORITY = 258, 32765  # two rules for each length of a prefix; the main table's rule has 32766
 MOST_CSV_DELAY_BLOCKS = 10_000  # peers take 2,016, unless their bitcoin.maxlocaldelay says more
-MOST_TOLERANCE_PPM = 500_000
 
 
 _price = values.quantity(price_msat_per_gib)
@@ -78,11 +77,8 @@ def _fee_limit(text: str) -> FeeLimit:
 
 
 def _tolerance(text: str) -> int:
-    """Read the share of a bill that may be lost: half of it at most. Returns millionths."""
-    tolerance_ppm = share_ppm(text)
-    if tolerance_ppm > MOST_TOLERANCE_PPM:
-        raise ConfigError("is too high: the most is 50 %; such a link is no good, or the neighbour bills too much")
-    return tolerance_ppm
+    """Read the share of a bill that may be lost; of more than half, link or bill are no good."""
+    return share_ppm(text, most_percent=50)
 
 
 def _bounded_money(node: Node) -> int:

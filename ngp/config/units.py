@@ -75,11 +75,11 @@ def money_msat(text: str) -> int:
     return _whole(amount, ALL_MONEY_MSAT, "msat", "all the bitcoin there will ever be")
 
 
-def share_ppm(text: str) -> int:
+def share_ppm(text: str, most_percent: int = 100) -> int:
     """Read a share: `1 %`, `0.25 %`. Returns millionths. Raises ConfigError."""
     share = _quantity(text, {"%": _PPM_PER_PERCENT}, _PPM_PER_PERCENT, "a share", "1 % or 0.25 %")
-    if share > 100 * _PPM_PER_PERCENT:
-        raise ConfigError("is too high: the most is 100 %")
+    if share > most_percent * _PPM_PER_PERCENT:
+        raise ConfigError(f"is too high: the most is {most_percent} %")
     if share.denominator != 1:
         raise ConfigError("has more than four decimals: write for example 1 % or 0.25 %")
     return share.numerator
