@@ -60,6 +60,7 @@ _FR_ACT_TO_TABLE = 1
 _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 3, 6, 10, 14, 15
 _FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 21, 22, 23, 24
 MAIN_TABLE = 254
+KERNELS_TABLES = frozenset({0, 253, MAIN_TABLE, 255})  # default, main, local; 0: a rule that names no table
 _NOWHERE = 255  # RT_SCOPE_NOWHERE: a route of any scope
 _NONE = 0xFFFFFFFF
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
@@ -351,14 +352,22 @@ class Rule:
 
 def rules_by(kernel: Asker, protocol: int) -> list[Rule]:
     """List the rules that a program made. Args: protocol: the number that it gave them. Raises KernelError."""
-    found = []
+    return [rule for made_by, rule, _ in _rules(kernel) if made_by == protocol]
+
+
+def rules_by_others(kernel: Asker, protocol: int) -> list[Rule]:
+    """List the rules of other programs for what comes from outside, or from anywhere. Raises KernelError."""
+    return [rule for made_by, rule, is_local in _rules(kernel) if made_by != protocol and not is_local]
+
+
+def _rules(kernel: Asker) -> Iterator[tuple[int, Rule, bool]]:
+    """Yield all rules, each with the number of its program, and whether it is for this host's own packets only."""
     with kernel_errors("routing rules can't be listed"):
         for version in _FAMILY:
             for message in kernel.dump(_RTM_GETRULE, _rule_body(version)):
                 said = dict(attributes(message[_RULE.size :]))
-                if said.get(_FRA_PROTOCOL) == bytes([protocol]):
-                    found.append(_rule(version, said))
-    return found
+                made_by = said.get(_FRA_PROTOCOL, b"\0")[0]
+                yield made_by, _rule(version, said), text(said.get(_FRA_IIFNAME, b"")) == "lo"
 
 
 def add_rule(kernel: Asker, rule: Rule, protocol: int) -> None:

@@ -17,7 +17,7 @@ from ngp.config import parse
 from ngp.core.events import Event, ForksSeen
 from ngp.core.kernel import Fork, Router
 from ngp.core.messages import Prefix
-from ngp.daemon.fork_watch import ForkWatch, line, occupied
+from ngp.daemon.fork_watch import ForkWatch, line, occupied, passed_by
 from ngp.errors import KernelError
 
 ON = parse("MESH_INTERFACES: [mesh*]\nCHOOSE_ROUTES: yes\n", Path("/etc/ngp/net.conf"))
@@ -33,6 +33,7 @@ class Network:
     def __init__(self) -> None:
         self.fork, self.looks = FORK, 0
         self.theirs: Prefix | None = None
+        self.behind: tuple[int, int] | None = None
         self.routes: list[Mapping[Prefix, Router]] = []
 
     def forks(self, _mesh: object, _families: object) -> tuple[Fork, ...]:
@@ -41,6 +42,9 @@ class Network:
 
     def others_in(self, _table: int) -> Prefix | None:
         return self.theirs
+
+    def rule_behind(self, _priority: int) -> tuple[int, int] | None:
+        return self.behind
 
     def set_routes(self, routes: Mapping[Prefix, Router], _table: int, _priority: int) -> None:
         self.routes.append(routes)
@@ -58,6 +62,15 @@ class Network:
 def test_check_says_what_there_is_to_choose(conf: Any, forks: Any, found: str, remedy: str) -> None:
     said = line(conf, forks)
     assert said.ok and found in said.found and remedy in said.remedy and bool(said.remedy) == bool(remedy)
+
+
+def test_check_warns_of_a_rule_that_a_chosen_route_passes_by() -> None:
+    network: Any = Network()
+    assert passed_by(ON, network) == []
+    network.behind = (32765, 51820)
+    (said,) = passed_by(ON, network)
+    assert said.ok and "past the rule 32765 (lookup 51820)" in said.found and "below 10068" in said.remedy
+    assert passed_by(replace(ON, buys=False), network) == []
 
 
 def test_the_core_is_told_at_the_start_after_changes_and_until_all_link_addresses_are_known(

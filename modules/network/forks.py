@@ -174,6 +174,14 @@ def others_in(table: int) -> Prefix | None:
     return ipv4 if ipv4 is not None else rtnetlink.others_in(6, table, MADE_BY)
 
 
+def rule_behind(priority: int) -> Rule | None:
+    """See the port."""
+    with rtnetlink.open_asker() as kernel:
+        others = rtnetlink.rules_by_others(kernel, MADE_BY)
+    behind = (rule for rule in others if rule.priority > priority and rule.table not in rtnetlink.KERNELS_TABLES)
+    return next(behind, None)
+
+
 def _order(rule: Rule) -> tuple[int, int]:
     """Order rules as they are added: the main table is asked for longer prefixes before ours is asked."""
     return rule.priority, rule.version

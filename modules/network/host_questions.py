@@ -11,7 +11,7 @@ from ngp.core.values import Check
 from ngp.modules.network import check as host_check
 from ngp.modules.network import sides
 from ngp.modules.network.alarm import Alarm
-from ngp.modules.network.forks import Forks, others_in
+from ngp.modules.network.forks import Forks, others_in, rule_behind
 from ngp.modules.network.host import Host
 from ngp.ports.network import DesiredNetwork, InterfaceTraffic
 
@@ -99,6 +99,11 @@ class HostQuestions:
     def others_in(self, table: int) -> Prefix | None:
         """Return a destination to which another program's route leads in a routing table. Raises KernelError."""
         return others_in(table)
+
+    def rule_behind(self, priority: int) -> tuple[int, int] | None:
+        """Return priority and table of another program's rule that is asked after ours. Raises KernelError."""
+        rule = rule_behind(priority)
+        return None if rule is None else (rule.priority, rule.table)
 
     def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
         """Make our routes: these and no others. Raises KernelError."""

@@ -76,6 +76,7 @@ def _of_host(settings: Settings, asked: Network, desired: DesiredNetwork) -> lis
     if settings.choose_routes:
         forks = asked.forks(desired.mesh_interfaces, desired.families)
         found.append(fork_watch.occupied(settings, asked) or fork_watch.line(settings, forks))
+        found += fork_watch.passed_by(settings, asked)
     return found
 
 

@@ -15,6 +15,7 @@ from ngp.errors import KernelError
 from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
+RULES_BELOW = 257  # of ROUTE_PRIORITY: two numbers for each length of an IPv6 prefix
 LOOK_SHARE = 0.1  # most of the time that looks may take: a routing daemon may change a large table all the time
 UNKNOWN_AGAIN_S, AGAIN_S = 1.0, 30.0
 """The kernel doesn't announce a router's link address: it needs a moment to find one, and another device may have
@@ -75,6 +76,18 @@ def occupied(settings: Settings, network: Network) -> Check | None:
     found = f"no route is chosen: routing table {table} has a route to {theirs} that isn't ours"
     remedy = f"set ROUTE_TABLE to the number of an unused table, or: ip route flush table {table}"
     return Check("choice of routes", False, found, remedy, "configuration")
+
+
+def passed_by(settings: Settings, network: Network) -> list[Check]:
+    """Warn of a rule of the operator's behind ours, as wg-quick makes one for a VPN. Raises KernelError."""
+    rule = network.rule_behind(settings.route_priority) if settings.buys else None
+    if rule is None:
+        return []
+    priority, table = rule
+    found = f"a chosen route leads packets past the rule {priority} (lookup {table}); a VPN's rules are such ones"
+    before = settings.route_priority - RULES_BELOW
+    remedy = f"if it is to come first: `ip rule` with a priority below {before}, or another ROUTE_PRIORITY"
+    return [Check("rules of others", True, found, remedy)]
 
 
 def line(settings: Settings, forks: Sequence[Fork]) -> Check:

@@ -337,6 +337,13 @@ class Network(Protocol):
         Raises: KernelError.
         """
 
+    def rule_behind(self, priority: int) -> tuple[int, int] | None:
+        """Return priority and table of a rule that is asked after ours, so that ours lead packets past it.
+
+        Rules of other programs that lead to a table of theirs count; those for this host's own packets alone don't.
+        None: there is none. Args: priority: of our rules. Raises: KernelError.
+        """
+
     def set_routes(self, routes: Mapping[Prefix, Router], table: int, priority: int) -> None:
         """Make our routes: these and no others, in a table of our own, with rules that lead there.
 

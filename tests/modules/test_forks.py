@@ -15,7 +15,7 @@ from ngp.core.kernel import Fork, Router
 from ngp.errors import KernelError
 from ngp.modules import rtnetlink
 from ngp.modules.netlink import Asker
-from ngp.modules.network.forks import MADE_BY, Forks, others_in, rules_for
+from ngp.modules.network.forks import MADE_BY, Forks, others_in, rule_behind, rules_for
 from ngp.modules.network.host import Host
 from ngp.modules.rtnetlink import Rule
 
@@ -244,3 +244,13 @@ def test_rules_for_longer_prefixes_come_first() -> None:
     assert rules_for(EVERYTHING, TABLE, 5000) == (Rule(4, 4999, 254, 0), Rule(4, 5000, TABLE, None))
     assert rules_for(PART, TABLE, 5000) == (Rule(4, 4951, 254, 24), Rule(4, 4952, TABLE, 23))
     assert rules_for(ip_network("2001:db8::1/128"), TABLE, 258)[0].priority == 1
+
+
+def test_a_rule_that_ours_lead_past_is_found(host: Host) -> None:
+    forks = Forks(host)
+    forks.find(MESH, (4, 6))
+    forks.set_routes({EVERYTHING: EAST}, TABLE, PRIORITY)
+    sh("ip rule add from 192.0.2.1 lookup 77 priority 100; ip rule add iif lo lookup 77 priority 20000")
+    assert rule_behind(PRIORITY) is None, "one comes first, the other is for this host's own packets"
+    sh("ip -6 rule add not fwmark 0xca6c lookup 51820")
+    assert rule_behind(PRIORITY) == Rule(6, 32765, 51820)
