@@ -42,7 +42,8 @@ static __always_inline void meddle(__u64 *word)
 #define __sync_val_compare_and_swap(word, old, new) (meddle(word), __sync_val_compare_and_swap(word, old, new))
 #define NGP_PACKET_H                                          /* charge.h gets the packet below instead */
 #include <linux/if_ether.h>
-struct packet { __u64 bytes, others_bytes; };
+struct packet { __u64 bytes, others_bytes; __u32 destination[4]; };
+static __always_inline const __u32 *remote(const struct packet *p) { return p->destination; }
 #include "charge.h"
 
 TABLE(lab_passed, ARRAY, __u32, __u64, 64, BPF_F_MMAPABLE);
@@ -52,8 +53,8 @@ SEC("tc")
 int ask(struct __sk_buff *skb)
 {
 	struct request request = {};
+	struct packet p = {};
 	struct contract *contract;
-	struct packet p;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &request, sizeof(request)))
 		return -1;
