@@ -154,6 +154,9 @@ def test_check_has_the_landlords_lines_with_and_without_a_daemon(renting: Rentin
     def lines() -> dict[str, dict[str, Any]]:
         return {line["name"]: line for line in json.loads(daemon.cli("check", "--json", *place).stdout)}
 
+    assert "pools when stopped" not in lines(), "without a default route nothing is sent back"
+    renting.router.route("default", via="203.0.113.2")
+    renting.router.route("::/0", via="2001:db8:2::2")
     for family, pool in (("-4", "198.51.100.0/29"), ("-6", "2001:db8:100::/61")):
         assert "pools when stopped" in lines()
         renting.router.ip(family, "route", "add", "unreachable", pool, "metric", "4294967295")

@@ -183,6 +183,17 @@ def test_a_server_with_another_link_address_is_believed_once_and_its_contracts_a
     assert bought(sim).disputed  # it moves too often
 
 
+def test_a_move_ends_contracts_too_that_are_not_in_use() -> None:
+    """They would be charged when they are used again, and our meter counts at the old link address."""
+    sim = Sim()
+    sim.flow("198.51.100.2", 1_000, 1)
+    sim.flow(HOST, 100_000, 5)
+    assert len(running(sim, sim.client)) == 2
+    moved(sim, b"\2gate2", 600_000)
+    sim.run(1)
+    assert not running(sim, sim.client) and not running(sim, sim.gateway)
+
+
 def test_a_server_with_another_link_address_is_not_believed_any_bill() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 5)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from shop import Shop
 from strangers import HASTY, await_none, bytes_of_each, many_files, no_fault
 
+from core_tests.shell import await_until
 from core_tests.staticwire import LandlordRefuses, Session, Tenant, request_bytes, tls_context, wg_text
 from ngp.calls.first_invoices import FirstInvoices
 from ngp.core.rental.rental import RentalState
@@ -59,6 +60,17 @@ def is_served(shop: Shop, source: str = "127.0.0.1") -> bool:
     with connect(shop, source) as connection:
         connection.sendall(request_bytes("x", TERMS, None))
         return connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def await_served(shop: Shop) -> None:
+    """Wait until a request is answered: bounds of some milliseconds also end honest ones on a busy machine."""
+
+    def served() -> bool:
+        with suppress(OSError):
+            return is_served(shop)
+        return False
+
+    await_until(served, what="an answer")
 
 
 # --- size and time ----------------------------------------------------------------------------------------------------
@@ -417,7 +429,7 @@ def test_any_bytes_are_answered_or_end_the_connection(hasty: Shop, sent: bytes) 
     with connect(hasty) as connection:
         answer = said(connection, sent)
     assert not answer or answer.startswith(b"HTTP/1.1 ")
-    assert is_served(hasty)
+    await_served(hasty)
 
 
 @pytest.fixture(scope="module")
@@ -425,6 +437,13 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     bounds = Bounds(request_s=0.05, idle_s=0.05, reply_s=0.5)
     limits = Limits(bounds=bounds, handshakes_s=1e6, handshakes_of_one_s=1e6, requests_of_one_s=1e6, requests_s=1e6)
     with closing(Shop(tmp_path_factory.mktemp("hasty"), limits=limits)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    limits = Limits(handshakes_s=1e6, handshakes_of_one_s=1e6, requests_of_one_s=1e6, requests_s=1e6)
+    with closing(Shop(tmp_path_factory.mktemp("patient"), limits=limits)) as made:
         yield made
 
 
@@ -436,7 +455,7 @@ def test_any_bytes_instead_of_a_handshake_do_no_harm(hasty: Shop, sent: bytes) -
         plain.shutdown(socket.SHUT_WR)
         while plain.recv(65536):
             pass
-    assert is_served(hasty)
+    await_served(hasty)
 
 
 WORDS = st.one_of(st.text(max_size=60), st.binary(max_size=40).map(lambda one: one.hex()), st.integers().map(str))
@@ -444,15 +463,15 @@ NAMES = st.one_of(st.sampled_from(["WireGuardPubKey", "amount", "InvoiceToWaitFo
 
 
 @given(st.sampled_from(PATHS), st.dictionaries(NAMES, WORDS, max_size=12))
-def test_any_form_is_answered_with_200_and_json(hasty: Shop, path: str, fields: dict[str, str]) -> None:
-    with closing(Session("127.0.0.1", hasty.port)) as session:
+def test_any_form_is_answered_with_200_and_json(patient: Shop, path: str, fields: dict[str, str]) -> None:
+    with closing(Session("127.0.0.1", patient.port)) as session:
         status, content = session.post(path, fields)
     assert status == 200 and (path == TERMS or list(content) == ["Error"])
 
 
 @given(st.sampled_from(PATHS[1:]), st.binary(max_size=600))
-def test_any_body_is_answered_with_200_and_json(hasty: Shop, path: str, body: bytes) -> None:
+def test_any_body_is_answered_with_200_and_json(patient: Shop, path: str, body: bytes) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    with connect(hasty) as connection:
+    with connect(patient) as connection:
         answer = said(connection, head.encode() + body)
     assert answer.startswith(b"HTTP/1.1 200") and b'{"Error": ' in answer

@@ -145,9 +145,10 @@ def _look_for_missing(world: World, account: ServerAccount, credited_msat: int) 
 
 
 def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purchase: Purchase) -> bool:
-    """Say whether a server has moved to another link address, so that its bill is believed; end the contract then.
+    """Say whether a server has moved to another link address, so that its bill is believed; end its contracts then.
 
-    Our meter counts at the old address, so it may have missed the traffic since the move. The server is believed up to
+    Our meter counts at the old address, so it may have missed the traffic since the move, and would miss what contracts
+    that aren't in use now carry later. The server is believed up to
     one top-up, which is ten seconds' use or more, and only if the contract was in use at the move: otherwise a server
     that carries nothing any more could bill a top-up an hour. Within an hour it is believed only once: if a server
     moves again and again, its bills are disputed like any other.
@@ -164,6 +165,9 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
         top_up_msat = usual_msat(world, account, sendable(world, account.identity))
         account.unmetered_msat = min(top_up_msat, _in_hand_msat(world, account))
         world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
+        for other in list(before.contracts.values()) if before is not None else ():
+            if isinstance(other, Purchase) and other.running:
+                end(world, other)
     if purchase.running:
         end(world, purchase)
     return world.now.monotonic_s - account.moved_mono_s <= MOVE_TAKES_S
