@@ -335,7 +335,7 @@ def test_the_verifier_has_little_to_do() -> None:
         for name in (*GATE_PROGRAMS, *(direction.program for direction in hooks.Direction)):
             told = Path(f"/proc/self/fdinfo/{programs.program(name)}").read_text()
             looked_at = int(told.partition("verified_insns:")[2].split()[0])
-            assert 0 < looked_at < 40_000, f"{name}: {looked_at} instructions"
+            assert 0 < looked_at < 60_000, f"{name}: {looked_at} instructions"  # a second is a million
     finally:
         programs.close()
 

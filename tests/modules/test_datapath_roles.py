@@ -150,7 +150,7 @@ def test_addresses_that_change_all_the_time_wait_and_touch_no_other_contract(
 
 def _ping(address: str) -> bool:
     try:
-        sh(f"ping -n -q -c 1 -W 1 {address}")
+        sh(f"ping -n -q -c 1 -W 30 {address}")
     except AssertionError:
         return False
     return True
