@@ -152,19 +152,6 @@ def test_both_meters_stop_at_the_limit_and_the_client_lets_pass(pair: Pair) -> N
     assert bought.exhausted
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_what_a_contract_that_is_used_up_left_over_is_on_the_next_one(pair: Pair, family: int) -> None:
-    """A server whose client is away ends such a contract, and holds and then charges what comes after it."""
-    destination = f"{INTERNET[family]}/{BITS[family]}"
-    pair.agree(destination, limit_bytes=1000)
-    each = 272 + {4: 28, 6: 48}[family]
-    pair.world.send_udp(INTERNET[family], 272, 5)
-    wait_until(lambda: pair.world.refused() == 2, "the server refused what was beyond the limit")
-    pair.buyer.revoke([pair.bought])
-    pair.agree(destination)
-    assert _bought(pair).used_to_bytes == 2 * each
-
-
 def test_what_was_sent_long_ago_or_to_another_is_not_counted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.world.send_udp(INTERNET[4], 100, 3)
     pair.world.send_udp("10.77.2.99", 100, 3)
