@@ -16,10 +16,9 @@ from core_tests.bench.market import cpu_s
 from core_tests.bench.probe import Arrivals, Crowd, Probe, addresses
 from core_tests.bench.stage import MANY_FIRST, MANY_NET
 from core_tests.daemon import Daemon
+from core_tests.diamond import Diamond, diamond, fail_over, gateway
 from core_tests.lab import Lab
 from core_tests.routers import Line
-from core_tests.shell import await_until
-from core_tests.test_choosing import Diamond, diamond, gateway
 from ngp.core.peers import QUESTIONS_A_SECOND
 
 NAMES = "abcdef"
@@ -99,37 +98,18 @@ def _quotes(line: Line, rounds: int) -> None:
     report.line("    processor time for each: client, middle, last", f"{shares} ms")
 
 
-def _link_down(net: Diamond) -> None:
-    net.daemons["east"].kill9()
-    net.hosts["east"].ip("link", "set", "mesh0", "down")
-
-
-def _falls_silent(net: Diamond) -> None:
-    """Let the gateway drop all that it gets, behind a link that stays up."""
-    for command in ("iptables", "ip6tables"):  # messages between the daemons use both
-        net.hosts["east"].sh(command, "-t", "raw", "-I", "PREROUTING", "-i", "mesh0", "-j", "DROP")
-
-
-FAILURES: dict[str, Callable[[Diamond], None]] = {
-    "its link goes down": _link_down,
-    "it falls silent, its link stays up": _falls_silent,
+FAILURES: dict[str, Callable[[Diamond, str], None]] = {
+    "its link goes down": Diamond.cut_off,
+    "it falls silent, its link stays up": Diamond.silence,
 }
 
 
-def _fail_over(title: str, fail: Callable[[Diamond], None], rounds: int) -> None:
+def _fail_over(title: str, fail: Callable[[Diamond, str], None], rounds: int) -> None:
     """Let the chosen gateway fail during a conversation of 100 echoes a second, in a network of its own each time."""
     pauses = []
     for _ in range(rounds):
         with Lab() as lab:
-            net = diamond(lab, gateway("5 msat"), gateway("2 msat"))
-            with net.conversation() as talk:
-                await_until(lambda net=net: net.leads_through("east"), what="the cheaper way")  # type: ignore[misc]
-                talk.await_echoes()
-                failed_at = time.monotonic()
-                fail(net)
-                await_until(lambda net=net: net.leads_through("west"), what="the other way")  # type: ignore[misc]
-                talk.await_echoes()
-            pauses.append(talk.longest_pause_s(failed_at))
+            pauses.append(fail_over(diamond(lab, gateway("5 msat"), gateway("2 msat")), fail))
     text = f"{report.percentile(pauses, 0.5):.2f} s, longest {max(pauses):.2f} s ({rounds} times)"
     report.line(title, text, f"{GOAL_FAIL_OVER_S:.0f} s", max(pauses) < GOAL_FAIL_OVER_S)
 
