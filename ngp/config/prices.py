@@ -16,6 +16,7 @@ from ngp.config.destinations import prefix
 from ngp.config.document import Entries, Items, Node, each, refuse
 from ngp.config.units import data_rate_bytes_s, price_msat_per_gib, share_ppm
 from ngp.config.values import fields_of, interface, quantity, scalar
+from ngp.core.messages import Prefix
 from ngp.core.settings import FULL_PPM, Hours, LoadPrice, Margin, PriceRule
 from ngp.core.values import DAY_S
 from ngp.errors import ConfigError
@@ -114,12 +115,15 @@ def price_rules(node: Node) -> tuple[WrittenRule, ...]:
     if not isinstance(node, Items):
         raise refuse(node, "is not a list of prices: write a line `- {prefix: 198.51.100.0/24, sell: 3 msat}` for each")
     rules = each(node.items, _price_rule)
-    for number, written in enumerate(rules):
-        for earlier in rules[:number]:
+    of_prefix = dict[Prefix, list[WrittenRule]]()
+    for written in rules:
+        others = of_prefix.setdefault(written.rule.prefix, [])
+        for earlier in others:
             if written.rule.rivals(earlier.rule):
                 same = f"as the entry in line {earlier.node.line}, for the same neighbour, interface and time of day"
                 message = f"gives {written.rule.prefix} a second price, {same}: remove one, or give it another of these"
                 raise refuse(written.node, message)
+        others.append(written)
     return rules
 
 
