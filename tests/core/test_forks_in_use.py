@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_network
 
+import pytest
 from mesh import DEFAULT, Mesh
 from playbook import settings
 
@@ -300,7 +301,8 @@ def test_what_a_killed_daemon_chose_goes_on() -> None:
     assert net["c"].world.buying.forks.all[DEFAULT].chosen == net.router("e")
 
 
-def test_what_a_node_in_the_middle_sells_ends_when_its_choice_makes_it_too_cheap() -> None:
+@pytest.mark.parametrize("has_quote", [True, False])
+def test_what_a_node_in_the_middle_sells_ends_when_its_choice_makes_it_too_cheap(has_quote: bool) -> None:
     net = Fork2(price(5000), price(2000))
     net["c"].world.settings = replace(net["c"].world.settings, sells=True, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
     net.introduce("c", "w")
@@ -311,6 +313,10 @@ def test_what_a_node_in_the_middle_sells_ends_when_its_choice_makes_it_too_cheap
     net.packet("h", "c")
     sale = net["c"].sale("h")
     assert sale.running and sale.price_msat_per_gib == 2200
+    if not has_quote:
+        for blocked in (True, False):  # that ends what was bought there
+            net["c"].step(ev.BlockNeighbour(net["w"].identity, blocked))
+            net.settle()
     net.mute.add("e")
     net.answers.discard("e")
     net.send(2.0)

@@ -123,7 +123,7 @@ def carried(world: World, purchase: Purchase, reading: Reading) -> None:
 
 def offered(world: World, neighbour: Neighbour, propose: Propose) -> None:
     """Note a price; if traffic goes through the neighbour already, accept its quote, which we asked for."""
-    state = world.buying.forks.of(propose.destination) if world.buying.forks.all else None
+    state = world.buying.forks.of(propose.destination)
     if state is None:
         return
     bought = world.running_purchase(propose.contract)
@@ -139,13 +139,13 @@ def offered(world: World, neighbour: Neighbour, propose: Propose) -> None:
     state.offers[who] = propose.price_msat_per_gib
     if not _is_affordable(world, state, neighbour):
         state.ask_mono_s[who] = world.now.monotonic_s + REFUSED_ASK_S
-    if is_present and bought is None:
-        _buy(world, state, neighbour)
+    if is_present and bought is None and _buy(world, state, neighbour):
+        world.buying.forks.moved.append((propose.destination, who))
 
 
 def refused(world: World, neighbour: Neighbour, reject: Reject) -> None:
     """Note that a neighbour doesn't sell what we asked for. One that is busy is asked again soon."""
-    if reject.destination is None or reject.reason is RejectReason.BUSY or not world.buying.forks.all:
+    if reject.destination is None or reject.reason is RejectReason.BUSY:
         return
     state = world.buying.forks.of(reject.destination)
     if state is not None and state.sample == reject.destination:
@@ -266,16 +266,15 @@ def _ask(world: World, state: ForkState, neighbour: Neighbour) -> None:
     world.send(neighbour, Ask(state.sample, 0, 0))
 
 
-def _buy(world: World, state: ForkState, neighbour: Neighbour) -> None:
-    """Buy the sample from a neighbour, unless that is done: by its quote, if there is one."""
+def _buy(world: World, state: ForkState, neighbour: Neighbour) -> bool:
+    """Buy the sample from a neighbour, unless that is done: by its quote, else ask for one. Returns whether we did."""
     if state.sample is None or _covering(world, state, neighbour) is not None:
-        return
+        return False
     quote = world.buying.quotes.get((neighbour.identity, state.sample))
     if quote is not None and quote.until_mono_s > world.now.monotonic_s:
-        accept_quote(world, neighbour.identity, quote)
-        world.buying.forks.moved.append((state.sample, neighbour.identity))
-    else:
-        _ask(world, state, neighbour)
+        return accept_quote(world, neighbour.identity, quote)
+    _ask(world, state, neighbour)
+    return False
 
 
 def _covering(world: World, state: ForkState, neighbour: Neighbour) -> Purchase | None:

@@ -137,10 +137,11 @@ def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
     Args: seller: through whom our packets to the prefix go now.
     """
     for sale in [one for one in world.contracts.values() if isinstance(one, Sale)]:
-        if seller in (sale.identity, sale.seller) or not covers(prefix, sale.destination.prefix):
+        if seller in (sale.identity, sale.seller) or not (sale.running or sale.state is State.QUOTED):
             continue
-        bought = world.purchases.find(seller, sale.destination.prefix.network_address)
-        if bought is None or not bought.running or not (sale.running or sale.state is State.QUOTED):
+        destination = sale.destination.prefix
+        bought = world.purchases.find(seller, destination.network_address) if covers(prefix, destination) else None
+        if bought is None or not bought.running:
             continue
         if sale.price_msat_per_gib < _least_above(world, sale, bought.price_msat_per_gib):
             _withdraw(world, sale)
