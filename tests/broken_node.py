@@ -15,7 +15,8 @@ from ngp.core.records import CursorRecord
 from ngp.core.values import Now
 from ngp.core.world import PaymentNode, World
 from ngp.daemon import host_watch
-from ngp.daemon.node import Node, Parts
+from ngp.daemon.node import Node
+from ngp.daemon.parts import Parts
 from ngp.ports.network import DesiredNetwork
 
 SETTINGS = parse("MESH_INTERFACES: [eth1]\n", Path("/etc/ngp/net.conf"))

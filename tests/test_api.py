@@ -77,12 +77,11 @@ def node(**of_world: Any) -> Any:
         ),
         started_mono_s=2.0,
         identity=WHO,
-        ledger_why_not="it is full",
         settings=SimpleNamespace(payment_module="sandbox", grace_data_bytes=1000),
         host=SimpleNamespace(desired=host),
         payment=SimpleNamespace(why_not=""),
         post=SimpleNamespace(counters=lambda: {"own": 4}),
-        refresh=lambda: None,
+        loop=SimpleNamespace(refresh=lambda: None, ledger_why_not="it is full"),
         landlord=None,
     )
 

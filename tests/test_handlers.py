@@ -32,7 +32,8 @@ def handlers(tmp_path: Path) -> Iterator[Handlers]:
     world = World(SETTINGS, PaymentNode("sandbox", False, True, 1), lambda: bytes(16), Now(1, 1.0))
     world.client(WHO)
     parts = SimpleNamespace(gatekeeper=SimpleNamespace(world=world), payment=payment)
-    node: Any = SimpleNamespace(parts=parts, obey=lambda _event: None, blocked=world.peers.blocked)
+    loop = SimpleNamespace(obey=lambda _event: None, blocked=world.peers.blocked)
+    node: Any = SimpleNamespace(parts=parts, loop=loop)
     yield Handlers(node)
     asyncio.run(payment.close())
 
@@ -84,7 +85,7 @@ def test_nobody_is_asked_for_a_refund_that_our_node_can_make_no_invoice_for(
     handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    monkeypatch.setattr(handlers._acting._node, "obey", told.append)
+    monkeypatch.setattr(handlers._acting._node.loop, "obey", told.append)
     locked = SimpleNamespace(why_not="LND is locked: lncli unlock")
     monkeypatch.setattr(handlers._acting._node, "payment", locked, raising=False)
     monkeypatch.setattr(buying, "why_not_ask", lambda *_: "")
@@ -100,7 +101,7 @@ def test_a_refund_that_the_node_may_not_pay_is_refused_before_it_is_offered(
     node = handlers._acting._node
     monkeypatch.setattr(selling, "why_no_refund", lambda *_: "")
     monkeypatch.setattr(selling, "offerable_msat", lambda *_: 322_000)
-    monkeypatch.setattr(node, "obey", told.append)
+    monkeypatch.setattr(node.loop, "obey", told.append)
 
     async def check(spends: bool) -> list[Check]:
         return [Check("LND's macaroon", not spends, "does not allow SendPaymentV2", "lncli bakemacaroon uri:...")]
@@ -125,9 +126,9 @@ def test_a_line_of_a_check_says_what_is_at_fault(handlers: Handlers, monkeypatch
     monkeypatch.setattr(checkup, "effect", lambda *_: Check("in force", True, ""))
     node: Any = handlers._acting._node
     node.settings = parse("MESH_INTERFACES: m0\nQUEUE_NUMBER: 7\n", Path("net.conf"))
-    node.ledger_why_not, node.payment = "it is gone", SimpleNamespace(why_not="")
+    node.loop.ledger_why_not, node.payment = "it is gone", SimpleNamespace(why_not="")
     node.parts.make_links = lambda _: []
-    node.refresh, node.parts.network = lambda: None, SimpleNamespace(uncovered=lambda: [])
+    node.loop.refresh, node.parts.network = lambda: None, SimpleNamespace(uncovered=lambda: [])
     node.parts.clock = SimpleNamespace(now=lambda: Now(1_800_000_000, 0.0))
     tried: list[int] = []
     beside = SimpleNamespace(taken=lambda wanted: tried.append(wanted.queue_number) or [], next_hops=lambda _: [])

@@ -224,7 +224,8 @@ def handlers(payment: Any, neighbour: Neighbour | None = None, told: list[object
     post = SimpleNamespace(transport=lambda link: "192.0.2.7", transports=lambda link: ["192.0.2.7"])
     tell = [].append if told is None else told.append
     ready = SimpleNamespace(why_not="")
-    node: Any = SimpleNamespace(parts=parts, settings=settings(), post=post, payment=ready, tell=tell)
+    loop = SimpleNamespace(tell=tell)
+    node: Any = SimpleNamespace(parts=parts, settings=settings(), post=post, payment=ready, loop=loop)
     return Handlers(node)
 
 

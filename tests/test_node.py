@@ -47,12 +47,12 @@ def test_a_step_that_fails_stops_the_daemon_and_stores_nothing_of_its_batch(
 ) -> None:
     async def scenario() -> None:
         for _ in range(3):
-            broken.tell(Tick())
-        await asyncio.wait_for(broken.stopping.wait(), 60)
+            broken.loop.tell(Tick())
+        await asyncio.wait_for(broken.loop.stopping.wait(), 60)
         broken.let_go()
 
     asyncio.run(scenario())
-    assert broken.crashed
+    assert broken.loop.crashed
     ledger: Any = broken.parts.ledger
     network: Any = broken.parts.network
     assert ledger.done == ["close"]  # no commit
@@ -64,22 +64,22 @@ def test_a_step_that_fails_stops_the_daemon_and_stores_nothing_of_its_batch(
 def test_a_step_that_fails_while_the_daemon_stops_stores_nothing_of_its_batch_either(broken: Node) -> None:
     async def scenario() -> None:
         for _ in range(3):
-            broken.tell(Tick())
+            broken.loop.tell(Tick())
         await broken.stop()
 
     asyncio.run(scenario())
     ledger: Any = broken.parts.ledger
     network: Any = broken.parts.network
-    assert broken.crashed and ledger.done == ["close"]  # no commit
+    assert broken.loop.crashed and ledger.done == ["close"]  # no commit
     assert "clean_up" not in network.done
 
 
 def test_a_backup_meets_the_failed_step_and_writes_nothing(broken: Node) -> None:
     async def scenario() -> None:
         for _ in range(3):
-            broken.tell(Tick())
+            broken.loop.tell(Tick())
         with pytest.raises(LedgerError, match="see its log"):
-            broken.write_totals()
+            broken.loop.write_totals()
         broken.let_go()
 
     asyncio.run(scenario())
@@ -98,18 +98,18 @@ def test_what_the_host_refuses_is_tried_again_and_what_nobody_thought_of_stops(
         raise KernelError("no") if len(tries) < 3 else ValueError("never thought of")
 
     asyncio.run(broken._keep_up(work))
-    assert len(tries) == 3 and broken.crashed and broken.stopping.is_set()
+    assert len(tries) == 3 and broken.loop.crashed and broken.loop.stopping.is_set()
 
 
 def test_a_call_to_the_payment_node_that_fails_unexpectedly_stops_the_daemon_too(broken: Node) -> None:
     """Otherwise it waits for that payment until the next start, and the neighbour is cut for lack of money."""
 
     async def scenario() -> None:
-        broken._executor.carry_out([CancelInvoice(bytes(32))])  # the module's answer can't be awaited
-        await asyncio.wait_for(broken.stopping.wait(), 60)
+        broken.loop.executor.carry_out([CancelInvoice(bytes(32))])  # the module's answer can't be awaited
+        await asyncio.wait_for(broken.loop.stopping.wait(), 60)
 
     asyncio.run(scenario())
-    assert broken.crashed
+    assert broken.loop.crashed
 
 
 def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,11 +117,11 @@ def test_a_node_that_does_not_tell_of_payments_fills_no_log(broken: Node, caplog
         raise PaymentError("the macaroon does not allow TrackPaymentV2")
 
     broken.parts.payment.track = untold  # type: ignore[method-assign, assignment]
-    broken._executor._tell = lambda _event: None
+    broken.loop.executor._tell = lambda _event: None
 
     async def scenario() -> None:
-        broken._executor.carry_out([TrackPayment(bytes([number]) * 32) for number in range(50)])
-        await asyncio.gather(*broken._executor._tasks)
+        broken.loop.executor.carry_out([TrackPayment(bytes([number]) * 32) for number in range(50)])
+        await asyncio.gather(*broken.loop.executor._tasks)
 
     asyncio.run(scenario())
     assert [one.getMessage()[:24] for one in caplog.records] == ["payment 0000000000000000"]
@@ -139,11 +139,11 @@ def test_a_crowd_that_never_paid_leaves_the_messages_of_neighbours_that_paid_the
         """A message that gives no event."""
 
     async def scenario() -> None:
-        waiting = sum(broken._in_turn(one.link, unread) for _ in range(QUEUE_MOST) for one in crowd)
+        waiting = sum(broken.loop._in_turn(one.link, unread) for _ in range(QUEUE_MOST) for one in crowd)
         assert waiting <= ROOM
-        assert all(broken._in_turn(payer.link, unread) for _ in range(QUEUE_MOST))
-        broken._drain()
-        assert broken._in_turn(("mesh0", b"\2newer"), unread), "a stranger's hello"
+        assert all(broken.loop._in_turn(payer.link, unread) for _ in range(QUEUE_MOST))
+        broken.loop.drain()
+        assert broken.loop._in_turn(("mesh0", b"\2newer"), unread), "a stranger's hello"
         broken.let_go()
 
     asyncio.run(scenario())
@@ -188,9 +188,9 @@ def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
         parts.ledger, parts.gatekeeper, parts.payment = Full(refusals), Noting(), node_away
         post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
         node = Node(parts, lambda *_: post)
-        node.tell(Tick())
+        node.loop.tell(Tick())
         await asyncio.sleep(0)
-        assert node.ledger_why_not and not parts.ledger.written
+        assert node.loop.ledger_why_not and not parts.ledger.written
         await node.stop()
         ledger: Full = parts.ledger
         return ledger
@@ -204,12 +204,12 @@ def test_a_record_that_the_ledger_never_takes_ends_the_daemon_instead_of_waiting
 
     async def scenario() -> Node:
         node = _noting_node(broken, Full(1, RecordError("refused")))
-        node.tell(Tick())
-        await asyncio.wait_for(node.stopping.wait(), 60)
+        node.loop.tell(Tick())
+        await asyncio.wait_for(node.loop.stopping.wait(), 60)
         return node
 
     node = asyncio.run(scenario())
-    assert node.crashed and not node._unstored
+    assert node.loop.crashed and not node.loop._unstored
 
 
 def _noting_node(broken: Node, ledger: Full) -> Node:
@@ -225,9 +225,9 @@ def test_a_stop_says_that_a_batch_is_lost_though_there_are_no_new_totals(broken:
     async def scenario() -> tuple[str, list[object]]:
         ledger = Full(refusals)
         node = _noting_node(broken, ledger)
-        node.tell(Tick())
+        node.loop.tell(Tick())
         await asyncio.sleep(0)
-        assert node.ledger_why_not and not ledger.written
+        assert node.loop.ledger_why_not and not ledger.written
         return Acting(node).stop(), ledger.written
 
     lost, written = asyncio.run(scenario())
@@ -289,7 +289,7 @@ def test_a_daemon_that_stops_reads_what_passed_when_nothing_can_pass_any_more(br
         parts.payment = SimpleNamespace(close=nothing, wait_ready=nothing)
         post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
         node = Node(parts, lambda *_: post)
-        node.tell(Tick())
+        node.loop.tell(Tick())
         await node.stop()
 
     asyncio.run(scenario())
@@ -316,16 +316,16 @@ def test_once_the_kernel_is_cleaned_up_nothing_more_is_done_there(broken: Node) 
         parts.payment = SimpleNamespace(close=busy, wait_ready=nothing)
         post: Any = SimpleNamespace(schedule=lambda: None, close=busy)
         node = Node(parts, lambda *_: post)
-        node.tell(Tick())
+        node.loop.tell(Tick())
         await asyncio.sleep(0)
         await node.stop()
         with pytest.raises(LedgerError, match="the daemon stops"):
-            node.obey(Tick())  # type: ignore[arg-type]
+            node.loop.obey(Tick())  # type: ignore[arg-type]
         return node
 
     node = asyncio.run(scenario())
     network: Any = node.parts.network
-    assert not node.crashed and network.done[-1] == "clean_up"
+    assert not node.loop.crashed and network.done[-1] == "clean_up"
 
 
 class Carrying(Closed):
@@ -405,12 +405,12 @@ def test_an_operators_order_is_stored_before_it_is_confirmed_and_refused_if_it_c
         ledger = parts.ledger = Full(refusals=1)
         node = Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]
         with pytest.raises(LedgerError, match="not done yet, .*: the disk is full"):
-            node.obey(wanted)
+            node.loop.obey(wanted)
         with pytest.raises(LedgerError, match="nothing was done, .*: the disk is full"):
-            node.obey(BlockNeighbour(bytes(32), False))
-        node._thaw()
+            node.loop.obey(BlockNeighbour(bytes(32), False))
+        node.loop._thaw()
         assert ledger.written == [BlockNeighbour.__name__]  # only the first one
-        node.obey(wanted)
+        node.loop.obey(wanted)
         assert ledger.written == [BlockNeighbour.__name__] * 2
 
     asyncio.run(scenario())
@@ -439,9 +439,9 @@ def test_a_block_that_waits_for_the_ledger_is_not_said_to_be_in_force(
 
         for waits in (True, False):
             with pytest.raises(LedgerError):
-                node.obey(BlockNeighbour(who, wanted))
+                node.loop.obey(BlockNeighbour(who, wanted))
             assert listed() == [(not wanted, True)], "nothing was done" if not waits else "not done yet"
-        node._thaw()
+        node.loop._thaw()
         assert listed() == ([(wanted, False)] if is_there or wanted else [])
 
     asyncio.run(scenario())

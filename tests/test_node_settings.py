@@ -47,7 +47,7 @@ def test_a_reload_that_expects_another_payment_node_is_refused_whole(
     broken: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[object] = []
-    broken.parts.config_path, broken.tell = tmp_path / "net.conf", told.append  # type: ignore[method-assign]
+    broken.parts.config_path, broken.loop.tell = tmp_path / "net.conf", told.append  # type: ignore[method-assign]
     broken.parts.gatekeeper.world.node = SimpleNamespace(payee=b"\x02" * 33)  # type: ignore[assignment]
     before = broken.settings
     broken.parts.config_path.write_text(f"MESH_INTERFACES: [eth1]\nSELL: no\nACCOUNT_ID: '{'03' * 33}'\n")
@@ -68,7 +68,7 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
 
     told: list[object] = []
     path = broken.parts.config_path = tmp_path / "net.conf"
-    monkeypatch.setattr(broken, "tell", told.append)
+    monkeypatch.setattr(broken.loop, "tell", told.append)
     monkeypatch.setattr(broken.host, "apply", apply)
     monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
     monkeypatch.setattr(broken.host, "lacks", no_lacks)
@@ -86,7 +86,7 @@ def test_a_reload_that_takes_away_what_is_let_is_refused_whole(
 ) -> None:
     told: list[object] = []
     path = broken.parts.config_path = tmp_path / "net.conf"
-    broken.tell = told.append  # type: ignore[method-assign]
+    broken.loop.tell = told.append  # type: ignore[method-assign]
     world: Any = broken.parts.gatekeeper.world
     world.node = SimpleNamespace(payee=b"\x02" * 33)
     networks = (ip_network("203.0.113.7/32"),)
@@ -153,7 +153,7 @@ def test_a_reload_that_looks_at_the_host_for_long_holds_up_no_event(
 
     path = broken.parts.config_path = tmp_path / "net.conf"
     path.write_text("MESH_INTERFACES: [eth1]\nSELL: no\n")
-    monkeypatch.setattr(broken, "tell", lambda _event: None)
+    monkeypatch.setattr(broken.loop, "tell", lambda _event: None)
     monkeypatch.setattr(broken.host, "refuse", long)
     monkeypatch.setattr(broken.host, "refuse_open", lambda *_: None)
     monkeypatch.setattr(host_watch.checkup, "lacks", long)

@@ -46,8 +46,9 @@ from ngp.daemon.control import ControlServer
 from ngp.daemon.desired import LINK_PORT
 from ngp.daemon.landlord import Landlord, endpoints_of, look, tunnel_key
 from ngp.daemon.letting import Letting
-from ngp.daemon.node import Node, Parts
+from ngp.daemon.node import Node
 from ngp.daemon.options import CONTROL_SOCKET, StartOptions
+from ngp.daemon.parts import Parts
 from ngp.daemon.payment_watch import decoder
 from ngp.daemon.post import Post
 from ngp.daemon.state import NamespaceLock
@@ -251,10 +252,10 @@ async def _run(options: StartOptions, settings: Settings) -> int:
     none = "no interface yet" if settings.mesh_interfaces else "no mesh interface, as net.conf says"
     _log.info("ready: %s on %s", identity.short_text(courier.identity), ", ".join(interfaces) or none)
     options.ready(bool(interfaces) or not settings.mesh_interfaces)
-    await node.stopping.wait()
+    await node.loop.stopping.wait()
     books.cancel()
     await control.close()
-    if node.crashed:
+    if node.loop.crashed:
         node.let_go()
         return ExitCode.OTHER
     await node.stop()
@@ -275,14 +276,14 @@ def make_landlord(node: Node, state_dir: Path) -> Landlord:
 
     decode, post = decoder(node.parts.payment, node.parts.ledger), node.post
     letting = Letting(
-        world, clock, node.obey, node.identity, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
+        world, clock, node.loop.obey, node.identity, private_key, endpoints, decode, lambda: post.ourselves.payee_proof
     )
 
     def are_granted(contracts: Sequence[bytes]) -> bool:
         return len(node.parts.network.read(contracts)) == len(contracts)
 
     faces = make_faces(state_dir)
-    return Landlord(tunnel, faces, letting, private_key, lambda: served(world), are_granted, node.tell)
+    return Landlord(tunnel, faces, letting, private_key, lambda: served(world), are_granted, node.loop.tell)
 
 
 def make_tunnel() -> Tunnel:
@@ -321,7 +322,7 @@ async def _warn_of_books(place: Store) -> None:
 def _follow_signals(node: Node) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, node.stopping.set)
+        loop.add_signal_handler(number, node.loop.stopping.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload_quietly(node)))
 
 

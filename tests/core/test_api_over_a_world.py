@@ -34,11 +34,14 @@ def face(sim: Sim, node: Node) -> Handlers:
         clock=SimpleNamespace(now=sim.clock),
     )  # fmt: skip
     desired = SimpleNamespace(mesh_interfaces=("eth1",), upstream_interfaces=(), lan_interfaces=())
+    loop = SimpleNamespace(
+        obey=lambda event: sim.happen(node, event), refresh=lambda: None, ledger_why_not="",
+        blocked=node.world.peers.blocked,
+    )  # fmt: skip
     daemon: Any = SimpleNamespace(
-        parts=parts, settings=node.settings, identity=node.identity, started_mono_s=0.0, ledger_why_not="",
-        host=SimpleNamespace(desired=desired), payment=SimpleNamespace(why_not=""), refresh=lambda: None,
+        parts=parts, settings=node.settings, identity=node.identity, started_mono_s=0.0, landlord=None, loop=loop,
+        host=SimpleNamespace(desired=desired), payment=SimpleNamespace(why_not=""),
         post=SimpleNamespace(transport=lambda link: "192.0.2.7", transports=lambda link: ["192.0.2.7"], counters=dict),
-        obey=lambda event: sim.happen(node, event), landlord=None, blocked=node.world.peers.blocked,
     )  # fmt: skip
     return Handlers(daemon)
 

@@ -56,7 +56,7 @@ def node_of(landlord: Landlord, tunnel: Tunnel | None = None) -> Any:
     desired = SimpleNamespace(mesh_interfaces=(), upstream_interfaces=(), lan_interfaces=())
     return SimpleNamespace(
         parts=parts, settings=settings, identity=b"\x11" * 32, landlord=tunnel and SimpleNamespace(tunnel=tunnel),
-        obey=landlord.happen, refresh=lambda: None, started_mono_s=0.0, ledger_why_not="",
+        loop=SimpleNamespace(obey=landlord.happen, refresh=lambda: None, ledger_why_not=""), started_mono_s=0.0,
         host=SimpleNamespace(desired=desired), payment=SimpleNamespace(why_not=""),
         post=SimpleNamespace(counters=dict, transports=lambda link: []),
     )  # fmt: skip

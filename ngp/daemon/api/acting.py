@@ -57,10 +57,10 @@ class Acting:
         """Begin to stop; the caller waits for the process to end. Returns what is lost; "" if nothing is."""
         lost = ""
         try:
-            self._node.write_totals()
+            self._node.loop.write_totals()
         except LedgerError as error:
             lost = f"traffic and commands since the ledger could last be written are lost: {error}"
-        self._node.stopping.set()
+        self._node.loop.stopping.set()
         return lost
 
     async def reload(self) -> str:
@@ -72,8 +72,8 @@ class Acting:
 
         Args: file: an absolute path. Raises: LedgerError.
         """
-        if not self._node.ledger_why_not:  # otherwise back up what the ledger has
-            self._node.write_totals()
+        if not self._node.loop.ledger_why_not:  # otherwise back up what the ledger has
+            self._node.loop.write_totals()
         self._node.parts.ledger.backup(file)
         return f"ledger copied to {file}"
 
@@ -81,7 +81,7 @@ class Acting:
 
     def block(self, neighbour: bytes, blocked: bool) -> str:
         """Stop all trade with a neighbour; or allow it again, and drop the dispute about its bill."""
-        self._node.obey(BlockNeighbour(neighbour, blocked))
+        self._node.loop.obey(BlockNeighbour(neighbour, blocked))
         return f"{identity.short_text(neighbour)} {'is blocked' if blocked else 'may trade again'}"
 
     async def refund(self, neighbour: bytes) -> str:
@@ -95,7 +95,7 @@ class Acting:
         amount_msat = selling.offerable_msat(self._world, account)
         await self._must_be_able_to_spend()
         unanswered_msat = account.refund.offered_msat
-        self._node.obey(RefundNeighbour(neighbour))
+        self._node.loop.obey(RefundNeighbour(neighbour))
         said = f"refund of {amount_msat // SAT_MSAT} sat offered to {identity.short_text(neighbour)}"
         if unanswered_msat:
             said += (
@@ -121,7 +121,7 @@ class Acting:
         if away := self._node.payment.why_not:
             raise PaymentError(f"no refund can be asked for while our payment node can't make an invoice: {away}")
         account = self._world.servers[neighbour]
-        self._node.obey(AskRefund(neighbour))
+        self._node.loop.obey(AskRefund(neighbour))
         balance = f"{account.balance_msat // SAT_MSAT} sat"
         held = ", except what running contracts reserve (ngp block ends them)" if account.running else ""
         return (
@@ -141,7 +141,8 @@ class Acting:
         account, kind = (self.find(written), PaymentKind.MANUAL) if rental is None else (rental.id, PaymentKind.RENT)
         payment, preimage = self._node.parts.payment, secrets.token_bytes(32)
         made = await payment.create_invoice(amount_msat, "payment by hand", MANUAL_EXPIRY_S, preimage=preimage)
-        self._node.obey(InvoiceMade(account, kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s))
+        invoice = InvoiceMade(account, kind, made.bolt11, made.payment_hash, made.amount_msat, made.expires_in_s)
+        self._node.loop.obey(invoice)
         await payment.settle_invoice(preimage)
         whose = identity.short_text(account) if rental is None else _named(rental)
         return f"{show_money(amount_msat)} (not real money) credited to {whose}"
@@ -213,7 +214,7 @@ class Acting:
         if rental.state not in may:
             fits = " or ".join(may)
             raise UsageError(f"{_named(rental)} is {rental.state}; only a rental that is {fits} can be switched")
-        self._node.obey(SwitchRental(rental.id, on))
+        self._node.loop.obey(SwitchRental(rental.id, on))
         if rental.state is RentalState.RESERVED:
             return f"{_named(rental)} is on again, but has no credit: it is reserved until its tenant pays"
         return f"{_named(rental)} is {rental.state}"
@@ -225,7 +226,7 @@ class Acting:
         """
         if rental.state is RentalState.RELEASED:
             raise UsageError(f"{_named(rental)} is released already")
-        self._node.obey(ReleaseRental(rental.id))
+        self._node.loop.obey(ReleaseRental(rental.id))
         left_msat = self._world.client(rental.id).balance_msat if rental.payments else 0
         kept = f"; the tenant still has {show_money(left_msat)} with us (ngp rent refund)" if left_msat else ""
         return f"{_named(rental)} is released: its networks may be let again{kept}"

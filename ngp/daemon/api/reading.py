@@ -83,7 +83,7 @@ class Reading:
             queue=QueueStatus(counters.get("held", 0), counters.get("dropped", 0)),
             datapath=parts.network.describe(),
             payment=self._payment(),
-            ledger=LedgerStatus(not node.ledger_why_not, node.ledger_why_not or None),
+            ledger=LedgerStatus(not node.loop.ledger_why_not, node.loop.ledger_why_not or None),
             contracts=len(world.contracts),
             neighbours=len(world.peers.by_link),
             not_topped_up=self._not_topped_up(),
@@ -144,15 +144,15 @@ class Reading:
         if before.is_doubtful:
             await asyncio.sleep(began_s + evidence.APART_S - time.monotonic())
             checks += evidence.compare(before, self._look_at_traffic())
-        checks.append(checkup.health("ledger", node.ledger_why_not, "can be written"))
-        if not node.ledger_why_not:  # in a thread: adding up years of records would block the loop
+        checks.append(checkup.health("ledger", node.loop.ledger_why_not, "can be written"))
+        if not node.loop.ledger_why_not:  # in a thread: adding up years of records would block the loop
             checks.append(await asyncio.to_thread(checkup.books, node.parts.store, BOOKS_S))
         checks.append(checkup.effect(node.settings, wanted))
         kinds = {**{one.name: "payment" for one in payment}, "ledger": "ledger", "books": "ledger"}
         return [check_row(one, kinds.get(one.name, "kernel")) for one in checks]
 
     def _look_at_traffic(self) -> evidence.Seen:
-        self._node.refresh()
+        self._node.loop.refresh()
         return evidence.look(self._world, self._node.parts.clock.now(), self._node.parts.network.uncovered())
 
     def _host_as(self, wanted: Settings, network: Network) -> list[Check]:
@@ -166,7 +166,7 @@ class Reading:
 
     def contracts(self, include_closed: bool) -> Iterator[ContractRow]:
         """List contracts, with fresh readings of the meter."""
-        self._node.refresh()
+        self._node.loop.refresh()
         return self._contracts(include_closed)
 
     def _contracts(self, include_closed: bool) -> Iterator[ContractRow]:
@@ -181,7 +181,7 @@ class Reading:
 
     def accounts(self) -> list[AccountRow]:
         """List accounts, with fresh readings of the meter."""
-        self._node.refresh()
+        self._node.loop.refresh()
         real, grace_data_bytes = self._world.node.real_money, self._node.settings.grace_data_bytes
         under_way = on_their_way(self._world.money.payments.values())
         rentals = self._world.letting.rentals
@@ -195,7 +195,7 @@ class Reading:
 
     def neighbours(self) -> list[NeighbourRow]:
         """List neighbours, and blocked ones even if they are on no link."""
-        world, now = self._world, self._node.blocked
+        world, now = self._world, self._node.loop.blocked
         waits = world.peers.blocked ^ now
         gone = sorted((world.peers.blocked | now) - world.peers.by_identity.keys())
         return [
@@ -263,7 +263,7 @@ class Reading:
         """Describe our node, its channels and its watchtowers. Raises PaymentError."""
         node, world, manager = self._node, self._world, channel_manager(self._node)
         in_use, chain = await manager.channels(), await manager.chain()
-        node.tell(ChannelsSeen(tuple(in_use)))  # the daemon should trade by what the operator sees
+        node.loop.tell(ChannelsSeen(tuple(in_use)))  # the daemon should trade by what the operator sees
         channels = in_use + await manager.pending_channels()
         watch = await lightning.watch_of(node.parts.payment)
         by_key = {one.payee.hex(): one for one in world.peers.by_link.values() if one.payee}
