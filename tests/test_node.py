@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_network
@@ -171,31 +171,40 @@ class Noting(Broken):
         super().__init__()
         self.world.contracts = {}
 
+    def flush(self, most: int) -> None:
+        """Have no totals to write."""
+
     def step(self, event: object, _now: Now) -> list[Effect]:
         return [Persist(type(event).__name__)]  # type: ignore[arg-type]
+
+
+async def nothing() -> None:
+    return
+
+
+def node_of(broken: Node, close: Callable[[], Awaitable[None]] = nothing, **parts: object) -> Node:
+    """Make a node of other parts. Args: close: what its post and payment node do when they are closed."""
+    payment = SimpleNamespace(close=close, wait_ready=nothing)
+    post: Any = SimpleNamespace(schedule=lambda: None, close=close)
+    mended: Any = replace(broken.parts, payment=payment, **parts)  # type: ignore[arg-type]
+    return Node(mended, lambda *_: post)
 
 
 @pytest.mark.parametrize(("refusals", "written"), [(1, [Tick.__name__, Stopping.__name__]), (9, [])])
 def test_a_stop_tries_once_more_what_the_ledger_refused_and_says_what_is_lost(
     broken: Node, caplog: pytest.LogCaptureFixture, refusals: int, written: list[str]
 ) -> None:
-    async def nothing() -> None:
-        return
+    ledger = Full(refusals)
 
-    async def scenario() -> Full:
-        parts: Any = broken.parts
-        node_away = SimpleNamespace(close=nothing, wait_ready=nothing)
-        parts.ledger, parts.gatekeeper, parts.payment = Full(refusals), Noting(), node_away
-        post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
-        node = Node(parts, lambda *_: post)
+    async def scenario() -> None:
+        node = node_of(broken, ledger=ledger, gatekeeper=Noting())
         node.loop.tell(Tick())
         await asyncio.sleep(0)
-        assert node.loop.ledger_why_not and not parts.ledger.written
+        assert node.loop.ledger_why_not and not ledger.written
         await node.stop()
-        ledger: Full = parts.ledger
-        return ledger
 
-    assert asyncio.run(scenario()).written == written
+    asyncio.run(scenario())
+    assert ledger.written == written
     assert ("is never charged" in caplog.text) == (not written)
 
 
@@ -203,7 +212,7 @@ def test_a_record_that_the_ledger_never_takes_ends_the_daemon_instead_of_waiting
     """Whoever can cause such a record would stop all trade until somebody restarts the daemon."""
 
     async def scenario() -> Node:
-        node = _noting_node(broken, Full(1, RecordError("refused")))
+        node = node_of(broken, ledger=Full(1, RecordError("refused")), gatekeeper=Noting())
         node.loop.tell(Tick())
         await asyncio.wait_for(node.loop.stopping.wait(), 60)
         return node
@@ -212,19 +221,11 @@ def test_a_record_that_the_ledger_never_takes_ends_the_daemon_instead_of_waiting
     assert node.loop.crashed and not node.loop._unstored
 
 
-def _noting_node(broken: Node, ledger: Full) -> Node:
-    parts: Any = broken.parts
-    parts.ledger, parts.gatekeeper = ledger, Noting()
-    parts.gatekeeper.flush = lambda most: None
-    post: Any = SimpleNamespace(schedule=lambda: None)
-    return Node(parts, lambda *_: post)
-
-
 @pytest.mark.parametrize("refusals", [1, 9])
 def test_a_stop_says_that_a_batch_is_lost_though_there_are_no_new_totals(broken: Node, refusals: int) -> None:
     async def scenario() -> tuple[str, list[object]]:
         ledger = Full(refusals)
-        node = _noting_node(broken, ledger)
+        node = node_of(broken, ledger=ledger, gatekeeper=Noting())
         node.loop.tell(Tick())
         await asyncio.sleep(0)
         assert node.loop.ledger_why_not and not ledger.written
@@ -280,15 +281,8 @@ def test_a_daemon_that_stops_reads_what_passed_when_nothing_can_pass_any_more(br
             order.append("read")
             return ()
 
-    async def nothing() -> None:
-        return
-
     async def scenario() -> None:
-        parts: Any = broken.parts
-        parts.network, parts.gatekeeper = Kernel(), Granting()
-        parts.payment = SimpleNamespace(close=nothing, wait_ready=nothing)
-        post: Any = SimpleNamespace(schedule=lambda: None, close=nothing)
-        node = Node(parts, lambda *_: post)
+        node = node_of(broken, network=Kernel(), gatekeeper=Granting())
         node.loop.tell(Tick())
         await node.stop()
 
@@ -304,18 +298,11 @@ def test_once_the_kernel_is_cleaned_up_nothing_more_is_done_there(broken: Node) 
             loop = asyncio.get_running_loop()
             return loop.time() + 0.001  # type: ignore[return-value]
 
-    async def nothing() -> None:
-        return
-
     async def busy() -> None:
         await asyncio.sleep(0.05)
 
     async def scenario() -> Node:
-        parts: Any = broken.parts
-        parts.network, parts.gatekeeper = Closed(), Timed()
-        parts.payment = SimpleNamespace(close=busy, wait_ready=nothing)
-        post: Any = SimpleNamespace(schedule=lambda: None, close=busy)
-        node = Node(parts, lambda *_: post)
+        node = node_of(broken, busy, network=Closed(), gatekeeper=Timed())
         node.loop.tell(Tick())
         await asyncio.sleep(0)
         await node.stop()
@@ -355,9 +342,6 @@ def test_a_start_that_fails_after_a_reboot_charges_what_its_first_grants_carried
 
     async def refused(*_: object) -> None:
         raise KernelError("the port is taken")
-
-    async def nothing() -> None:
-        return
 
     place = store.at(tmp_path)
     ledger = place.open()
@@ -400,10 +384,8 @@ def test_an_operators_order_is_stored_before_it_is_confirmed_and_refused_if_it_c
     wanted = BlockNeighbour(bytes(32), True)
 
     async def scenario() -> None:
-        parts: Any = broken.parts
-        parts.gatekeeper = Noting()
-        ledger = parts.ledger = Full(refusals=1)
-        node = Node(parts, lambda *_: SimpleNamespace(schedule=lambda: None))  # type: ignore[arg-type, return-value]
+        ledger = Full(refusals=1)
+        node = node_of(broken, ledger=ledger, gatekeeper=Noting())
         with pytest.raises(LedgerError, match="not done yet, .*: the disk is full"):
             node.loop.obey(wanted)
         with pytest.raises(LedgerError, match="nothing was done, .*: the disk is full"):

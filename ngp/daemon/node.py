@@ -1,4 +1,4 @@
-"""Node: the running daemon. It starts and ends the parts and what watches beside the loop, and applies net.conf."""
+"""Node: the running daemon. It starts and ends the loop and what watches beside it, and applies net.conf."""
 
 from __future__ import annotations
 
