@@ -86,9 +86,9 @@ def close(folder: Path) -> bool:
         _nft(barrier.table([], [], known))
         with suppress(NgpError):  # as much as can be read is let out beside the tunnel
             home = Home(folder)
-            tunnel = next(one for one in home.tunnels() if one.root_key == key)
             table = policy.table_of(key)
-            _bring(home, table, table, policy.rules_of_sources(_sources(home, tunnel), table), known)
+            for tunnel in (one for one in home.tunnels() if one.root_key == key):  # none if its entry is gone
+                _bring(home, table, table, policy.rules_of_sources(_sources(home, tunnel), table), known)
     return True
 
 

@@ -136,12 +136,14 @@ def test_a_net_conf_that_can_not_be_used_at_a_boot_opens_nothing(host: Host) -> 
     assert not routing.close(host.home.folder) and not host.barrier, "the user has opened it"
 
 
-@pytest.mark.parametrize("name", ["Config.yaml", "TunnelState.yaml"])
-def test_damaged_files_of_the_tenant_open_nothing_at_a_boot(host: Host, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"), [("Config.yaml", "["), ("TunnelState.yaml", "["), ("Config.yaml", "")], ids=str
+)
+def test_damaged_files_of_the_tenant_open_nothing_at_a_boot(host: Host, name: str, text: str) -> None:
     host.answers = True
     host.up(NAME_SERVER)
     host.barrier = ""
-    (host.home.folder / name).write_text("[")
+    (host.home.folder / name).write_text(text)
     assert routing.close(host.home.folder) and host.barrier
 
 
