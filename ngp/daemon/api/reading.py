@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -198,12 +198,17 @@ class Reading:
         world, now = self._world, self._node.loop.blocked
         waits = world.peers.blocked ^ now
         gone = sorted((world.peers.blocked | now) - world.peers.by_identity.keys())
+        chosen_for: dict[Neighbour | None, list[str]] = {}
+        for prefix, _, who in choosing.chosen(world):
+            chosen_for.setdefault(who, []).append(str(prefix))
         return [
-            *(self._neighbour(each, now, waits) for each in world.peers.neighbours.values()),
+            *(self._neighbour(each, now, waits, chosen_for.get(each, ())) for each in world.peers.neighbours.values()),
             *(NeighbourRow(identity.text(who), blocked=who in now, block_waits=who in waits) for who in gone),
         ]
 
-    def _neighbour(self, neighbour: Neighbour, blocked: Set[bytes], waits: Set[bytes]) -> NeighbourRow:
+    def _neighbour(
+        self, neighbour: Neighbour, blocked: Set[bytes], waits: Set[bytes], chosen_for: Iterable[str]
+    ) -> NeighbourRow:
         world = self._world
         return NeighbourRow(
             neighbour=identity.text(neighbour.identity),
@@ -224,7 +229,7 @@ class Reading:
             why_not_bought=neighbour.why_not_bought or None,
             offers=tuple(OfferedRow(str(what), price) for what, price in choosing.offers_of(world, neighbour)),
             quality=round(neighbour.quality.value(self._node.parts.clock.now().monotonic_s), 3),
-            chosen_for=tuple(str(prefix) for prefix, _, who in choosing.chosen(world) if who is neighbour),
+            chosen_for=tuple(chosen_for),
         )
 
     def _why_unpaid(self, identity: bytes) -> str:
