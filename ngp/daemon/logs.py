@@ -137,10 +137,10 @@ class Terminal(logging.Handler):
             self._lost += 1  # a message whose arguments don't match its format; the log file loses it too
 
     def _write(self) -> None:
-        """Write a line at once, but those of the next ms together: to wake this thread for each costs the daemon time.
+        """Write a line at once, and those of the next 20 ms together.
 
-        A daemon that opens hundreds of contracts a second writes as many lines, and each wake-up made it wait for the
-        interpreter's lock.
+        A daemon that opens hundreds of contracts a second writes as many lines. Each time this thread wakes up, the
+        daemon waits for the interpreter's lock.
         """
         while True:
             lines = [self._lines.get()]
