@@ -19,7 +19,9 @@ from unittest import mock
 import pytest
 
 from core_tests import forked
-from ngp import cli
+from ngp import cli, store
+from ngp.core.messages import Role
+from ngp.core.records import AccountRecord, JournalRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).with_name("fake_daemon")
@@ -76,6 +78,16 @@ def make_host(folder: Path) -> Host:
     host.config.write_text(f"MESH_INTERFACES: eth1\nWHEN_STOPPED: closed\nSTATE_DIR: {host.state_dir}\n")
     host.config.chmod(0o644)
     return host
+
+
+def keep_books(host: Host) -> None:
+    """Make a ledger with one account, whose money has no payment, and one entry of the journal."""
+    host.state_dir.mkdir(mode=0o700)
+    ledger = store.at(host.state_dir).open()
+    identity = b"\x7f" * 32
+    account = AccountRecord(identity, Role.SERVER, 5000, 1500, 0, 0, 0)
+    ledger.commit([account, JournalRecord(1_000_000_000, "charge", identity, b"c" * 16, 1500, b"", "active")])
+    ledger.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
