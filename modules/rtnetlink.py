@@ -54,15 +54,8 @@ _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTNH_F_DEAD, _RTNH_F_ONLINK, _RTNH_F_LINKDOWN = 0x01, 0x04, 0x10
 _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = range(1, 9)
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 9, 15, 18
-_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
-_RULE = struct.Struct("=8BI")  # struct fib_rule_hdr
-_FR_ACT_TO_TABLE = 1
-_FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 3, 6, 10, 14, 15
-_FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE = 21, 22, 23, 24
 MAIN_TABLE = 254
-KERNELS_TABLES = frozenset({0, 253, MAIN_TABLE, 255})  # default, main, local; 0: a rule that names no table
 _NOWHERE = 255  # RT_SCOPE_NOWHERE: a route of any scope
-_NONE = 0xFFFFFFFF
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop
 _FAMILY_BYTES = 2  # the address family, which is before the address in struct rtvia
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
@@ -335,69 +328,6 @@ def delete_route(kernel: Asker, destination: Prefix, table: int, protocol: int) 
     kernel.order(_RTM_DELROUTE, body)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A routing rule that has all packets looked up in a table.
-
-    Attributes:
-        priority: rules are asked in this order. most_ignored: a route of this prefix length, or of a shorter one, isn't
-            taken from the table; None: every route is taken.
-    """
-
-    version: int
-    priority: int
-    table: int
-    most_ignored: int | None = None
-
-
-def rules_by(kernel: Asker, protocol: int) -> list[Rule]:
-    """List the rules that a program made. Args: protocol: the number that it gave them. Raises KernelError."""
-    return [rule for made_by, rule, _ in _rules(kernel) if made_by == protocol]
-
-
-def rules_by_others(kernel: Asker, protocol: int) -> list[Rule]:
-    """List the rules of other programs for what comes from outside, or from anywhere. Raises KernelError."""
-    return [rule for made_by, rule, is_local in _rules(kernel) if made_by != protocol and not is_local]
-
-
-def _rules(kernel: Asker) -> Iterator[tuple[int, Rule, bool]]:
-    """Yield all rules, each with the number of its program, and whether it is for this host's own packets only."""
-    with kernel_errors("routing rules can't be listed"):
-        for version in _FAMILY:
-            for message in kernel.dump(_RTM_GETRULE, _rule_body(version)):
-                said = dict(attributes(message[_RULE.size :]))
-                made_by = said.get(_FRA_PROTOCOL, b"\0")[0]
-                yield made_by, _rule(version, said), text(said.get(_FRA_IIFNAME, b"")) == "lo"
-
-
-def add_rule(kernel: Asker, rule: Rule, protocol: int) -> None:
-    """Make a rule. Raises OSError, also if it stands already."""
-    kernel.order(_RTM_NEWRULE, _written_rule(rule, protocol), CREATE | EXCLUSIVE)
-
-
-def delete_rule(kernel: Asker, rule: Rule, protocol: int) -> None:
-    """Delete a rule. Raises OSError, also if there is none."""
-    kernel.order(_RTM_DELRULE, _written_rule(rule, protocol))
-
-
-def _rule(version: int, said: Mapping[int, bytes]) -> Rule:
-    ignored = _number(said, _FRA_SUPPRESS_PREFIXLEN) if _FRA_SUPPRESS_PREFIXLEN in said else _NONE
-    most_ignored = None if ignored == _NONE else ignored
-    return Rule(version, _number(said, _FRA_PRIORITY), _number(said, _FRA_TABLE), most_ignored)
-
-
-def _written_rule(rule: Rule, protocol: int) -> bytes:
-    body = _rule_body(rule.version, _FR_ACT_TO_TABLE) + _number_attribute(_FRA_PRIORITY, rule.priority)
-    body += _number_attribute(_FRA_TABLE, rule.table) + attribute(_FRA_PROTOCOL, bytes([protocol]))
-    if rule.most_ignored is not None:
-        body += _number_attribute(_FRA_SUPPRESS_PREFIXLEN, rule.most_ignored)
-    return body
-
-
-def _rule_body(version: int, action: int = 0) -> bytes:
-    return _RULE.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, action, 0)
-
-
 def _number_attribute(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
 
@@ -426,18 +356,6 @@ def ask_table(kernel: Asker, destination: Address, source: Address) -> tuple[int
     body += attribute(_RTA_DST, destination.packed) + attribute(_RTA_SRC, source.packed)
     message = kernel.ask(RTM_GETROUTE, body)
     return _number(dict(attributes(message[_ROUTE.size :])), _RTA_TABLE), route_of(message)
-
-
-def rules_test_more(kernel: Asker, version: int) -> bool:
-    """Say whether a rule of `ip rule` tests a mark, a protocol or ports, which the question of `ask_way` doesn't name.
-
-    Rules for this host's own packets (`iif lo`) don't count. Raises KernelError.
-    """
-    tests = {_FRA_FWMARK, _FRA_IP_PROTO, _FRA_SPORT_RANGE, _FRA_DPORT_RANGE}
-    with kernel_errors("routing rules can't be listed"):
-        messages = kernel.dump(_RTM_GETRULE, _rule_body(version))
-        rules = (dict(attributes(message[_RULE.size :])) for message in messages)
-        return any(text(rule.get(_FRA_IIFNAME, b"")) != "lo" and not tests.isdisjoint(rule) for rule in rules)
 
 
 def prefix_of(version: int, message: bytes) -> Prefix:

@@ -31,7 +31,7 @@ BETWEEN = tuple(
         *("node_key", "remembered_node"),
     )
 )
-BY_ALL_MODULES = tuple(f"ngp.modules.{name}" for name in ("bpf", "commands", "netlink", "rtnetlink"))
+BY_ALL_MODULES = tuple(f"ngp.modules.{name}" for name in ("bpf", "commands", "netlink", "routing_rules", "rtnetlink"))
 SHARED_WITH_MODULES = (*BETWEEN, "ngp.core", *BY_ALL_MODULES)
 
 

@@ -17,10 +17,11 @@ from typing import NamedTuple
 from ngp.core.kernel import Fork, Router
 from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
-from ngp.modules import rtnetlink
+from ngp.modules import routing_rules, rtnetlink
 from ngp.modules.netlink import Asker
 from ngp.modules.network.host import Host
-from ngp.modules.rtnetlink import MAIN_TABLE, Hop, Route, Rule
+from ngp.modules.routing_rules import Rule
+from ngp.modules.rtnetlink import MAIN_TABLE, Hop, Route
 
 MADE_BY = 225
 """Our number as the maker of routes and rules: `ip route` shows `proto 225`. The kernel leaves numbers above 4 to
@@ -123,11 +124,8 @@ class Forks:
                 hop, settings = self._copied(prefix, router)
                 if there.get(prefix) != ((hop,), settings):
                     rtnetlink.set_route(kernel, prefix, hop, table, MADE_BY, settings)
-            standing = set(rtnetlink.rules_by(kernel, MADE_BY))
-            for rule in sorted(wanted - standing, key=_order):
-                rtnetlink.add_rule(kernel, rule, MADE_BY)
-            for rule in sorted(standing - wanted, key=_order, reverse=True):
-                rtnetlink.delete_rule(kernel, rule, MADE_BY)
+            # In this order the main table is asked for longer prefixes before ours is asked.
+            routing_rules.bring(kernel, routing_rules.rules_by(kernel, MADE_BY), wanted, MADE_BY)
             for prefix, route in before:
                 if prefix not in routes or route.table != table:
                     _delete(kernel, prefix, route.table)
@@ -159,7 +157,7 @@ def _led(ours: Mapping[Prefix, Route]) -> set[Prefix]:
     if not ours:
         return set()
     with rtnetlink.open_asker() as kernel:
-        standing = set(rtnetlink.rules_by(kernel, MADE_BY))
+        standing = routing_rules.rules_by(kernel, MADE_BY)
     return {
         prefix
         for prefix, route in ours.items()
@@ -177,14 +175,9 @@ def others_in(table: int) -> Prefix | None:
 def rule_behind(priority: int) -> Rule | None:
     """See the port."""
     with rtnetlink.open_asker() as kernel:
-        others = rtnetlink.rules_by_others(kernel, MADE_BY)
-    behind = (rule for rule in others if rule.priority > priority and rule.table not in rtnetlink.KERNELS_TABLES)
+        others = routing_rules.rules_by_others(kernel, MADE_BY)
+    behind = (rule for rule in others if rule.priority > priority and rule.table not in routing_rules.KERNELS_TABLES)
     return next(behind, None)
-
-
-def _order(rule: Rule) -> tuple[int, int]:
-    """Order rules as they are added: the main table is asked for longer prefixes before ours is asked."""
-    return rule.priority, rule.version
 
 
 def _delete(kernel: Asker, prefix: Prefix, table: int) -> None:

@@ -24,7 +24,7 @@ from ngp.core.messages import Address, Prefix
 from ngp.core.newest import Newest
 from ngp.core.policy import LEAST_NETWORK_BITS
 from ngp.errors import KernelError
-from ngp.modules import rtnetlink
+from ngp.modules import routing_rules, rtnetlink
 from ngp.modules.network import layers
 from ngp.modules.rtnetlink import Interface, OwnAddress
 from ngp.ports.network import InterfaceTraffic
@@ -245,7 +245,7 @@ class Host:
 
     def rules_test_more(self, version: int) -> bool:
         """Say whether a routing rule tests what `why_not_onward` doesn't name: a mark, a protocol, ports."""
-        return rtnetlink.rules_test_more(self._kernel, version)
+        return routing_rules.rules_test_more(self._kernel, version)
 
     def leads_to(self, destination: Prefix, links: Collection[tuple[str, bytes]]) -> bool | None:
         """Say whether this host's routes lead to a destination through a neighbour.

@@ -12,7 +12,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError, MomentError
 from ngp.modules import netlink, rtnetlink
 from ngp.modules.netlink import Asker, attribute, attributes
-from ngp.modules.rtnetlink import Interface
+from ngp.modules.rtnetlink import MAIN_TABLE, Interface
 
 ALIAS = "ngp: tunnel to tenants"
 PROTOCOL = 110
@@ -29,7 +29,7 @@ _UNREACHABLE_METRIC = 0xFFFF0000  # of our routes that refuse; anybody else's ro
 _NEWROUTE, _DELROUTE, _GETROUTE, _NEWNEIGH, _DELNEIGH, _GETNEIGH = 24, 25, 26, 28, 29, 30
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg
-_MAIN, _UNICAST, _UNREACHABLE, _LINK_SCOPE = 254, 1, 7, 253
+_UNICAST, _UNREACHABLE, _LINK_SCOPE = 1, 7, 253
 _REFUSING = (6, _UNREACHABLE, 8)  # blackhole, unreachable, prohibit
 _DST, _OIF, _PRIORITY = 1, 4, 6
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
@@ -121,7 +121,9 @@ class Host:
         """
         found = []
         for kind in _REFUSING:
-            for message in self._strict.dump(_GETROUTE, _ROUTE.pack(_FAMILY[version], 0, 0, 0, _MAIN, 0, 0, kind, 0)):
+            for message in self._strict.dump(
+                _GETROUTE, _ROUTE.pack(_FAMILY[version], 0, 0, 0, MAIN_TABLE, 0, 0, kind, 0)
+            ):
                 _, bits, _, _, _, protocol, _, _, _ = _ROUTE.unpack_from(message)
                 said = dict(attributes(message[_ROUTE.size :]))
                 if protocol != PROTOCOL and _DST in said:
@@ -157,7 +159,7 @@ class Host:
 
     def remove_route(self, route: Route) -> None:
         """Remove a route; no error if it is gone."""
-        or_gone(lambda: self.kernel.order(_DELROUTE, _route_body(route)))
+        _or_gone(lambda: self.kernel.order(_DELROUTE, _route_body(route)))
 
     def add_entry(self, entry: Entry) -> None:
         """Answer for an address on an interface, by ARP or NDP."""
@@ -165,23 +167,16 @@ class Host:
 
     def remove_entry(self, entry: Entry) -> None:
         """Answer no longer for an address."""
-        or_gone(lambda: self.kernel.order(_DELNEIGH, _entry_body(entry)))
+        _or_gone(lambda: self.kernel.order(_DELNEIGH, _entry_body(entry)))
 
     def _routes(self) -> set[Route]:
         found: set[Route] = set()
-        for version, family in _FAMILY.items():
-            network_class = IPv4Network if version == 4 else IPv6Network
-            # The kernel selects: a router may have a million routes.
-            for message in self._strict.dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
-                _, bits, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(message)
-                said = dict(attributes(message[_ROUTE.size :]))
-                if (table, protocol) != (_MAIN, PROTOCOL) or _DST not in said:
-                    continue
-                network = network_class((said[_DST], bits))
-                if kind == _UNREACHABLE and said.get(_PRIORITY) == struct.pack("=I", _UNREACHABLE_METRIC):
+        for version in _FAMILY:
+            for network, route in rtnetlink.routes_by(version, PROTOCOL):  # the kernel selects: there may be a million
+                if route.table == MAIN_TABLE and not route.is_unicast and route.metric == _UNREACHABLE_METRIC:
                     found.add((network, None))
-                elif kind == _UNICAST and _OIF in said:
-                    found.add((network, struct.unpack("=i", said[_OIF])[0]))
+                elif route.table == MAIN_TABLE and route.is_unicast and route.hops:
+                    found.add((network, route.hops[0].index))
         return found
 
     def _entries(self) -> set[Entry]:
@@ -219,8 +214,7 @@ def _bring(
         raise refusals[0]
 
 
-def or_gone(deed: Callable[[], None]) -> None:
-    """Remove something; no error if it is gone already."""
+def _or_gone(deed: Callable[[], None]) -> None:
     try:
         deed()
     except OSError as error:
@@ -234,10 +228,10 @@ def _route_body(route: Route) -> bytes:
     destination = attribute(_DST, network.network_address.packed)
     if index is None:
         priority = attribute(_PRIORITY, struct.pack("=I", _UNREACHABLE_METRIC))
-        return _ROUTE.pack(family, bits, 0, 0, _MAIN, PROTOCOL, 0, _UNREACHABLE, 0) + destination + priority
+        return _ROUTE.pack(family, bits, 0, 0, MAIN_TABLE, PROTOCOL, 0, _UNREACHABLE, 0) + destination + priority
     scope = _LINK_SCOPE if network.version == 4 else 0
     out = attribute(_OIF, struct.pack("=i", index))
-    return _ROUTE.pack(family, bits, 0, 0, _MAIN, PROTOCOL, scope, _UNICAST, 0) + destination + out
+    return _ROUTE.pack(family, bits, 0, 0, MAIN_TABLE, PROTOCOL, scope, _UNICAST, 0) + destination + out
 
 
 def _entry_body(entry: Entry) -> bytes:

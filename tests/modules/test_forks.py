@@ -17,7 +17,7 @@ from ngp.modules import rtnetlink
 from ngp.modules.netlink import Asker
 from ngp.modules.network.forks import MADE_BY, Forks, others_in, rule_behind, rules_for
 from ngp.modules.network.host import Host
-from ngp.modules.rtnetlink import Rule
+from ngp.modules.routing_rules import Rule
 
 EVERYTHING, EVERYTHING_6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 PART = ip_network("198.51.100.0/24")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ngp.config.keys import ROUTE_PRIORITY, ROUTE_TABLE
 from ngp.core.tenant.way import Way
 from ngp.modules.network.forks import rules_for
-from ngp.modules.rtnetlink import Rule
+from ngp.modules.routing_rules import Rule
 from ngp.tenant import barrier, policy
 
 LANDLORD = Way(ip_network("203.0.113.1"), "udp", 51820)
