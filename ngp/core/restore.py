@@ -41,10 +41,10 @@ from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import add_to_statement
 from ngp.core.timers import Due
 from ngp.core.topups import REMEMBERED_S
-from ngp.core.values import Now
+from ngp.core.values import DAY_S, Now
 from ngp.core.world import World
 
-FORGET_NEIGHBOUR_S = 30 * 86400
+FORGET_NEIGHBOUR_S = 30 * DAY_S
 SAME_END_S = 10.0
 """A contract's end in the kernel and its end in the ledger count as the same if they differ by no more than this.
 

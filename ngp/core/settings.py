@@ -42,7 +42,7 @@ class Margin:
 
     def least_msat_per_gib(self, cost_msat_per_gib: int) -> int:
         """Return the least price, rounded up, of what costs us this much."""
-        return cost_msat_per_gib - (-cost_msat_per_gib * self.share_ppm // 1_000_000) + self.msat_per_gib
+        return cost_msat_per_gib - (-cost_msat_per_gib * self.share_ppm // FULL_PPM) + self.msat_per_gib
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,11 @@ class FeeLimit:
 
     def of_msat(self, amount_msat: int) -> int:
         """Return the most that routing a payment may cost."""
-        return max(self.least_msat, amount_msat * self.share_ppm // 1_000_000)
+        return max(self.least_msat, amount_msat * self.share_ppm // FULL_PPM)
 
     def fits_msat(self, room_msat: int) -> int:
         """Return the largest payment that fits into an amount together with its highest fee, >= 0."""
-        return max(0, min(room_msat - self.least_msat, room_msat * 1_000_000 // (1_000_000 + self.share_ppm)))
+        return max(0, min(room_msat - self.least_msat, room_msat * FULL_PPM // (FULL_PPM + self.share_ppm)))
 
 
 @dataclass(frozen=True, slots=True)

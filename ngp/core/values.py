@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DAY_S = 86400
+DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ without money or contract are deleted too.
 
 from __future__ import annotations
 
-_DAY_S = 86_400
+from ngp.core.values import DAY_S
+
 KEEP_CLOSED_S = 3600
 """How long a start may need closed contracts, see `Ledger.load`; none is deleted earlier."""
 
 MOST_CLOSED = 65_536
-KEEP_CONTRACTS_S = 90 * _DAY_S
-KEEP_INVOICE_TEXT_S = 7 * _DAY_S
-KEEP_UNPAID_S = _DAY_S
+KEEP_CONTRACTS_S = 90 * DAY_S
+KEEP_INVOICE_TEXT_S = 7 * DAY_S
+KEEP_UNPAID_S = DAY_S

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 from ngp.core.messages import StatementLine
 from ngp.core.records import AccountRecord, ContractRecord, JournalRecord, Record, Snapshot
 from ngp.core.rental.records import RentalRecord
+from ngp.core.values import DAY_S
 from ngp.store import prune, rows
 from ngp.store.batch import Batch
 from ngp.store.keeping import KEEP_CLOSED_S
 from ngp.store.sql import Connection
 
 _T = TypeVar("_T")
-_DAY_S = 86_400
 _PAGE_ROWS = 500
 
 
@@ -58,7 +58,7 @@ class SqlLedger(ABC):
                 "WHERE direction = 'out' AND state IN ('pending', 'succeeded') GROUP BY identity"
             ).fetchall()
             (newest_s,) = connection.execute("SELECT max(touched_s) FROM payments WHERE compact = 0").fetchone()
-            since_s = min(now_utc_s, newest_s or 0) - _DAY_S  # a clock that is ahead must not empty the budgets
+            since_s = min(now_utc_s, newest_s or 0) - DAY_S  # a clock that is ahead must not empty the budgets
 
             def every(make: Callable[[Sequence[Any]], _T], query: str, *arguments: int) -> tuple[_T, ...]:
                 return tuple(map(make, connection.execute(query, arguments)))

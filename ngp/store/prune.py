@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ngp.core.values import DAY_S
 from ngp.store import keeping
 from ngp.store.rows import ADD_TO_SUMMARY, PUT_STATE, state
 from ngp.store.schema import EMPTY
 from ngp.store.sql import Connection
 
-_DAY_S = 86_400
 _ROWS = 500
 _JOURNAL_ROWS = 2000
 
@@ -62,7 +62,7 @@ def _fold_contracts(connection: Connection, before_s: int) -> int:
         (before_s, _ROWS),
     ).fetchall()
     connection.executemany(
-        _FOLD, ((row[1], row[2], row[3] - row[3] % _DAY_S, row[4], row[5], row[6]) for row in rows)
+        _FOLD, ((row[1], row[2], row[3] - row[3] % DAY_S, row[4], row[5], row[6]) for row in rows)
     )
     _delete(connection, [row[:1] for row in rows])
     return len(rows)

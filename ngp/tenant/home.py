@@ -19,6 +19,7 @@ from ngp.core.pricing import SAT_MSAT
 from ngp.core.tenant.answers import MOST_SAT
 from ngp.core.tenant.configuration import interface_name
 from ngp.core.tenant.terms import Limit, Limits
+from ngp.core.values import DAY_S
 from ngp.errors import ConfigError, NgpError, UsageError
 from ngp.tenant import files
 from ngp.tenant.grpc import GrpcPlace, read_grpc_place
@@ -31,7 +32,6 @@ CONFIG, STATE = "Config.yaml", "TunnelState.yaml"
 CONF_FOLDER = "WireGuardConfigFiles"
 DEFAULT_AMOUNT_SAT = 24_000
 AnyPlace = LandlordPlace | GrpcPlace | NeighbourPlace
-_DAY_S = 86_400
 _SERVER, _OLD_SERVER, _TUNNELS, _LANDLORDS = "DefaultRentalServer", "Server", "tunnels", "landlords"
 _PRIVATE, _PUBLIC = "wireguard_private_key", "wireguard_public_key"
 _FIRST, _NEXT = "first_public_key", "next_private_key"
@@ -44,7 +44,7 @@ _BUY_TERMS = {
     "MaxActivationFee": ("activation_max", 64_000, SAT_MSAT),
     "MaxInitialCredit": ("initial_max", 2_000, SAT_MSAT),
     "TargetCredit": ("target_credit", 6_000, SAT_MSAT),
-    "TargetTime": ("target_time_s", 5 * _DAY_S, 1),
+    "TargetTime": ("target_time_s", 5 * DAY_S, 1),
 }
 """BuyOfferTerms of Config.yaml: for each key our name, the default in sat or seconds, and the factor to our unit."""
 

@@ -8,11 +8,12 @@ from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Propose, Rej
 from ngp.core.peers import Neighbour
 from ngp.core.policy import buy_terms
 from ngp.core.timers import Due
+from ngp.core.values import DAY_S
 from ngp.core.world import World
 
 RENEWAL_ANSWER_S = 3.0
 MOST_PRICES = 64
-MOST_QUOTED_LIFETIME_S = 32 * 86400
+MOST_QUOTED_LIFETIME_S = 32 * DAY_S
 """The longest lifetime that a client agrees to, for a new contract and for a renewal."""
 WORTH_BYTES = 64 * 1024
 """Least that a contract or renewal should carry to be worth its cost: a server must not make us buy byte by byte."""
