@@ -1,7 +1,7 @@
 """Reputation: how far the other side of an account keeps its word, from 0 to 1.
 
 There is one rule. A stranger has one half. Each time that a neighbour keeps its word, its reputation goes a tenth of
-the way to 1; each time that it breaks it, half of the way to 0; and by each month that passes, half of the way back to
+the way to 1; each time that it breaks it, half of the way to 0; and by each 30 days that pass, half of the way back to
 one half. So trust grows slowly and is lost quickly, and nothing is remembered for ever.
 
 A server keeps its word if it credits our payment and something comes back through it then. It breaks it by a bill that
@@ -10,8 +10,7 @@ breaks it if it pays later, or not yet. A client that disputes our bill isn't wo
 be free to do so, and if it owes us something, it leaves that unpaid.
 
 No rule of trade reads it, since a neighbour with a bad one takes a new key. What bounds losses holds for all: the
-budgets, the grace, disputes, and `buying.service`. It tells the operator, and what chooses among neighbours, with whom
-trade goes well.
+budgets, the grace, disputes, and `buying.service`. It tells the operator with whom trade goes well.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from dataclasses import dataclass
 from math import pow
 
 from ngp.core.settings import FULL_PPM
+from ngp.core.values import DAY_S
 
 STRANGERS_PPM = FULL_PPM // 2
-MONTH_S = 30 * 86_400
+HALVING_S = 30 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Reputation:
 
     def ppm(self, now_s: int) -> int:
         """Return the reputation now, 0 to 1,000,000."""
-        months = max(0, now_s - self.at_s) / MONTH_S
-        return STRANGERS_PPM + round((self.was_ppm - STRANGERS_PPM) * pow(0.5, months))
+        halvings = max(0, now_s - self.at_s) / HALVING_S
+        return STRANGERS_PPM + round((self.was_ppm - STRANGERS_PPM) * pow(0.5, halvings))
 
     def kept(self, now_s: int) -> Reputation:
         """Return the reputation after the neighbour kept its word."""

@@ -1,4 +1,4 @@
-"""Standing: the reputation of a neighbour as a whole, which listings show and choices may use."""
+"""Standing: the reputation of a neighbour as a whole, which listings show."""
 
 from __future__ import annotations
 

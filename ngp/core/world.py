@@ -1,7 +1,8 @@
 """World: the core's whole state, and the few helpers that the rules of trade and money share.
 
 The rules are functions in the modules beside this one and in `selling` and `buying`. `World.effects` collects what the
-present step wants done; `Gatekeeper.step` returns it.
+present step wants done; `Gatekeeper.step` returns it. A contract is in several tables, counts and timers at a time.
+Everything that enters it there or takes it out is in this one class, so the file is long.
 """
 
 from __future__ import annotations

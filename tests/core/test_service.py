@@ -14,7 +14,7 @@ from ngp.core.buying.account import Seen
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.service import MOST_UNSEEN, TRY_AGAIN_S
 from ngp.core.messages import Invoice, Role, Statement
-from ngp.core.reputation import MONTH_S, STRANGERS_PPM, Reputation
+from ngp.core.reputation import HALVING_S, STRANGERS_PPM, Reputation
 from ngp.core.settings import FULL_PPM
 from ngp.core.standing import reputation_ppm
 
@@ -106,7 +106,7 @@ def test_a_server_that_credits_nothing_is_paid_no_more_until_it_does() -> None:
     assert payments(sim) - before > MOST_UNSEEN and not bought(sim).why_not
 
 
-def test_who_only_sends_asks_for_an_echo_and_pays_on_if_it_comes() -> None:
+def test_a_client_that_only_sends_asks_for_an_echo_and_pays_on_if_it_comes() -> None:
     sim = trade()
     before, asked = payments(sim), 0
     for _ in range(600):
@@ -190,7 +190,7 @@ def test_a_client_that_leaves_its_credit_unpaid_is_known_for_it_until_it_pays_an
     assert reputation_ppm(sim.gateway.world, sim.client.identity) < before * 0.7
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(-MONTH_S, 12 * MONTH_S)), max_size=50))
+@given(st.lists(st.tuples(st.booleans(), st.integers(-HALVING_S, 12 * HALVING_S)), max_size=50))
 def test_a_reputation_is_from_0_to_1_and_returns_to_a_strangers(deeds: list[tuple[bool, int]]) -> None:
     now_s, found = 1_700_000_000, Reputation()
     for kept, later_s in deeds:
@@ -199,7 +199,7 @@ def test_a_reputation_is_from_0_to_1_and_returns_to_a_strangers(deeds: list[tupl
         found = found.kept(now_s) if kept else found.broken(now_s)
         assert 0 <= found.ppm(now_s) <= FULL_PPM
         assert found.ppm(now_s) >= before if kept else found.ppm(now_s) <= before
-    assert abs(found.ppm(max(now_s, found.at_s) + 24 * MONTH_S) - STRANGERS_PPM) <= 1
+    assert abs(found.ppm(max(now_s, found.at_s) + 24 * HALVING_S) - STRANGERS_PPM) <= 1
 
 
 def test_a_debt_that_is_paid_in_many_parts_is_paid_for_service_that_was_seen() -> None:

@@ -148,10 +148,10 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
     """Say whether a server has moved to another link address, so that its bill is believed; end its contracts then.
 
     Our meter counts at the old address, so it may have missed the traffic since the move, and would miss what contracts
-    that aren't in use now carry later. The server is believed up to
-    one top-up, which is ten seconds' use or more, and only if the contract was in use at the move: otherwise a server
-    that carries nothing any more could bill a top-up an hour. Within an hour it is believed only once: if a server
-    moves again and again, its bills are disputed like any other.
+    that aren't in use now carry later. The server is believed up to one top-up, which is ten seconds' use or more, and
+    only if the contract was in use at the move: otherwise a server that carries nothing any more could bill a top-up an
+    hour. Within an hour it is believed only once: if a server moves again and again, its bills are disputed like any
+    other.
     """
     before = world.peers.neighbours.get((purchase.identity, purchase.link))
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:

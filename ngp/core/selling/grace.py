@@ -42,8 +42,8 @@ def standing(world: World, account: ClientAccount) -> Reputation:
 
 def judge(world: World, account: ClientAccount) -> None:
     """Note, when a client's payment arrives, whether it comes in time; the caller saves the account."""
-    late = _is_late(world, account)
-    account.reputation = standing(world, account) if late else account.reputation.kept(world.now.utc_s)
+    judged = account.reputation.broken if _is_late(world, account) else account.reputation.kept
+    account.reputation = judged(world.now.utc_s)
 
 
 def _is_late(world: World, account: ClientAccount) -> bool:
