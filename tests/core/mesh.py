@@ -24,11 +24,14 @@ from ngp.core.payment_node import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
+from ngp.core.upstream import free
 from ngp.core.values import Now
 from ngp.core.world import World
 
 HOST = "198.51.100.1"
 DEFAULT = ip_network("0.0.0.0/0")
+PLENTY = {"grace_data_bytes": 1 << 30, "grace_time_s": 3600, "buy_max_msat_per_gib": 1 << 40}
+MB = 1 << 20
 
 
 class Node:
@@ -121,7 +124,7 @@ class Mesh:
         self.lost: set[type[Message]] = set()
         self.mute: set[str] = set()  # nodes that answer no hello
         self._handles, self._ids = 0, 1 << 32
-        self.usual = usual = settings(grace_data_bytes=1 << 30, grace_time_s=3600, buy_max_msat_per_gib=1 << 40)
+        self.usual = usual = settings(**PLENTY)
         self.routers = {name: Node(name, self, confs.get(name, usual)) for name in names}
         for near, far in zip(names, names[1:] + names[0] if ring else names[1:], strict=False):
             self[near].route = far
@@ -214,3 +217,14 @@ class Mesh:
             for router in self.routers.values():
                 router.step(ev.Tick())
             self.settle()
+
+
+def promised(mesh: Mesh, name: str) -> bool:
+    """Say whether a node's sales fit into the purchases that they rest on, with their lifetimes."""
+    world = mesh[name].world
+    return all(
+        free(world, purchase) >= 0
+        and all(sale.expires_mono_s <= purchase.expires_mono_s for sale in sales.values() if sale.running)
+        for contract, sales in world.resting.items()
+        if (purchase := world.running_purchase(contract)) is not None
+    )

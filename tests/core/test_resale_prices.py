@@ -1,0 +1,194 @@
+"""Resale, prices: a sale never costs less than what it rests on and the margin, also when that gets dearer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+from mesh import MB, PLENTY, Mesh, promised
+from playbook import MSAT_PER_KB, settings
+
+from ngp.core import events as ev
+from ngp.core.contract import State
+from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
+from ngp.core.settings import Hours, LoadPrice, Margin, PriceRule
+
+
+def accept(mesh: Mesh, client: str) -> None:
+    """Have a client accept what b offered it last, though its own accept was lost."""
+    sale, at = mesh["b"].sale(client), mesh["b"]
+    heard = Accept(sale.id, sale.price_msat_per_gib, sale.data_limit_bytes)
+    at.step(ev.MessageReceived(mesh[client].identity, at.link(client), 1, heard, 1 << 40))
+
+
+def sold_too_cheaply(mesh: Mesh) -> list[str]:
+    """Return the clients whose running contracts with b cost no more than what they rest on."""
+    world = mesh["b"].world
+    return [
+        sale.identity.decode()
+        for contract, sales in world.resting.items()
+        for sale in sales.values()
+        if sale.running
+        and (purchase := world.running_purchase(contract)) is not None
+        and sale.price_msat_per_gib <= purchase.price_msat_per_gib
+    ]
+
+
+@pytest.mark.parametrize(
+    ("margin", "cost", "least"),
+    [
+        (Margin(100_000, 0), 8 * MSAT_PER_KB, 9_227_469),
+        (Margin(0, MSAT_PER_KB), 8 * MSAT_PER_KB, 9 * MSAT_PER_KB),
+        (Margin(100_000, MSAT_PER_KB), 8 * MSAT_PER_KB, 10_276_045),
+        (Margin(0, 0), 8 * MSAT_PER_KB, 8 * MSAT_PER_KB),
+        (Margin(100_000, 0), 1, 2),
+    ],
+)
+def test_a_dearer_upstream_raises_the_price_above_what_the_operator_asks(margin: Margin, cost: int, least: int) -> None:
+    low = settings(**PLENTY, sell_msat_per_gib=0, sell_min_msat_per_gib=0, resale_margin=margin)
+    dear = settings(**PLENTY, sell_msat_per_gib=cost, sell_min_msat_per_gib=cost)
+    mesh = Mesh("abc", b=low, c=dear)
+    mesh.packet("a", "b")
+    assert mesh["b"].purchase("c").price_msat_per_gib == cost
+    assert mesh["b"].sale("a").price_msat_per_gib == least
+
+
+def test_a_counter_offer_never_gets_below_cost_and_margin() -> None:
+    low = settings(**PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=0)
+    poor = settings(**{**PLENTY, "buy_max_msat_per_gib": 7 * MSAT_PER_KB}, buy_msat_per_gib=0)
+    mesh = Mesh("abc", a=poor, b=low)
+    mesh.packet("a", "b")
+    assert 5.5 * MSAT_PER_KB <= mesh["b"].sale("a").price_msat_per_gib <= 7 * MSAT_PER_KB
+
+
+def test_prices_for_a_neighbour_and_a_time_hold_for_new_contracts_and_what_was_agreed_stays() -> None:
+    night = PriceRule(ip_network("0.0.0.0/0"), 9 * MSAT_PER_KB, hours=Hours(22 * 3600, 6 * 3600))
+    friend = PriceRule(ip_network("0.0.0.0/0"), margin=Margin(0, MSAT_PER_KB), neighbour=b"a".ljust(32, b"-").hex())
+    low = settings(**PLENTY, sell_msat_per_gib=0, sell_min_msat_per_gib=0, prices=(friend,))
+    mesh = Mesh("abc", b=low, c=settings(**PLENTY, prices=(night,)))
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    mesh.now = replace(mesh.now, utc_offset_s=12 * 3600 - mesh.now.local_s)  # noon
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").price_msat_per_gib == 6 * MSAT_PER_KB  # the friend's margin
+    mesh.packet("z", "b")
+    assert mesh["b"].sale("z").price_msat_per_gib == -(-5 * MSAT_PER_KB * 11 // 10)
+    mesh.now = replace(mesh.now, utc_offset_s=mesh.now.utc_offset_s + 11 * 3600)
+    for client in "az":
+        assert mesh["b"].sale(client).running and mesh["b"].purchase("c").price_msat_per_gib == 5 * MSAT_PER_KB
+    mesh.carry("abc", 80 * MB)
+    assert mesh["b"].purchase("c").price_msat_per_gib == 9 * MSAT_PER_KB  # renewed at night
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").price_msat_per_gib == 10 * MSAT_PER_KB
+
+
+def test_a_quote_keeps_its_price_under_load_and_a_contract_too() -> None:
+    loaded = settings(
+        **PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB,
+        load_price=LoadPrice(500_000, 3_000_000),
+    )  # fmt: skip
+    haggling = settings(**{**PLENTY, "buy_max_msat_per_gib": 20 * MSAT_PER_KB}, buy_msat_per_gib=19 * MSAT_PER_KB)
+    mesh = Mesh("ab", a=haggling, b=loaded)
+    mesh.lost = {Reject}
+    mesh.packet("a", "b")
+    quote = mesh["b"].sale("a")
+    assert quote.state is State.QUOTED and quote.price_msat_per_gib == 20 * MSAT_PER_KB
+    mesh["b"].step(ev.LoadSeen(1_000_000))
+    counter = Reject(quote.id, RejectReason.PRICE, 1)
+    mesh["b"].step(ev.MessageReceived(mesh["a"].identity, mesh["b"].link("a"), 1, counter, 1 << 40))
+    assert quote.round == 2 and quote.price_msat_per_gib == 20 * MSAT_PER_KB  # it would be 40
+    mesh.lost = set()
+    mesh.settle()
+    assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    mesh["z"].step(ev.SettingsChanged(settings(**PLENTY)))
+    mesh.packet("z", "b")
+    assert mesh["b"].sale("z").price_msat_per_gib == 60 * MSAT_PER_KB
+    assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
+
+
+def test_a_dearer_renewal_ends_the_sales_and_they_are_quoted_at_the_new_cost() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    dear = settings(**PLENTY, sell_msat_per_gib=8 * MSAT_PER_KB, sell_min_msat_per_gib=8 * MSAT_PER_KB)
+    mesh["c"].step(ev.SettingsChanged(dear))
+    mesh.carry("abc", 80 * MB)
+    mesh.settle()
+    assert mesh["b"].purchase("c").price_msat_per_gib == 8 * MSAT_PER_KB
+    assert [said.reason for said in mesh["b"].sent(Cancel)] == ["upstream"]  # type: ignore[attr-defined]
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").price_msat_per_gib == Margin(100_000, 0).least_msat_per_gib(8 * MSAT_PER_KB)
+    assert promised(mesh, "b")
+
+
+def test_a_route_that_changes_to_a_dearer_way_ends_what_was_sold_for_the_old_one() -> None:
+    mesh = Mesh("abc")
+    mesh["b"].route = ""
+    mesh.packet("a", "b")
+    old = mesh["b"].sale("a")
+    assert old.price_msat_per_gib == 5 * MSAT_PER_KB and not old.rests_on
+    mesh["b"].route = "c"
+    mesh.packet("b", "c")
+    assert mesh["b"].purchase("c").running and not old.running
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").rests_on and mesh["b"].sale("a").price_msat_per_gib > 5 * MSAT_PER_KB
+
+
+def test_an_accept_that_waited_for_a_dearer_renewal_is_answered_with_a_cancel() -> None:
+    mesh = Mesh("abc")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    mesh.packet("x", "b")
+    mesh.lost = set()
+    waiting = mesh["b"].sale("x")
+    accept(mesh, "a")
+    mesh.settle()
+    dear = settings(**PLENTY, sell_msat_per_gib=8 * MSAT_PER_KB, sell_min_msat_per_gib=8 * MSAT_PER_KB)
+    mesh["c"].step(ev.SettingsChanged(dear))
+    mesh["b"].said.clear()
+    accept(mesh, "x")
+    mesh.settle()
+    assert mesh["b"].purchase("c").price_msat_per_gib == 8 * MSAT_PER_KB
+    assert not waiting.running and Cancel(waiting.id, "upstream") in mesh["b"].sent(Cancel)
+    assert not sold_too_cheaply(mesh)
+    mesh.packet("x", "b")
+    assert mesh["b"].sale("x").running and promised(mesh, "b")
+
+
+@pytest.mark.parametrize("asked_again", [False, True])
+def test_a_server_that_repeats_its_quote_at_a_higher_price_makes_us_sell_nothing_below_it(asked_again: bool) -> None:
+    mesh = Mesh("abc")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    at, quoted = mesh["b"], mesh["c"].sent(Propose)[-1]
+    assert isinstance(quoted, Propose)
+    if asked_again:
+        mesh.wait(8.5)
+        mesh.lost = {Accept, Ask}
+        mesh.packet("x", "b")
+        assert at.world.awaited
+    dear = replace(quoted, price_msat_per_gib=8 * MSAT_PER_KB, round=4)
+    at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, dear, 1 << 40, None, quoted.destination))
+    assert [said.reason for said in at.sent(Cancel)] == ["upstream"]  # type: ignore[attr-defined]
+    mesh.lost = set()
+    mesh.packet("a", "b")
+    assert not sold_too_cheaply(mesh)
+
+
+def test_a_quote_for_a_cheap_way_is_taken_back_when_the_route_changes_to_a_dearer_one() -> None:
+    mesh = Mesh("abc")
+    mesh["b"].route = ""
+    mesh.lost = {Accept}
+    mesh.packet("a", "b")
+    old = mesh["b"].sale("a")
+    mesh.lost = set()
+    mesh["b"].route = "c"
+    mesh.packet("b", "c")
+    assert mesh["b"].purchase("c").running
+    assert old.id not in mesh["b"].world.contracts and Cancel(old.id, "upstream") in mesh["b"].sent(Cancel)
