@@ -201,7 +201,7 @@ def _asked(
             _agreed(call, f"pay {show_money(quote.amount_msat)}?")
         except BaseException:
             if offered is not None:
-                with suppress(NgpError):  # it can't be reached any more: the invoice expires
+                with suppress(NgpError):  # if it can't be reached any more, the invoice expires
                     landlord.cancel(tunnel)
             raise
     return quote

@@ -270,7 +270,7 @@ def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
 
 @contextlib.contextmanager
 def closed_on_error(place: Place) -> Iterator[None]:
-    """Keep what TENANT_ALL_TRAFFIC had closed closed if a tunnel can't be brought up, and say so."""
+    """If a tunnel can't be brought up, open nothing that TENANT_ALL_TRAFFIC had closed, and say so."""
     try:
         yield
     except UsageError:

@@ -16,10 +16,10 @@ from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
 RULES_BELOW = 257  # of ROUTE_PRIORITY: two numbers for each length of an IPv6 prefix
-LOOK_SHARE = 0.1  # most of the time that looks may take: a routing daemon may change a large table all the time
+LOOK_SHARE = 0.1  # of the time, at most, goes to looks: a routing daemon may change a large table all the time
 UNKNOWN_AGAIN_S, AGAIN_S = 1.0, 30.0
-"""The kernel doesn't announce a router's link address: it needs a moment to find one, and another device may have
-another one."""
+"""The kernel doesn't announce a router's link address: it needs a moment to find it, and a device that takes the
+router's place has another one."""
 
 
 class ForkWatch:
@@ -84,7 +84,7 @@ def passed_by(settings: Settings, network: Network) -> list[Check]:
     if rule is None:
         return []
     priority, table = rule
-    found = f"a chosen route leads packets past the rule {priority} (lookup {table}); a VPN's rules are such ones"
+    found = f"a chosen route leads packets past the rule {priority} (lookup {table}); a VPN makes such rules"
     before = settings.route_priority - RULES_BELOW
     remedy = f"if it is to come first: `ip rule` with a priority below {before}, or another ROUTE_PRIORITY"
     return [Check("rules of others", True, found, remedy)]

@@ -1,8 +1,8 @@
 """Load watch: measures how full the way upstream is, for SELL_PRICE_LOAD.
 
-What counts is the fullest of all interfaces by which sold traffic goes on: those upstream of us, and those of
-neighbours from which we buy now; in the fuller direction. What an interface carries is its driver's word (a card knows
-its speed, a radio or a tunnel doesn't), unless the operator says it, since the narrow place is often further on.
+What counts is the fullest of all interfaces by which sold traffic goes on, in its fuller direction: those upstream of
+us, and those of neighbours from which we buy now. A driver says how much its interface can carry (a card knows its
+speed, a radio or a tunnel doesn't). The operator may say it instead, since the narrow place is often further on.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def make_folder(path: Path) -> None:
     """Make a folder that only its owner can enter, and remove what killed processes left half written in it.
 
     The published client lets everybody enter its folder, and read the WireGuard files there, which have private keys.
-    What is in the folder names commands, which we run. So it, and the one that it is in, must belong to us or to root:
-    root may have another user's HOME, whose folder may be a link to anywhere.
+    Files in the folder name commands, which we run. So the folder and its parent must belong to us or to root: root may
+    have another user's HOME, whose folder may be a link to anywhere.
 
     Raises: ConfigError.
     """

@@ -35,7 +35,7 @@ from ngp.tenant.policy import Rule
 _COMMAND_S = 20.0
 _MOST_TOLD = 300
 _CARRIER = "AllTraffic"
-"""A file with the first public key of the tunnel that carries everything: it tells the next boot that one did."""
+"""A file with the first public key of the tunnel that carries everything: after a boot it says which one did."""
 _IPV6 = Path("/proc/sys/net/ipv6")
 
 

@@ -22,7 +22,7 @@ CLOCK_AHEAD_S = 10
 CREDIT_SHORT_S = 20
 """A landlord may state a credit that is lower than ours, by at most the rent of this time, or by LEAST_SHORT_MSAT."""
 LEAST_SHORT_MSAT = SAT_MSAT
-"""For a second that the landlord counted at a former, much higher rent stays in the sum for good."""
+"""A landlord may have counted one second more at a former, much higher rent: that difference stays for good."""
 
 
 @dataclass(frozen=True, slots=True)
