@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -21,6 +21,7 @@ from core_tests import traffic
 from core_tests.host import Host
 from core_tests.session import Session
 from core_tests.shell import await_until
+from core_tests.simulate.graph import distances
 from core_tests.trade import Row, assert_conserved, used
 
 MOST_LINKS = 8  # a buyer pays up to twice the price of a first seller, and each of a row adds a tenth
@@ -98,23 +99,16 @@ def _address(host: Host) -> str:
 def plan(mesh: Neighbours, flows: int, seed: int = 1) -> list[Flow]:
     """Choose flows between random pairs of nodes that MOST_LINKS links or fewer, but more than one, lie between."""
     chance = random.Random(seed)
-    pairs = [(source, target) for source in mesh for target, links in _distances(mesh, source) if links > 1]
+    pairs = [
+        (source, target)
+        for source in mesh
+        for target, links in distances(source, mesh.__getitem__).items()
+        if 1 < links <= MOST_LINKS
+    ]
     return [
         Flow(*chance.choice(pairs), count=chance.randint(*COUNTS), payload_bytes=chance.randint(*SIZES_BYTES))
         for _ in range(flows)
     ]
-
-
-def _distances(mesh: Neighbours, source: str) -> Iterator[tuple[str, int]]:
-    """Yield the nodes up to MOST_LINKS away from one, with their distance in links."""
-    links, waiting = {source: 0}, deque([source])
-    while waiting:
-        node = waiting.popleft()
-        yield node, links[node]
-        for other in mesh[node]:
-            if other not in links and links[node] < MOST_LINKS:
-                links[other] = links[node] + 1
-                waiting.append(other)
 
 
 def await_ready(session: Session, mesh: Neighbours) -> None:
@@ -270,6 +264,7 @@ def expect(session: Session, count: int, tell: Callable[[str], None] = lambda te
     """Play random traffic in a mesh, and return what came of it.
 
     Args: count: of flows. tell: is called with a line about each part.
+    Raises: AssertionError if a datagram doesn't come back, or the ledgers don't say what must come of it.
     """
     mesh = neighbours(session)
     await_ready(session, mesh)
@@ -290,4 +285,8 @@ def expect(session: Session, count: int, tell: Callable[[str], None] = lambda te
     carried = {key: after.get(key, 0) - before.get(key, 0) for key in expected}
     assert carried == expected, {key: (carried[key], bytes_) for key, bytes_ in expected.items()}
     tell(f"sold to the byte: {sum(carried.values()):,} bytes, those of the flows times the routers on their ways")
+    net = [sums.net(node) for node in session.hosts]
+    assert sums.paid_msat > 0, "nothing was paid"
+    assert sum(net) == 0, f"all together earned {sum(net)} msat more than they spent"
+    assert max(net) > 0, "no node earned more than it spent"
     return sums

@@ -10,7 +10,4 @@ FLOWS = 20
 
 
 def expect(session: Session) -> None:
-    sums = mesh_traffic.expect(session, FLOWS)
-    assert sums.paid_msat > 0
-    assert sum(map(sums.net, session.hosts)) == 0
-    assert any(sums.net(node) > 0 for node in session.hosts)
+    mesh_traffic.expect(session, FLOWS)

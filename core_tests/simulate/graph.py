@@ -12,10 +12,11 @@ import json
 import math
 from array import array
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ngp.errors import ExitCode, NgpError
 
@@ -24,6 +25,7 @@ UNICAST_TRIES = 8
 """IEEE 802.11 sends a unicast frame again up to seven times until it is acknowledged; a broadcast is sent once."""
 BASE_DELAY_S = {"wifi": 0.002, "vpn": 0.010, "other": 0.001}
 NOWHERE = -1
+Name = TypeVar("Name", bound=Hashable)
 
 
 class GraphError(NgpError):
@@ -85,7 +87,7 @@ class Graph:
         found = []
         for start in range(self.nodes):
             if start not in seen:
-                part = self._reached(start, self.nodes)
+                part = self.distances(start)
                 seen.update(part)
                 found.append(sorted(part))
         return sorted(found, key=lambda part: (-len(part), part[0]))
@@ -102,32 +104,31 @@ class Graph:
             around = max(largest, key=lambda node: (len(self.edges[node]), -node))
         elif around not in largest:
             raise GraphError(f"--around {around}: the largest connected part of {self.name} has no such node")
-        numbers = {old: new for new, old in enumerate(sorted(self._reached(around, nodes)))}
+        nearest = islice(self.distances(around), nodes)
+        numbers = {old: new for new, old in enumerate(sorted(nearest))}
         kept = [
             {numbers[other]: edge for other, edge in self.edges[old].items() if other in numbers} for old in numbers
         ]
         return Graph(f"{self.name}, {nodes} nodes", kept)
 
     def distances(self, start: int) -> dict[int, int]:
-        """Return the fewest links from a node to each that it reaches."""
-        found, waiting = {start: 0}, deque([start])
-        while waiting:
-            node = waiting.popleft()
-            for other in self.edges[node]:
-                if other not in found:
-                    found[other] = found[node] + 1
-                    waiting.append(other)
-        return found
+        """Return the fewest links from a node to each that it reaches, the nearest first."""
+        return distances(start, self.edges.__getitem__)
 
-    def _reached(self, start: int, most: int) -> list[int]:
-        """Return up to `most` nodes in order of their distance in links."""
-        found, waiting = {start: None}, deque([start])
-        while waiting and len(found) < most:
-            for other in self.edges[waiting.popleft()]:
-                if other not in found and len(found) < most:
-                    found[other] = None
-                    waiting.append(other)
-        return list(found)
+
+def distances(start: Name, neighbours: Callable[[Name], Iterable[Name]]) -> dict[Name, int]:
+    """Return the fewest links from a node to each that it reaches, the nearest first.
+
+    Args: neighbours: returns those that a node has a link to.
+    """
+    found, waiting = {start: 0}, deque([start])
+    while waiting:
+        node = waiting.popleft()
+        for other in neighbours(node):
+            if other not in found:
+                found[other] = found[node] + 1
+                waiting.append(other)
+    return found
 
 
 def _edge(quality: float, kind: str) -> Edge:
