@@ -11,7 +11,8 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -28,35 +29,48 @@ Positions = list[tuple[float, float]]
 def session(graph: Graph, name: str, routing: str) -> Iterator[str]:
     """Yield the lines of a session's file. Args: routing: a service that has a configuration here."""
     links = [(one, other) for one, edges in enumerate(graph.edges) for other in sorted(edges) if one < other]
+    cables = [
+        {node: f"10.64.{number}.{host}" for host, node in enumerate(ends, 1)} for number, ends in enumerate(links, 1)
+    ]
     yield '<?xml version="1.0" encoding="UTF-8"?>'
     yield f'<scenario name="{name}">'
     yield "  <networks/>"
     yield "  <devices>"
-    for node, (x, y) in enumerate(arrange(graph)):
-        yield f'    <device id="{node + 1}" name="{named(node)}" type="router" class="" image="">'
-        yield f'      <position x="{x:.1f}" y="{y:.1f}"/>'
-        services = "".join(f'<service name="{each}"/>' for each in ("IPForward", routing, "ngp"))
-        yield f"      <services>{services}</services>"
-        yield "    </device>"
+    for node, place in enumerate(arrange(graph)):
+        yield from _device(node, place, routing)
     yield "  </devices>"
     yield "  <links>"
-    ports, own_addresses = [0] * graph.nodes, [""] * graph.nodes
-    for number, ends in enumerate(links, 1):
-        yield f'    <link node1="{ends[0] + 1}" node2="{ends[1] + 1}">'
-        for host, (near, far) in enumerate((ends, reversed(ends)), 1):
-            address = f"10.64.{number}.{host}"
-            own_addresses[near] = own_addresses[near] or address
-            own = f'id="{ports[near]}" name="{towards(far)}" ip4="{address}" ip4_mask="24"'
-            yield f"      <iface{host} {own}/>"
-            ports[near] += 1
-        yield "    </link>"
+    yield from _links(cables)
     yield "  </links>"
     yield "  <service_configurations>"
-    for node, address in enumerate(own_addresses):
+    for node in range(graph.nodes):
+        address = next((addresses[node] for addresses in cables if node in addresses), "")
         yield from _service(node, routing, ROUTING[routing](graph, node, address))
         yield from _service(node, "ngp", {"net.conf": [f'MESH_INTERFACES: "{towards("*")}"']})
     yield "  </service_configurations>"
     yield "</scenario>"
+
+
+def _device(node: int, place: tuple[float, float], routing: str) -> Iterator[str]:
+    x, y = place
+    yield f'    <device id="{node + 1}" name="{named(node)}" type="router" class="" image="">'
+    yield f'      <position x="{x:.1f}" y="{y:.1f}"/>'
+    services = "".join(f'<service name="{each}"/>' for each in ("IPForward", routing, "ngp"))
+    yield f"      <services>{services}</services>"
+    yield "    </device>"
+
+
+def _links(cables: Sequence[Mapping[int, str]]) -> Iterator[str]:
+    """Yield the links. Args: cables: of each, the addresses of the two nodes there."""
+    ports: Counter[int] = Counter()
+    for addresses in cables:
+        one, other = addresses
+        yield f'    <link node1="{one + 1}" node2="{other + 1}">'
+        for host, (near, far) in enumerate(((one, other), (other, one)), 1):
+            own = f'id="{ports[near]}" name="{towards(far)}" ip4="{addresses[near]}" ip4_mask="24"'
+            yield f"      <iface{host} {own}/>"
+            ports[near] += 1
+        yield "    </link>"
 
 
 def named(node: int) -> str:
