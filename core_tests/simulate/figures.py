@@ -6,6 +6,7 @@ import resource
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from core_tests.simulate.audit import audit
@@ -14,11 +15,10 @@ from core_tests.simulate.lies import Lie
 from core_tests.simulate.mesh import Mesh, MeshNode
 from core_tests.simulate.scenarios import Run
 from ngp.core.messages import Role
-from ngp.core.pricing import GIB
+from ngp.core.pricing import GIB, KILOBYTES_PER_GIB
 
 SERVED_SHARE = 0.99
 HOUR_S = 3600.0
-MSAT_PER_KB = 1 << 20  # one msat for 1,024 bytes, as a price per GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +126,20 @@ def price_level(mesh: Mesh, flows: Sequence[Flow]) -> dict[str, Any]:
     All nodes ask the same price, and add the same margin to what they pay. So what a flow costs more comes from routes
     that lead by the quality of links instead of by price (the price of anarchy). Neighbours pay nothing to each other.
     """
-    fewest: dict[int, dict[int, int]] = {}
+    fewest = cache(mesh.graph.distances)
     paid = cheapest = priced = 0
     for flow in flows:
         price = _paid_msat_per_gib(flow)
         if price is None or flow.answered_at is None:
             continue
-        links = fewest.setdefault(flow.source.number, mesh.graph.distances(flow.source.number))
+        links = fewest(flow.source.number)
         paid += price * flow.delivered_bytes
         cheapest += _least_msat_per_gib(mesh, links[flow.target.number]) * flow.delivered_bytes
         priced += flow.delivered_bytes
     return {
         "priced_bytes": priced,
-        "mean_msat_per_kb": round(paid / priced / MSAT_PER_KB, 3) if priced else None,
-        "cheapest_msat_per_kb": round(cheapest / priced / MSAT_PER_KB, 3) if priced else None,
+        "mean_msat_per_kb": round(paid / priced / KILOBYTES_PER_GIB, 3) if priced else None,
+        "cheapest_msat_per_kb": round(cheapest / priced / KILOBYTES_PER_GIB, 3) if priced else None,
         "above_cheapest": round(paid / cheapest, 4) if cheapest else None,
     }
 
