@@ -26,7 +26,6 @@ from core_tests.daemon import Daemon
 from core_tests.demo_books import Books, Count, Line, compare, count_arrived, packets
 from core_tests.demo_flows import DRAIN_S, Flow, probe
 from core_tests.demo_lightning import Nodes, nodes
-from core_tests.demo_mesh import Mesh
 from core_tests.demo_staticwire import PARTIES, StaticWire
 from core_tests.demo_view import PRIVATE, SANDBOX, SIDES, View, is_terminal, ngp_line, per_kb, print_lines, sat
 from core_tests.demo_watch import Watch
@@ -42,6 +41,10 @@ SECONDS = 20.0
 PICTURE = Path("ngp-mesh.png")
 SETTLED_S = 90.0  # bounds that catch a hang: on a busy machine everything takes longer
 CUT_S = 120.0
+OTHER_STORIES = {
+    "staticwire": "rent a static address behind NAT, and be reached there",
+    "mesh": "fifty nodes of a real network; who earns, who pays",
+}
 LOSSY_DRAIN_S = 2.0  # if packets may be dropped, or must be
 PORT = 7000
 UDP_BYTES_S, TCP_BYTES_S, CUT_BYTES_S = 60_000, 100_000, 250_000
@@ -63,14 +66,13 @@ ONCE = {"DATA_RENEWAL": 0, "TIME_RENEWAL": 0}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of the command line."""
+    """The options of the command line. Attributes: story: one of OTHER_STORIES; "": that of the main job."""
 
     plain: bool
     seconds: float
     keep: bool
     lightning: bool
-    staticwire: bool
-    mesh: bool
+    story: str
     picture: Path
 
 
@@ -88,29 +90,23 @@ def parse(words: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--lightning", action="store_true", help="pay with real LND nodes (built the first time: some minutes)"
     )
-    parser.add_argument(
-        "--staticwire",
-        action="store_true",
-        help="another story: rent a static address behind NAT, and be reached there",
-    )
-    parser.add_argument(
-        "--mesh", action="store_true", help="another story: fifty nodes of a real network; who earns, who pays"
-    )
+    stories = parser.add_mutually_exclusive_group()
+    for name, text in OTHER_STORIES.items():
+        stories.add_argument(
+            f"--{name}", dest="story", action="store_const", const=name, default="", help=f"another story: {text}"
+        )
     text = f"where --mesh draws who earned and who paid, as PNG [{PICTURE}]"
     parser.add_argument("--picture", type=Path, metavar="FILE", default=PICTURE, help=text)
     given = parser.parse_args(words)
-    if (given.staticwire or given.mesh) and (given.lightning or given.seconds is not None):
-        story = "--mesh" if given.mesh else "--staticwire"
-        parser.error(f"{story} is a story of its own: leave out --lightning and --seconds")
-    if given.staticwire and given.mesh:
-        parser.error("--staticwire and --mesh are two stories: choose one")
-    if given.mesh and not given.picture.absolute().parent.is_dir():
+    if given.story and (given.lightning or given.seconds is not None):
+        parser.error(f"--{given.story} is a story of its own: leave out --lightning and --seconds")
+    if given.story == "mesh" and not given.picture.absolute().parent.is_dir():
         parser.error(f"--picture {given.picture}: there is no such folder")
     seconds = SECONDS if given.seconds is None else given.seconds
     if not 3 <= seconds <= 3600:
         parser.error(f"--seconds {seconds:g}: it must be 3 to 3600")
     plain = given.plain or not is_terminal()
-    return Options(plain, seconds, given.keep, given.lightning, given.staticwire, given.mesh, given.picture)
+    return Options(plain, seconds, given.keep, given.lightning, given.story, given.picture)
 
 
 class Demo:
@@ -343,12 +339,17 @@ def play_static_wire(options: Options, lab: Lab) -> int:
 
 def play_mesh(options: Options, lab: Lab) -> int:
     """Play the story of `--mesh` and return the exit code."""
+    from core_tests.demo_mesh import Mesh  # late: it loads what draws
+
     with View(options.plain, tables=False) as view:
         story = Mesh(lab, view, options.picture)
         story.play()
         if options.keep:
             keep(story.looks())
     return DONE
+
+
+STORIES = {"": play, "staticwire": play_static_wire, "mesh": play_mesh}
 
 
 def looks(demo: Demo) -> list[tuple[Host, str]]:
@@ -387,8 +388,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with Lab() as lab:
         # Registered last, so undone first: a second Ctrl-C must not end the clean-up half-way.
         try:
-            story = play_static_wire if options.staticwire else play_mesh if options.mesh else play
-            return story(options, lab)
+            return STORIES[options.story](options, lab)
         except KeyboardInterrupt:
             print("\ninterrupted: cleaning up", file=sys.stderr)
             return INTERRUPTED
