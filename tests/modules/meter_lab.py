@@ -153,9 +153,7 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
         mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", built.client).strip().replace(":", ""))
         for namespace, interface in ((built.client, "c0"), (built.internet, "i0")):
             sh(f"ethtool -K {interface} gro off", namespace)
-        # No program listens at the internet's ports. Its answers ("port unreachable") would be charged as well.
-        for command in ("iptables", "ip6tables"):
-            sh(f"{command} -A INPUT -p udp -j DROP", built.internet)
+        drop_datagrams(built.internet)
         world = World(built, Datapath(folder, use_tcx), mac, folder)
         try:
             world.datapath.set_up(desired(**changes))
@@ -164,6 +162,12 @@ def metered(folder: Path, use_tcx: bool | None = None, **changes: object) -> Ite
             yield world
         finally:
             world.datapath.clean_up(leave_closed=False)
+
+
+def drop_datagrams(namespace: str) -> None:
+    """Let a host answer no datagram: no program listens, and "port unreachable" would be charged as well."""
+    for command in ("iptables", "ip6tables"):
+        sh(f"{command} -A INPUT -p udp -j DROP", namespace)
 
 
 def true_wire(world: World) -> None:

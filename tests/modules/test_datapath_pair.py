@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from crafted import send
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, desired, passes, sh
-from meter_lab import GENEROUS, World, contract_id, metered, wait_until
+from meter_lab import GENEROUS, World, contract_id, drop_datagrams, metered, wait_until
 
 from core_tests.hostile import PORT, udp
 from core_tests.namespaces import inside
@@ -130,8 +130,7 @@ def test_both_meters_count_what_is_forwarded_to_the_port_of_our_messages(pair: P
         if family == 4
         else (socket.AF_INET6, socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
     )
-    for command in ("iptables", "ip6tables"):
-        sh(f"{command} -A INPUT -p udp -j DROP", pair.world.lab.client)  # it answers nothing
+    drop_datagrams(pair.world.lab.client)
     with socket.socket(domain, socket.SOCK_DGRAM) as gateway:
         gateway.bind((other, 0))
         gateway.setsockopt(level, option, 255)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from crafted import send
-from kernel_lab import CLIENT, INTERNET, desired, sh
-from meter_lab import World, metered, wait_until
+from kernel_lab import CLIENT, INTERNET, desired
+from meter_lab import World, drop_datagrams, metered, wait_until
 
 from core_tests.hostile import udp
 from ngp.modules.network.datapath import Datapath
@@ -21,7 +21,7 @@ WIDE = {4: str(ip_network(f"{INTERNET[4]}/24", strict=False)), 6: str(ip_network
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with metered(tmp_path) as built:
-        sh("iptables -A INPUT -p udp -j DROP; ip6tables -A INPUT -p udp -j DROP", built.lab.client)  # no ICMP answers
+        drop_datagrams(built.lab.client)
         yield built
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from crafted import BITS, quoting, send, with_options
 from kernel_lab import CLIENT, INTERNET, desired, passes, sh
-from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
+from meter_lab import NEIGHBOUR, World, drop_datagrams, metered, received, true_wire, wait_until
 
 from core_tests.hostile import ip_packet, udp
 from ngp.core.kernel import KernelNeighbour
@@ -41,8 +41,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with metered(tmp_path) as built:
         built.datapath.apply(with_services())
         built.datapath.set_neighbours([built.neighbour(neighbour=OTHER, link_address=OTHER_MAC)])
-        for command in ("iptables", "ip6tables"):  # nobody listens there either
-            sh(f"{command} -A INPUT -p udp -j DROP", built.lab.client)
+        drop_datagrams(built.lab.client)
         true_wire(built)
         yield built
 
@@ -256,7 +255,7 @@ def test_in_the_middle_answers_of_a_sellers_service_reach_only_the_neighbour_tha
         mac = bytes.fromhex(sh("cat /sys/class/net/i0/address", world.lab.internet).strip().replace(":", ""))
         seller = KernelNeighbour(OTHER, "up0", mac, (), False, True)
         world.datapath.set_neighbours([seller])
-        sh("iptables -A INPUT -p udp -j DROP", world.lab.client)
+        drop_datagrams(world.lab.client)
         true_wire(world)
         send(world, [answer(4)], upload=False)
         wait_until(lambda: world.datapath.counters()["uncovered"] == 1, "nobody asked, and nobody pays for it")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from crafted import BITS, send
-from kernel_lab import CLIENT, INTERNET, desired, sh
-from meter_lab import NEIGHBOUR, World, metered, received, true_wire, wait_until
+from kernel_lab import CLIENT, INTERNET, desired
+from meter_lab import NEIGHBOUR, World, drop_datagrams, metered, received, true_wire, wait_until
 
 from core_tests.hostile import udp
 from ngp.modules.network.datapath import Datapath
@@ -34,7 +34,7 @@ def slowing(**changes: object) -> DesiredNetwork:
 def world(tmp_path: Path) -> Iterator[World]:
     with metered(tmp_path, **FEW) as built:
         true_wire(built)
-        sh("iptables -A INPUT -p udp -j DROP; ip6tables -A INPUT -p udp -j DROP", built.lab.client)
+        drop_datagrams(built.lab.client)
         yield built
 
 
