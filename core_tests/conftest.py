@@ -10,7 +10,8 @@ from core_tests import forked, interface_kinds
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 
-pytest.register_assert_rewrite("core_tests.scenarios")  # so that what differs is shown, as in tests
+# So that what differs is shown, as in tests.
+pytest.register_assert_rewrite("core_tests.scenarios", "core_tests.market")
 
 LAB = pytest.StashKey[Lab]()
 

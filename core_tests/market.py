@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.renting import NET_CONF
 from core_tests.topologies import tenant_behind_nat
+from ngp.tenant.books import BooksFile
 
 V4, V6 = "198.51.100.1", "2001:db8:100::1"
 TENANT = "MESH_INTERFACES: mesh0\nBUDGET_HOUR: 200000 sat\n"
@@ -47,6 +49,17 @@ class Renter:
     def status(self) -> dict[str, Any]:
         (row,) = json.loads(self.done("status", "--json"))
         return dict(row)
+
+    def assert_paid_once(self, let: Mapping[str, Any], when: str = "") -> dict[str, Any]:
+        """Assert that the tenant's books, its listing and the landlord's have the same payments; returns its row.
+
+        Args: let: the landlord's row of the rental.
+        """
+        row, books = self.status(), BooksFile(self.state_dir / "tenant" / "TunnelState.yaml").read()
+        spent = [one.amount_msat for one in books.sent if one.state == "paid"]
+        assert books.pending is None and sum(spent) == row["paid_msat"] == let["paid_msat"], when
+        assert books.account.payments == len(spent) == row["payments"] == let["payments"], when
+        return row
 
 
 @dataclass

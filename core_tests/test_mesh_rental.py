@@ -27,6 +27,12 @@ def mesh(lab: Lab) -> Mesh:
     return open_mesh(lab)
 
 
+@pytest.fixture
+def rounds(pytestconfig: pytest.Config) -> int:
+    """Say how often something is killed."""
+    return int(pytestconfig.getoption("--rounds")) if pytestconfig.getoption("--long") else 3
+
+
 def test_a_neighbour_rents_and_its_tunnel_is_no_traffic_of_the_mesh(mesh: Mesh) -> None:
     """What goes through the tunnel is paid by the rent alone; what goes beside it is bought as always, once."""
     mesh.trust()
@@ -119,11 +125,8 @@ def test_who_lets_nothing_to_us_says_so_and_nothing_is_left_behind(mesh: Mesh) -
 
 @pytest.mark.first
 @pytest.mark.timeout(3600)
-def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
-    mesh: Mesh, request: pytest.FixtureRequest
-) -> None:
+def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(mesh: Mesh, rounds: int) -> None:
     """Each round lets the target rise by one payment; at some moment of it a daemon or AutoPay is killed."""
-    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 3
     chance = random.Random(11)
     mesh.trust()
     mesh.done("new", "let", "--yes", "--up")
@@ -139,21 +142,14 @@ def test_a_payment_is_made_and_counted_once_whoever_is_killed_meanwhile(
         keeps.send_signal(signal.SIGTERM)
         keeps.wait()
         await_until(lambda: mesh.rent("autopay", "--once").returncode == 0, timeout_s=90, what="what is due is paid")
-        row, let = mesh.status(), mesh.let()
-        books = BooksFile(mesh.rents.state_dir / "tenant" / "TunnelState.yaml").read()
-        spent = sum(one.amount_msat for one in books.sent if one.state == "paid")
-        assert books.pending is None and spent == row["paid_msat"] == let["paid_msat"], f"round {number}"
-        assert books.account.payments == row["payments"] == let["payments"]
+        row = mesh.assert_paid_once(mesh.let(), f"round {number}")
         assert -1000 < target_sat * 1000 - row["credit_msat"] < 501_000, f"round {number}"
 
 
 @pytest.mark.first
 @pytest.mark.timeout(3600)
-def test_nothing_is_let_or_paid_twice_whoever_is_killed_while_a_neighbour_rents(
-    mesh: Mesh, request: pytest.FixtureRequest
-) -> None:
+def test_nothing_is_let_or_paid_twice_whoever_is_killed_while_a_neighbour_rents(mesh: Mesh, rounds: int) -> None:
     """In each round a daemon or `ngp rent new` is killed; what was begun is finished, and then given back."""
-    rounds = request.config.getoption("--rounds") if request.config.getoption("--long") else 3
     chance = random.Random(12)
     mesh.lets.reload(LANDLORD | {"LANDLORD_ACTIVATION_FEE": "100 sat"})
     budgets = {f"BUDGET_{time}": "300000 sat" for time in ("HOUR", "DAY", "TOTAL")}

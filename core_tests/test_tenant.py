@@ -21,7 +21,6 @@ from core_tests.shell import await_until
 from core_tests.staticwire import Session, Tenant
 from ngp.core.rental.terms import MONTH_S
 from ngp.errors import ExitCode
-from ngp.tenant.books import BooksFile
 
 
 @pytest.fixture
@@ -163,9 +162,6 @@ def test_autopay_that_is_killed_at_any_moment_pays_once(market: Market, request:
         process.kill()
         process.wait()
         market.done("autopay", "--once")
-        row, (let,) = market.status(), market.daemon.json("rentals")
-        books = BooksFile(market.tenant.folder / "state" / "tenant" / "TunnelState.yaml").read()
-        spent = sum(one.amount_msat for one in books.sent if one.state == "paid")
-        assert books.pending is None and spent == row["paid_msat"] == let["paid_msat"], f"round {number}"
-        assert books.account.payments == row["payments"] == let["payments"]
+        (let,) = market.daemon.json("rentals")
+        row = market.assert_paid_once(let, f"round {number}")
         assert -1000 < target_sat * 1000 - row["credit_msat"] < 501_000, f"round {number}"

@@ -19,7 +19,6 @@ from core_tests.market import V4, V6, Market, open_market
 from core_tests.renting import fingerprint_of
 from core_tests.shell import await_until
 from ngp.errors import ExitCode
-from ngp.tenant.books import BooksFile
 from ngp.tenant.policy import PRIORITIES
 
 NAME, MORE_SAT = "shop", 500
@@ -64,11 +63,8 @@ class Tenant:
         """Add credit; AutoPay finds out what became of the payment."""
         self.killed("add", NAME, "--amount", str(MORE_SAT), "--yes")
         self.market.done("autopay", NAME, "--once")
-        row, (let,) = self.market.status(), self.market.daemon.json("rentals")
-        books = BooksFile(self.market.tenant.folder / "state" / "tenant" / "TunnelState.yaml").read()
-        spent = [one.amount_msat for one in books.sent if one.state == "paid"]
-        assert books.pending is None and sum(spent) == row["paid_msat"] == let["paid_msat"]
-        assert len(spent) == row["payments"] == let["payments"]
+        (let,) = self.market.daemon.json("rentals")
+        self.market.assert_paid_once(let)
 
     def ends(self) -> None:
         """Bring the tunnel down, and forget the rental."""
