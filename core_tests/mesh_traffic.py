@@ -1,8 +1,8 @@
 """Random traffic in a mesh: pairs of nodes exchange datagrams, and at the end all ledgers come to zero.
 
 The destination of each flow is the first address of a node, and a packet's way there is what the routing daemons found.
-Each router on it sells to the one before it, and the last one carries the packet to whom it is for at no cost of its
-own.
+Each router on it sells to the one before it, and the last one hands the packet to its destination, which costs it
+nothing.
 """
 
 from __future__ import annotations
