@@ -81,7 +81,7 @@ def test_renewal_loses_and_delays_no_packet_at_a_high_rate(lab: Lab, version: in
     sink, first = (traffic.udp_sink(net.internet, remote, port) for port in (5000, 5001))
     traffic.udp_send(net.client, remote, first.port, count=3, payload_bytes=PAYLOAD_BYTES, rate_pps=5)  # agree, and pay
     await_until(lambda: trade.sold(state="active"), what="the payment")
-    held = passed_to_queue(trade)
+    held = trade.kernel_counter("passed_to_queue")
     for sent in range(0, COUNT, BURST):
         # On a busy machine a renewal may take longer than the remaining data lasts.
         needed = traffic.l3_bytes(version, PAYLOAD_BYTES, 3 + sent + BURST)
@@ -89,15 +89,10 @@ def test_renewal_loses_and_delays_no_packet_at_a_high_rate(lab: Lab, version: in
         traffic.udp_send(net.client, remote, 5000, count=BURST, payload_bytes=PAYLOAD_BYTES, rate_pps=RATE_PPS)
     await_until(lambda: sink.received()[0] >= COUNT and first.received()[0] >= 3, what="every packet")
     assert renewals(trade) >= 2
-    assert passed_to_queue(trade) == held
+    assert trade.kernel_counter("passed_to_queue") == held
     trade.assert_books_agree()
     (row,) = trade.sold()
     assert row["used_to_bytes"] == traffic.l3_bytes(version, PAYLOAD_BYTES, COUNT + 3)
-
-
-def passed_to_queue(trade: Trade) -> int:
-    """Return how many packets the gateway's kernel has handed to the daemon."""
-    return int(trade.gateway.ask("status")["counters"]["kernel"]["passed_to_queue"])
 
 
 def renewals(trade: Trade) -> int:

@@ -14,10 +14,6 @@ SLOWED = {"UNPAID_RATE": "16 kB/s"}
 PING_BYTES = 1228
 
 
-def counter(trade: Trade, name: str) -> int:
-    return int(trade.gateway.json("status")["counters"]["kernel"][name])
-
-
 def answered(trade: Trade, address: str, count: int = 1) -> int:
     """Return how many large pings were answered."""
     return traffic.ping(trade.net.client, address, count=count, payload_bytes=1200, interval_s=0.002, wait_s=5).received
@@ -28,7 +24,9 @@ def test_a_client_without_money_is_slowed_and_charged_nothing_also_when_the_daem
     there = trade.net.remote(4, 1)
     began = time.monotonic()
     assert answered(trade, there)
-    await_until(lambda: answered(trade, there) == 1 and counter(trade, "unpaid_bytes") > 0, what="the credit's end")
+    await_until(
+        lambda: answered(trade, there) == 1 and trade.kernel_counter("unpaid_bytes") > 0, what="the credit's end"
+    )
     assert 0 < answered(trade, there, 300) < 300
     charged = trade.earned()["charged_msat"]
     assert charged <= 4 * 5 + 1  # its credit
@@ -38,7 +36,7 @@ def test_a_client_without_money_is_slowed_and_charged_nothing_also_when_the_daem
     assert answered(trade, there) == 1, "the kernel goes on"
     trade.gateway.start()
     await_until(lambda: answered(trade, there) == 1, what="an answer")
-    passed, most = counter(trade, "unpaid_bytes"), BURST_BYTES + RATE_BYTES_S * (time.monotonic() - began)
+    passed, most = trade.kernel_counter("unpaid_bytes"), BURST_BYTES + RATE_BYTES_S * (time.monotonic() - began)
     assert 100 * PING_BYTES < passed <= most
     assert trade.earned()["charged_msat"] == charged and trade.earned()["paid_msat"] == 0
     trade.assert_books_agree(refused=True)
@@ -53,7 +51,7 @@ def test_a_client_that_declines_the_price_or_runs_no_ngp_passes_slowly(lab: Lab)
     assert answered(trade, strange) == 1, "after the wait for a hello"
     assert answered(trade, strange, 10) == 10
     assert not [row for row in trade.sold() if row["state"] != "rejected"] and trade.gateway.json("accounts") == []
-    assert counter(trade, "unpaid_bytes") == 2 * 22 * PING_BYTES
+    assert trade.kernel_counter("unpaid_bytes") == 2 * 22 * PING_BYTES
     trade.gateway.reload({"MESH_INTERFACES": "mesh0", "IGNORE_INTERFACE": "wan0", "DEFAULT_PRICE": "20 msat"})
     assert traffic.ping(trade.net.client, strange, wait_s=5).received == 0, "switched off"
 
@@ -65,4 +63,4 @@ def test_a_client_that_pays_is_not_slowed(lab: Lab) -> None:
     assert answered(trade, there, 400) == 400  # 960 kB
     trade.assert_books_agree()
     (row,) = [row for row in trade.sold() if row["destination"] == f"{there}/32"]
-    assert used(row) == 400 * 2 * PING_BYTES and counter(trade, "unpaid_bytes") == 0
+    assert used(row) == 400 * 2 * PING_BYTES and trade.kernel_counter("unpaid_bytes") == 0

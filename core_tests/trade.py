@@ -136,6 +136,10 @@ class Trade(Books):
         """Wait until both daemons know each other."""
         await_until(lambda: all(map(_knows_somebody, (self.gateway, self.client))), what="neighbours found")
 
+    def kernel_counter(self, name: str) -> int:
+        """Return one of the counters that the gateway's kernel keeps."""
+        return int(self.gateway.ask("status")["counters"]["kernel"][name])
+
     def prepay(self) -> None:
         """Make the client pay, by traffic to a separate destination, so that later traffic doesn't begin on credit.
 
