@@ -90,6 +90,10 @@ class Counter:
                 size += tally.bytes
         return Tally(packets, size)
 
+    def bytes_of(self, address: str) -> int:
+        """Return the bytes of all packets from or to an address. Raises: CounterError as `read`."""
+        return sum(tally.bytes for flow, tally in self.read().items() if address in (flow.source, flow.destination))
+
     def stop(self) -> None:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):

@@ -23,7 +23,7 @@ def expect(session: Session) -> None:
     counter = session.hosts["internet"].counter("wan0")
     traffic.udp_echo(session.hosts["internet"], REMOTE, 5000)
     assert traffic.udp_send(client, REMOTE, 5000, count=COUNT, payload_bytes=472, await_echoes=True) == COUNT
-    carried = counter.total(destination=REMOTE).bytes + counter.total(source=REMOTE).bytes
+    carried = counter.bytes_of(REMOTE)
     assert carried == 2 * COUNT * traffic.l3_bytes(4, 472)
     for deal in deals.values():
         deal.await_settled()

@@ -33,5 +33,5 @@ def expect(session: Session) -> None:
     sold = {row["destination"].partition("/")[0]: row for row in deal.sold()}
     assert {remote: row["state"] for remote, row in sold.items()} == dict.fromkeys(REMOTES.values(), "active")
     for version, remote in REMOTES.items():
-        carried = counter.total(destination=remote).bytes + counter.total(source=remote).bytes
+        carried = counter.bytes_of(remote)
         assert used(sold[remote]) == carried == (1 + FLAPS) * 2 * COUNT * traffic.l3_bytes(version, 472)

@@ -22,7 +22,7 @@ def expect(session: Session) -> None:
         for version, remote in REMOTES.items():
             home = hosts[f"{name}-home"]
             assert traffic.udp_send(home, remote, 5000, count=count, payload_bytes=500, await_echoes=True) == count
-            carried = counter.total(destination=remote).bytes + counter.total(source=remote).bytes
+            carried = counter.bytes_of(remote)
             assert carried == 2 * traffic.l3_bytes(version, 500, count)
     for name, deal in deals.items():
         deal.assert_books_agree()

@@ -28,6 +28,6 @@ def expect(session: Session) -> None:
     deal.assert_books_agree()
     for row in deal.sold():
         remote = row["destination"].partition("/")[0]
-        carried = counter.total(destination=remote).bytes + counter.total(source=remote).bytes
+        carried = counter.bytes_of(remote)
         assert used(row) == carried
     assert {row["destination"] for row in deal.sold()} == {f"{PINGED}/128", f"{STREAMED}/128"}

@@ -25,7 +25,7 @@ def expect(session: Session) -> None:
     def carried(gateway: str) -> int:
         """Return the bytes that went through a gateway, which hides the client behind its own address."""
         outside = session.hosts[gateway].address("wan0", 4)
-        return counter.total(source=outside).bytes + counter.total(destination=outside).bytes
+        return counter.bytes_of(outside)
 
     flow = traffic.start(client, "udp-send", REMOTE, 5000, 600 * RATE_PPS, 472, RATE_PPS, 0)
     for number, (gateway, price) in enumerate(WAR):

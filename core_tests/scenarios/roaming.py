@@ -33,6 +33,6 @@ def expect(session: Session) -> None:
         deal.assert_books_agree()
         (row,) = deal.sold()
         outside = session.hosts[gateway].address("wan0", 4)  # each gateway hides the rover behind its own address
-        carried = counter.total(source=outside).bytes + counter.total(destination=outside).bytes
+        carried = counter.bytes_of(outside)
         assert used(row) == carried == WAY.count(gateway) * 2 * COUNT * traffic.l3_bytes(4, 472)
     session.assert_conserved()
