@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from ipaddress import ip_address, ip_network
+from unittest import mock
 
 import pytest
 from kernel_lab import Lab, gateway, sh
@@ -179,41 +180,39 @@ class Killed(BaseException):
     """Stands for kill -9: no code handles it."""
 
 
-def test_a_kill_between_two_changes_leaves_every_other_way_alone_and_a_stop_removes_the_rest(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, order = operators(), Asker.order
-    steps: list[int] = []
-    left = 0
+@contextmanager
+def killed_after(changes: int) -> Iterator[None]:
+    """End what runs inside when it asks the kernel for one change more than so many."""
+    order, left = Asker.order, iter(range(changes))
 
     def ordered(kernel: Asker, kind: int, body: bytes, flags: int = 0) -> None:
-        nonlocal left
-        if not left:
+        if next(left, None) is None:
             raise Killed
-        left -= 1
         order(kernel, kind, body, flags)
 
+    with suppress(Killed), mock.patch.object(Asker, "order", ordered):
+        yield
+
+
+def test_a_kill_between_two_changes_leaves_every_other_way_alone_and_a_stop_removes_the_rest(host: Host) -> None:
+    before = operators()
+    steps: list[int] = []
     moves: list[tuple[dict[object, Router], int, int]] = [
         ({EVERYTHING: EAST, EVERYTHING_6: EAST_6, PART: WEST}, TABLE, PRIORITY),
         ({EVERYTHING: WEST, PART: EAST}, TABLE, PRIORITY),
         ({EVERYTHING: WEST}, 300, 1000),
         ({}, 300, 1000),
     ]
-    for last in range(len(moves)):
+    for last, move in enumerate(moves):
         for step in range(100):
             forks = Forks(host)
             forks.find(MESH, (4, 6))
-            left = 1000
-            monkeypatch.setattr(Asker, "order", ordered)
-            for move in moves[:last]:
+            for former in moves[:last]:
+                forks.set_routes(*former)
+            done = False
+            with killed_after(step):
                 forks.set_routes(*move)
-            left = step
-            try:
-                forks.set_routes(*moves[last])
                 done = True
-            except Killed:
-                done = False
-            monkeypatch.setattr(Asker, "order", order)
             assert "dev w0" in sh("ip route get 203.0.113.1") and "dev w0" in sh("ip route get 10.0.0.7")
             assert "dev w" in sh("ip route get 192.0.2.1") and "dev w" in sh("ip route get 198.51.100.7")
             Forks(host).clean_up()
