@@ -201,9 +201,6 @@ class Gatekeeper:
     def _message(self, event: MessageReceived) -> None:
         world = self.world
         if isinstance(event.message, Hello):
-            known = world.peers.neighbours.get((event.identity, event.link))
-            if known is not None:
-                known.quality.heard(world.now.monotonic_s)
             meeting.hello_heard(world, event, event.message)
             return
         neighbour = world.peers.neighbours.get((event.identity, event.link))

@@ -39,6 +39,7 @@ def hello_heard(world: World, event: MessageReceived, hello: Hello) -> None:
     if returned:
         neighbour.met_mono_s = world.now.monotonic_s
     neighbour.heard_mono_s, neighbour.last_seen_s = world.now.monotonic_s, world.now.utc_s
+    neighbour.quality.heard(world.now.monotonic_s)
     if changed or returned:
         # If only the addresses changed, nothing is written: the record doesn't have them.
         if neighbour.kept and (returned or was != (hello.sells, hello.buys)):

@@ -156,9 +156,7 @@ def refused(world: World, neighbour: Neighbour, reject: Reject) -> None:
 def look(world: World) -> None:
     """Look after the forks in use: ask their neighbours, judge the present ones, choose."""
     forks, now = world.buying.forks, world.now.monotonic_s
-    forks.in_use = {
-        prefix: state for prefix, state in forks.in_use.items() if now - state.used_mono_s <= IN_USE_S
-    }  # fmt: skip
+    forks.in_use = {prefix: state for prefix, state in forks.in_use.items() if now - state.used_mono_s <= IN_USE_S}
     if not forks.in_use:
         return
     present = [neighbour for state in forks.in_use.values() if (neighbour := _at(world, state.router)) is not None]
