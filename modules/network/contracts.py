@@ -95,6 +95,7 @@ class ContractTable:
         self._of_neighbour: dict[int, set[int]] = {}  # slots by the number in their label
         self._bought: dict[bytes, set[int]] = {}  # slots of purchases of single addresses
         self._begun: dict[int, bool] = {}  # by slot of a new purchase: whether it began with early bytes
+        self._over_unwatched: set[int] = set()  # slots of purchases that were used up or over while no daemon ran
         self._early = EarlyBytes(tables[layout.EARLY])
 
     def __len__(self) -> int:
@@ -119,6 +120,8 @@ class ContractTable:
             self._slots[label.contract] = slot
             self._accounts.take(tag >> 32)
             self._count(slot, label, 1)
+            if self._is_over(slot, at_ns):
+                self._over_unwatched.add(slot)
             if entered.get(slot) != label.generation:
                 missing.append((slot, label))
             found.append(AdoptedContract(self._read_grant(slot, label, at_ns), self._reading(slot, label)))
@@ -143,6 +146,7 @@ class ContractTable:
                 self._write_label(slot, grant)
                 taken.append(slot)
             self._write_line(slot, grant, payer, now_ns)
+            self._over_unwatched.discard(slot)
         labels = self._labelled(taken)
         for slot, label in labels:
             self._count(slot, label, 1)
@@ -159,11 +163,14 @@ class ContractTable:
 
     def revoke(self, contracts: Iterable[bytes]) -> None:
         """Take contracts out of the kernel; unknown ones are ignored."""
+        now_ns = time.monotonic_ns()
         for contract in contracts:
             slot = self._slots.pop(contract, None)
             if slot is None:
                 continue
             label = self._label(slot)
+            if layout.ROLE_OF[label.role] is Role.CLIENT and self._is_over(slot, now_ns):
+                self._forget_early(slot, label)
             place = self._place(label)
             if place:
                 self._delete_entry(slot, place)
@@ -341,6 +348,25 @@ class ContractTable:
                 self._words[line + word] = max(0, self._words[line + word] - early_bytes)
         return early_bytes > 0
 
+    def _forget_early(self, slot: int, label: Label) -> None:
+        """Forget what a purchase that ends didn't cover: its server refused that, so the next one mustn't count it.
+
+        But if no daemon of ours ran when the purchase was used up, the server has ended it meanwhile, and holds packets
+        that it will charge to the next one.
+        """
+        if slot not in self._over_unwatched:
+            self._early.take(self._first_of(label.number), label.destination.prefix)
+        self._over_unwatched.discard(slot)
+
+    def _is_over(self, slot: int, now_ns: int) -> bool:
+        """Say whether a contract's lifetime is over, or a packet met its limit."""
+        return now_ns >= self._words[slot * LINE_WORDS + EXPIRES_NS] or self._is_exhausted(slot)
+
+    def _is_exhausted(self, slot: int) -> bool:
+        line = slot * LINE_WORDS
+        mark = self._words[line + MARK]  # 0 in nearly all lines: no packet ever met a limit there
+        return mark != 0 and mark == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
+
     def _label(self, slot: int) -> Label:
         return Label._make(LABEL.unpack_from(self._labels, slot * LINE_BYTES))
 
@@ -423,9 +449,8 @@ class ContractTable:
         # The kernel adds to `used` first. So if `used_to` is read first, the difference can't be negative.
         used_to = self._words[line + USED_TO]
         used = self._words[line + USED]
-        mark = self._words[line + MARK]  # 0 in nearly all lines: no packet ever met a limit there
-        exhausted = mark != 0 and mark == layout.mark_of(self._words[line + LIMIT], self._words[line + TAG])
-        return Reading(label.contract, used_to - label.base_to, used - used_to - label.base_from, exhausted)
+        used_from = used - used_to - label.base_from
+        return Reading(label.contract, used_to - label.base_to, used_from, self._is_exhausted(slot))
 
     def _read_grant(self, slot: int, label: Label, at_ns: int) -> Grant:
         limit, expires_ns, low_water, tag, price = ORDERS.unpack_from(self._words, slot * LINE_BYTES)
@@ -448,12 +473,14 @@ class ContractTable:
 
         The slot of a new purchase that began with early bytes is yielded too, though the kernel has counted nothing
         there yet. The kernel may have counted a last packet as early after `grant` took the early bytes and before the
-        contract was in force. So the early bytes of new purchases are taken once more here.
+        contract was in force. So the early bytes of new purchases are taken once more here; but if a purchase is used
+        up already, they are what it refused.
         """
         begun, self._begun = self._begun, {}
         with self._early.read_once():
-            found = [slot for slot, with_early in begun.items() if self._add_early(slot) or with_early]
-        yield from found
+            for slot in begun:
+                begun[slot] |= not self._is_exhausted(slot) and self._add_early(slot)
+        yield from (slot for slot, with_early in begun.items() if with_early)
         for slot in self._lines.changed(self._fresh):
             if self._words[slot * LINE_WORDS + TAG] & VALID:
                 yield slot

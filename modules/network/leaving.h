@@ -75,8 +75,9 @@ APART int ask_to_buy(const struct config *config, const struct packet *p)
 	return note_early(config, p, neighbour);
 }
 
-/* Count a packet that is a purchase of ours: at its contract, or as early bytes if there is no contract yet. Not
- * static: see `serves`. */
+/* Count a packet that is a purchase of ours: at its contract, or as early bytes if no contract covers it. That of a
+ * contract that is used up or over counts as early too: if our daemon is away, the server ends such a contract, holds
+ * the next packets, and charges them to the contract that our daemon buys when it is back. Not static: see `serves`. */
 __noinline int buy(const struct packet *p)
 {
 	const struct config *config = settings();
@@ -87,11 +88,9 @@ __noinline int buy(const struct packet *p)
 		return PASS;
 	entry = find_entry(config, p, CLIENT, p->destination);
 	contract = contract_of(entry);
-	if (contract)
-		charge(contract, entry->slot, p, TO, CLIENT);
-	if (contract || (entry && entry->slot == OWN))
+	if ((contract && charge(contract, entry->slot, p, TO, CLIENT)) || (entry && entry->slot == OWN))
 		return PASS;
-	if ((config->flags & SELLS) && !p->error && contract_of(find_entry(config, p, SERVER, p->source)))
+	if (!contract && (config->flags & SELLS) && !p->error && contract_of(find_entry(config, p, SERVER, p->source)))
 		return ask_to_buy(config, p);
 	return note_early(config, p, find_neighbour(p));
 }

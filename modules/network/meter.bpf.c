@@ -376,10 +376,9 @@ INLINE int count_own(struct __sk_buff *skb, const struct config *config, const s
 
 	if ((entry && entry->slot == OWN) || is_between_routers(p) || is_free(skb, config, p, BY_DESTINATION))
 		return PASS;
-	if (!contract)
-		return note_early(config, p, find_neighbour(p));
-	charge(contract, entry->slot, p, TO, CLIENT);
-	return PASS;
+	if (contract && charge(contract, entry->slot, p, TO, CLIENT))
+		return PASS;
+	return note_early(config, p, find_neighbour(p)); /* see `buy` */
 }
 
 /* Let a packet leave that this host itself sends, or that is an answer of a port that it forwards. The receiver pays

@@ -29,9 +29,23 @@ EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
 class Pair:
     """The lab's gateway sells to its client, and both meter."""
 
-    def __init__(self, world: World, buyer: Datapath) -> None:
-        self.world, self.buyer = world, buyer
+    def __init__(self, world: World, buyers_state: Path) -> None:
+        self.world, self._state = world, buyers_state
+        self.buyer = Datapath(buyers_state)
         self.sold = self.bought = b""
+
+    def start_buyer(self) -> None:
+        """Begin the buyer's meter, or take over what another daemon of the buyer's left running."""
+        gateway = bytes.fromhex(sh("ip -br link show m0").split()[2].replace(":", ""))
+        own = tuple(ip_address(GATEWAY_TO_CLIENT[family]) for family in (4, 6))
+        self.buyer = Datapath(self._state)
+        with inside(self.world.lab.client):
+            self.buyer.set_up(desired(mesh_interfaces=("c0",), upstream_interfaces=(), sells=False, buys=True))
+            self.buyer.set_neighbours([KernelNeighbour(SELLER, "c0", gateway, own, False, True)])
+
+    def clean_up(self) -> None:
+        with inside(self.world.lab.client):
+            self.buyer.clean_up(leave_closed=False)
 
     def agree(self, destination: str, limit_bytes: int = GENEROUS) -> None:
         """Grant the contract in two daemons' order: the client's meter has it before the client's accept leaves."""
@@ -56,19 +70,10 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     with metered(tmp_path) as world, contextlib.ExitStack() as undo:
-        gateway = bytes.fromhex(sh("ip -br link show m0").split()[2].replace(":", ""))
-        buyer = Datapath(tmp_path / "buyer")
-        undo.callback(_clean_up, buyer, world.lab.client)
-        with inside(world.lab.client):
-            buyer.set_up(desired(mesh_interfaces=("c0",), upstream_interfaces=(), sells=False, buys=True))
-            own = tuple(ip_address(GATEWAY_TO_CLIENT[family]) for family in (4, 6))
-            buyer.set_neighbours([KernelNeighbour(SELLER, "c0", gateway, own, False, True)])
-        yield Pair(world, buyer)
-
-
-def _clean_up(buyer: Datapath, namespace: str) -> None:
-    with inside(namespace):
-        buyer.clean_up(leave_closed=False)
+        found = Pair(world, tmp_path / "buyer")
+        undo.callback(found.clean_up)
+        found.start_buyer()
+        yield found
 
 
 async def _negotiate(pair: Pair, destination: str, held_least: int, send: object, *arguments: object) -> None:
@@ -149,6 +154,26 @@ def test_both_meters_stop_at_the_limit_and_the_client_lets_pass(pair: Pair) -> N
     assert pair.used() == ((900, 0), (900, 0))
     (bought,) = pair.buyer.read([pair.bought])
     assert bought.exhausted
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("watched", [False, True])
+def test_what_met_the_limit_is_on_the_next_contract_only_if_no_daemon_watched(
+    pair: Pair, family: int, watched: bool
+) -> None:
+    """A server whose client is away ends a used-up contract; it holds, and then charges, what comes after that. If the
+    client is there, the server refused what came before both ended the contract."""
+    destination = f"{INTERNET[family]}/{BITS[family]}"
+    pair.agree(destination, limit_bytes=1000)
+    pair.world.send_udp(INTERNET[family], 272, 5)
+    wait_until(lambda: pair.world.refused() == 2, "the server refused what was beyond the limit")
+    pair.buyer.read(None)
+    if not watched:
+        pair.buyer.close()
+        pair.start_buyer()
+    pair.buyer.revoke([pair.bought])
+    pair.agree(destination)
+    assert _bought(pair).used_to_bytes == (0 if watched else 2 * (272 + {4: 28, 6: 48}[family]))
 
 
 def test_what_was_sent_long_ago_or_to_another_is_not_counted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
