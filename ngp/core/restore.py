@@ -84,6 +84,8 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
             contract = _contract(world, contract_record, found)
             if found is not None and _is_as_found(world, contract, found, adopted.at_mono_s):
                 found_as_is.add(contract.id)
+            elif isinstance(contract, Purchase):  # sales follow when their clients' accounts have limits
+                world.grant(contract)
             if contract_record.state == State.HALTING:
                 halting.append(contract)
     _payments(world, snapshot)
@@ -187,7 +189,6 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
         world.unflushed.add(purchase.id)
     if not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, purchase.id, min(purchase.expires_mono_s, world.now.monotonic_s + 1.0))
-    world.grant(purchase)
     if purchase.identity in world.peers.blocked:  # the last process died before the kernel's last reading closed it
         bills.disown(world, purchase)
     return purchase

@@ -64,23 +64,25 @@ def test_a_restarted_client_reserves_nothing() -> None:
 
 
 @pytest.mark.parametrize("reading_takes_s", [0.0, 5.0])  # there may be a million contracts
-def test_a_restart_writes_only_what_the_kernel_does_not_have(reading_takes_s: float) -> None:
+@pytest.mark.parametrize("who", ["gateway", "client"])
+def test_a_restart_writes_only_what_the_kernel_does_not_have(who: str, reading_takes_s: float) -> None:
     sim = Sim()
+    node = getattr(sim, who)
     for number in range(1, 6):
         sim.up(f"198.51.100.{number}")
         sim.run(1)
     sim.run(70)  # all totals are in the ledger
-    slots = list(sim.gateway.kernel.slots.values())
+    slots = list(node.kernel.slots.values())
     slots[0].grant = slots[0].grant._replace(blocked=True)  # as a halt leaves it before its books are closed
     slots[1].used_to += 500
     slots[2].expires_at += 5  # one of very many that were granted in a row
     slots[3].expires_at += 60
-    del sim.gateway.log[:]
-    before = dict(sim.gateway.ledger.contracts)
-    sim.crash(sim.gateway, reading_takes_s=reading_takes_s)
-    granted = [effect.grant.contract for effect in sim.gateway.log if isinstance(effect, fx.GrantContract)]
+    del node.log[:]
+    before = dict(node.ledger.contracts)
+    sim.crash(node, reading_takes_s=reading_takes_s)
+    granted = [effect.grant.contract for effect in node.log if isinstance(effect, fx.GrantContract)]
     assert granted == [slots[number].grant.contract for number in (0, 3)]
-    written = [key for key, record in sim.gateway.ledger.contracts.items() if record is not before[key]]
+    written = [key for key, record in node.ledger.contracts.items() if record is not before[key]]
     assert written == [slots[1].grant.contract]
     passed = sim.passed
     for number in range(1, 6):
