@@ -163,7 +163,10 @@ def _new(call: _Call) -> int:
         home.take_back(tunnel)  # nobody has seen an invoice for its key
         raise
     _pay(call, home, tunnel, landlord, quote)
-    return _up_tunnel(call, home, tunnel) if call.up else 0
+    if not call.up:
+        return 0
+    with tenant_service.closed_on_error(call.place):
+        return _up_tunnel(call, home, tunnel)
 
 
 def _add(call: _Call) -> int:

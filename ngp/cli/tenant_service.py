@@ -270,7 +270,7 @@ def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
 
 @contextlib.contextmanager
 def closed_on_error(place: Place) -> Iterator[None]:
-    """If a tunnel can't be brought up, open nothing that TENANT_ALL_TRAFFIC had closed, and say so."""
+    """If a tunnel can't be brought up, open nothing that TENANT_ALL_TRAFFIC has closed, and say so."""
     try:
         yield
     except UsageError:
@@ -279,10 +279,10 @@ def closed_on_error(place: Place) -> Iterator[None]:
         is_closed = False
         with contextlib.suppress(NgpError):  # the first error is the one to report
             is_closed = routing.close(place.state_dir / TENANT_FOLDER)
-        stays = "nothing leaves beside the tunnel"
-        if not is_closed or stays in str(error):
+        if not is_closed:
             raise
-        raise type(error)(f"{error}; {stays} until then, or until `sudo ngp rent down RENTAL`") from error
+        stays = "nothing leaves beside the tunnel until then, or until `sudo ngp rent down RENTAL`"
+        raise type(error)(f"{error}; {stays}") from error
 
 
 def unasked_name_servers(place: Place) -> list[str]:

@@ -58,11 +58,7 @@ def bring_up(home: Home, tunnel: Tunnel, all_traffic: bool, beside: Sequence[Way
         if carrier == table:
             _remember(home, tunnel)
         _bring(home, table, carrier, policy.rules_of_sources(sources, table), beside)
-        try:
-            interface.bring_up(path, uses_dns=carrier == table)
-        except KernelError as error:
-            stays = f"; nothing leaves beside the tunnel: `ngp rent down {tunnel.shown_name}` undoes that"
-            raise KernelError(f"{error}{stays if carrier == table else ''}") from error
+        interface.bring_up(path, uses_dns=carrier == table)
         for version in sorted({one.version for one in sources}):
             _ip(version, f"route replace default dev {tunnel.interface} table {table}")
     return next((one for one in home.tunnels() if policy.table_of(one.root_key) == carrier), None)
@@ -216,18 +212,16 @@ def _way(address: str, end: _End) -> Way:
 
 def _addresses_of(end: _End, asks_names: bool) -> list[str]:
     """Look a landlord's name up. Args: asks_names: name servers are asked beside the tunnel."""
-    stays = "nothing leaves beside the tunnel until then, or until `sudo ngp rent down RENTAL`"
     if not asks_names:  # a name server may answer now, but not when the tunnel must come up again
         raise ConfigError(
             f"nobody can be asked for the landlord's name {end.host} while everything uses the tunnel: trust the "
-            f"landlord by its address, or write your name server into TENANT_BESIDE (for example 192.168.7.1 udp 53); "
-            f"{stays}"
+            f"landlord by its address, or write your name server into TENANT_BESIDE (for example 192.168.7.1 udp 53)"
         )
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(end.host, end.port, type=socket.SOCK_STREAM)}
     except OSError as error:
         why = error.strerror
-        raise MomentError(f"the landlord's name {end.host} can't be resolved ({why}): try again; {stays}") from error
+        raise MomentError(f"the landlord's name {end.host} can't be resolved ({why}): try again") from error
     return sorted(found)
 
 
