@@ -17,7 +17,7 @@ from typing import IO, Any
 import yaml
 
 from core_tests import forked
-from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until, run
+from core_tests.shell import PATIENCE_S, ROOT, LabError, await_until, run, suspend
 from ngp import cli
 from ngp.cli import client as control
 from ngp.errors import NgpError, RunningError
@@ -188,7 +188,7 @@ class Daemon:
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 watched.append(os.pidfd_open(pid))
-        self._signal(signal.SIGKILL)
+        self._each(lambda pid: os.kill(pid, signal.SIGKILL))
         # Wait for the last thread: before its end the process may look dead while its socket is still open.
         for descriptor in watched:
             ended = select.select([descriptor], [], [], PATIENCE_S)[0]
@@ -198,16 +198,16 @@ class Daemon:
 
     def suspend(self) -> None:
         """Suspend its process, like a machine that has no processor time for it."""
-        self._signal(signal.SIGSTOP)
+        self._each(suspend)
 
     def resume(self) -> None:
         """Resume the suspended process."""
-        self._signal(signal.SIGCONT)
+        self._each(lambda pid: os.kill(pid, signal.SIGCONT))
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _each(self, deed: Callable[[int], None]) -> None:
         for pid in self.pids():
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
+                deed(pid)
 
     def pids(self) -> list[int]:
         """List this daemon's processes: those of its host that were started with its state directory."""

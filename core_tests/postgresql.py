@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psycopg
 
-from core_tests.shell import await_until
+from core_tests.shell import await_until, suspend
 
 _URL = "NGPT_POSTGRESQL"
 _START_S = 60.0
@@ -86,7 +86,7 @@ class Server:
 
     def kill(self) -> None:
         """Kill every process of the server, as a crash of its machine would; return when all are gone."""
-        self._postmaster.send_signal(signal.SIGSTOP)  # it makes no more of them
+        suspend(self._postmaster.pid)  # it makes no more of them
         pids = self.processes()
         for pid in pids:
             with suppress(ProcessLookupError):

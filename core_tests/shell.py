@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,3 +83,30 @@ def await_until(condition: Callable[[], Answer], timeout_s: float = PATIENCE_S, 
             raise LabError(f"not within {timeout_s} s: {what or condition}; last answer: {answer!r}")
         # A question that takes long, such as starting a program, slows the thing asked about: ask less often.
         time.sleep(min(max(POLL_S, ASKING_SHARE * (time.monotonic() - asked_at)), MOST_POLL_S))
+
+
+def suspend(pid: int) -> None:
+    """Stop a process, and return when none of its threads runs any more.
+
+    The signal alone stops a thread that runs on another processor only a moment later; meanwhile it could still answer.
+    Raises: ProcessLookupError if there is no such process.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    await_until(lambda: set(_thread_states(pid)) <= set("TtZX"), what=f"process {pid} stopped")
+
+
+@contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    """Keep a process stopped in a `with`."""
+    suspend(pid)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _thread_states(pid: int) -> Iterator[str]:
+    """Yield the state of each thread of a process, as proc_pid_stat(5) names it."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            yield stat.read_text().rpartition(")")[2].split()[0]

@@ -6,10 +6,12 @@ client has a node and a private channel of its own. They take turns, so that oth
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from signal import SIGCONT, SIGSTOP, Signals
+from functools import partial
+from signal import SIGCONT
 
 from core_tests.bench import report
 from core_tests.bench.market import Market, cpu_s, open_market, pss_bytes, rss_bytes
@@ -20,6 +22,7 @@ from core_tests.bench.topups import TopUps, ms
 from core_tests.lab import Lab
 from core_tests.lightning.build import prepare
 from core_tests.lightning.nodes import Lnd
+from core_tests.shell import suspend
 from core_tests.topologies import ThreeHosts
 from core_tests.trade import Conf
 
@@ -168,18 +171,11 @@ def _contracts(sandbox: Side, over_lnd: Side, quick: bool) -> None:
 
 def _hanging(over_lnd: Side, lnd: Lnd, quick: bool) -> None:
     """Open contracts while the gateway's payment node doesn't answer: the prepaid money is enough."""
+    assert lnd.process is not None
+    pid = lnd.process.pid
+    go_on, hang = partial(os.kill, pid, SIGCONT), partial(suspend, pid)
     try:
-        pairs = report.take_pairs(
-            2 if quick else 4,
-            lambda: _signal(lnd, SIGCONT),
-            lambda: _signal(lnd, SIGSTOP),
-            lambda: over_lnd.open(HANGING_COUNT),
-        )
+        pairs = report.take_pairs(2 if quick else 4, go_on, hang, lambda: over_lnd.open(HANGING_COUNT))
     finally:
-        _signal(lnd, SIGCONT)
+        go_on()
     report.line("opened while the gateway's LND hangs, ratio to LND as usual", report.ratio(pairs, "a second", 1))
-
-
-def _signal(node: Lnd, signal: Signals) -> None:
-    assert node.process is not None
-    node.process.send_signal(signal)

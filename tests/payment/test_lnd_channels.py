@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from lnd_nodes import modules, nodes_of, options
 from core_tests.lightning.network import LightningNetwork, Place
 from core_tests.lightning.nodes import NETWORK, Lnd
 from core_tests.ports import free_ports
-from core_tests.shell import await_until
+from core_tests.shell import await_until, suspended
 from ngp.core.channels import Channel, ChannelState
 from ngp.core.payment_node import PaymentStatus
 from ngp.errors import PaymentError, UsageError
@@ -204,9 +203,8 @@ def copy_standing(node: Lnd, source: Path, target: Path) -> None:
     """Copy a stopped node's database: the state after a crash at this instant."""
     node.await_settled()
     assert node.process is not None
-    node.process.send_signal(signal.SIGSTOP)
-    shutil.copy(source, target)
-    node.process.send_signal(signal.SIGCONT)
+    with suspended(node.process.pid):
+        shutil.copy(source, target)
 
 
 async def pending_of(folder: Path, node: Lnd) -> list[Channel]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from ledger_records import NOW, account, contract, journal, payment
 
 import ngp
 from core_tests.postgresql import Server, url
+from core_tests.shell import suspended
 from ngp import store as stores
 from ngp.core.records import ForgetNeighbours, PaymentState
 from ngp.core.rental.records import RentalRecord
@@ -238,15 +238,11 @@ def test_a_server_that_hangs_stops_no_daemon(
 ) -> None:
     with closing(places[0].open()) as ledger:
         ledger._connection.most_s = 0.5
-        backend = ledger._connection.info.backend_pid
-        os.kill(backend, signal.SIGSTOP)
-        try:
+        with suspended(ledger._connection.info.backend_pid):
             began = time.monotonic()
             with pytest.raises(LedgerMomentError, match="doesn't answer"):
                 ledger.commit(PAID)
             assert time.monotonic() - began < 30
-        finally:
-            os.kill(backend, signal.SIGCONT)
         ledger.commit(PAID)
     assert places[0].audit(60.0) == ([], "")
 
