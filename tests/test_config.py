@@ -462,6 +462,17 @@ def test_a_bad_line_is_refused_with_file_line_key_value_and_remedy(line: str, na
     assert right in problem
 
 
+@pytest.mark.parametrize("lines", [[], ["SELL: yes"], ["SELL: no", "BUY: no", "LANDLORD: yes"]])
+def test_a_default_route_is_bought_only_by_a_router_that_buys_and_sells_nothing(lines: list[str]) -> None:
+    refused = [text for text in problems("BUY_DEFAULT_ROUTE: yes", *lines) if "BUY_DEFAULT_ROUTE: 'yes'" in text]
+    assert len(refused) == 1 and "write SELL: no and BUY: yes" in refused[0]
+
+
+def test_a_router_that_sells_nothing_may_buy_its_default_route() -> None:
+    assert settings("BUY_DEFAULT_ROUTE: yes", "SELL: no").buys_default_route
+    assert not settings("SELL: no").buys_default_route
+
+
 def test_neither_selling_nor_buying_is_refused() -> None:
     (problem,) = problems("SELL: no", "BUY: no")
     assert problem.startswith(f"{FILE}:3: BUY: 'no' leaves nothing to do")

@@ -60,6 +60,7 @@ def check(desired: DesiredNetwork) -> list[Check]:
             lambda: _onward(desired, host),
             lambda: _uplink(desired, host),
             lambda: _way_out(desired, host),
+            lambda: _default_route(desired, host),
             lambda: services.check(desired, host),
             lambda: _firewall(desired, host),
             lambda: onward.next_hops(desired, host),
@@ -83,6 +84,7 @@ def look(desired: DesiredNetwork, most_s: float) -> list[Check]:
         lambda: _onward(desired, host),
         lambda: _uplink(desired, host),
         lambda: services.check(desired, host),
+        lambda: _default_route(desired, host),
         lambda: _way_out(desired, host),
         lambda: _firewall(desired, host),
     ]
@@ -467,3 +469,14 @@ def _way_into_mesh(desired: DesiredNetwork, host: Host) -> Check:
         found.append(f"NAT translates neighbours' traffic on {names}: answers are held there unless we buy them")
         remedy = f"put {names} into IGNORE_INTERFACE, unless a neighbour there sells the way out"
     return Check("way out", through_mesh, "; ".join(found), remedy)
+
+
+def _default_route(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
+    """Warn a router that wants to buy its default route as a whole if it has none into the mesh."""
+    if not desired.buys_default_route or not desired.mesh_interfaces:
+        return
+    mesh = set(desired.mesh_interfaces)
+    if not any(mesh & set(host.default_route_interfaces((version,), whole=True)) for version in desired.families):
+        found = "BUY_DEFAULT_ROUTE is yes, but none leads into the mesh: each destination is bought by itself"
+        add = f"ip route add default via ADDRESS dev {desired.mesh_interfaces[0]} (the gateway's mesh address)"
+        yield Check("default route", True, found, f"{add}; two halves of one (0.0.0.0/1) don't count")

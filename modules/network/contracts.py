@@ -331,7 +331,8 @@ class ContractTable:
         words[line + LIMIT] = min(max(0, base + grant.limit_bytes), _BYTES_MAX)
         words[line + PRICE] = price
         wide = not label.is_host and grant.neighbour != TENANTS
-        before, now = words[line + TAG], layout.make_tag(label.generation, payer, grant.blocked, wide)
+        tag = layout.make_tag(label.generation, payer, grant.blocked, wide, grant.destination.is_default)
+        before, now = words[line + TAG], tag
         self._accounts.take(payer)
         words[line + TAG] = now
         if before & VALID:

@@ -76,6 +76,14 @@ INLINE struct contract *contract_of(struct entry *entry)
 	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
 }
 
+/* Is this the contract for a default route? It covers what goes upstream or to a LAN of ours, and what comes from
+ * there. It doesn't cover what goes on to the mesh, or comes from there: that may cost us more, as we may have to buy it.
+ * Such packets need a contract of their own, whose prefix is longer. */
+INLINE int is_for_default(const struct contract *contract)
+{
+	return contract && (ONCE(contract->tag) & DEFAULT_ROUTE);
+}
+
 /* Count early bytes. The seller holds the first few packets that we send before a contract covers them, and charges
  * them when a contract lets them go. So count as many packets in each window as the seller holds. A buyer that has
  * paid gets more packets held; if we have paid, count that many, although the seller may not have seen the payment

@@ -13,7 +13,8 @@ on that class (meter.bpf.c has the rules). An interface that isn't listed is ups
 interfaces than others, they are listed, and come first: most packets go there, and each comparison of an interface's
 name costs as much as a look-up in a table. If the program says that the packet is paid, its rule doesn't match, and the
 packet leaves the gate. In NGP_UNPAID the program `unknown` says whether the daemon should see the packet. If so, the
-packet is queued without bypass, which means that it is dropped if nobody listens. All others are dropped.
+packet is queued without bypass, which means that it is dropped if nobody listens. All others are dropped. Packets to
+the mesh have a chain of their own for that, since no contract for a default route covers them.
 
     FORWARD      -i mesh ->     NGP_GATE
     NGP_GATE     -o upstream                 goto NGP_TO_UP
@@ -21,9 +22,11 @@ packet is queued without bypass, which means that it is dropped if nobody listen
                  -o lan                      goto NGP_TO_LAN
                                 unpaid_up    goto NGP_UNPAID
     NGP_TO_UP                   unpaid_up    goto NGP_UNPAID
-    NGP_TO_MESH                 unpaid_mesh  goto NGP_UNPAID
+    NGP_TO_MESH                 unpaid_mesh  goto NGP_UNPAID_MESH
     NGP_TO_LAN                  unpaid_lan   goto NGP_UNPAID
     NGP_UNPAID                  unknown      NFQUEUE
+                                             DROP
+    NGP_UNPAID_MESH             unknown_mesh NFQUEUE
                                              DROP
 
 With UNPAID_RATE, packets to upstream and LANs that nobody pays for, and that aren't queued, may pass slowly:
@@ -87,8 +90,8 @@ from ngp.modules.network.xtables import (
 from ngp.ports.network import DesiredNetwork
 
 FROM_TENANT, TO_TENANT = "NGP_FROM_TENANT", "NGP_TO_TENANT"
-GATE, UNPAID, OWN, FORGED = "NGP_GATE", "NGP_UNPAID", "NGP_OWN", "NGP_FORGED"
-SLOW = "NGP_SLOW"
+GATE, OWN, FORGED = "NGP_GATE", "NGP_OWN", "NGP_FORGED"
+UNPAID, UNPAID_MESH, SLOW = "NGP_UNPAID", "NGP_UNPAID_MESH", "NGP_SLOW"
 TO_UP, TO_MESH, TO_LAN = "NGP_TO_UP", "NGP_TO_MESH", "NGP_TO_LAN"
 CLOSED, CLOSED_OUT = "NGP_CLOSED", "NGP_CLOSED_OUT"
 _TO_CLOSED: Jumps = {FORWARD: (Rule(CLOSED),)}
@@ -105,7 +108,8 @@ class GatePaths:
     Attributes:
         unpaid_up, unpaid_mesh, unpaid_lan: find who pays for a packet to an upstream, mesh or LAN interface, and charge
             it if its sender pays. They match if nobody pays.
-        unknown: matches if the daemon should be asked about the packet.
+        unknown, unknown_mesh: match if the daemon should be asked about the packet; the second is for packets to mesh
+            interfaces.
         over_rate: matches if the packet is for a payment service of this host, and its neighbour's lane has no room.
         forged: matches if the packet came from elsewhere, under an address of this host.
         slowed: matches if a packet that nobody pays for passes by UNPAID_RATE.
@@ -117,6 +121,7 @@ class GatePaths:
     unpaid_mesh: Path
     unpaid_lan: Path
     unknown: Path
+    unknown_mesh: Path
     over_rate: Path
     forged: Path
     unpaid_from: Path
@@ -143,19 +148,23 @@ def gate_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool = Fals
 def _neighbours_chains(desired: DesiredNetwork, paths: GatePaths, rewrites: bool) -> dict[str, list[Rule]]:
     if_unpaid = SLOW if desired.unpaid_bytes_s else UNPAID
     up, lan = (Rule(if_unpaid, program=str(path), goto=True) for path in (paths.unpaid_up, paths.unpaid_lan))
-    mesh = Rule(UNPAID, program=str(paths.unpaid_mesh), goto=True)
+    mesh = Rule(UNPAID_MESH, program=str(paths.unpaid_mesh), goto=True)
     near = len(desired.mesh_interfaces) + len(desired.lan_interfaces)
     known = desired.upstream_interfaces if len(desired.upstream_interfaces) < near else ()
     classes = {TO_UP: known, TO_MESH: desired.mesh_interfaces, TO_LAN: desired.lan_interfaces}
     by_class = [
         Rule(chain, "", name, goto=True) for chain, names in classes.items() for name in names if is_plain(name)
     ]
-    unpaid = [Rule("NFQUEUE", program=str(paths.unknown), queue_number=desired.queue_number), Rule("DROP")]
-    asked, drop = unpaid
+    asked, asked_mesh = (
+        Rule("NFQUEUE", program=str(path), queue_number=desired.queue_number)
+        for path in (paths.unknown, paths.unknown_mesh)
+    )
+    drop = Rule("DROP")
+    unpaid = {UNPAID: [asked, drop], UNPAID_MESH: [asked_mesh, drop]}
     slow = {SLOW: [asked, Rule("RETURN", program=str(paths.slowed)), drop]} if desired.unpaid_bytes_s else {}
     own = {OWN: [Rule("DROP", program=str(paths.over_rate))]} if desired.own_services else {}
     forged = {FORGED: [Rule("DROP", program=str(paths.forged))]} if rewrites else {}
-    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], UNPAID: unpaid, **slow, **own, **forged}
+    return {GATE: [*by_class, up], TO_UP: [up], TO_MESH: [mesh], TO_LAN: [lan], **unpaid, **slow, **own, **forged}
 
 
 def gate_jumps(desired: DesiredNetwork, rewrites: bool = False) -> Jumps:

@@ -23,6 +23,7 @@ from ngp.core.kernel import Onward, Router
 from ngp.core.messages import Address, Prefix
 from ngp.core.newest import Newest
 from ngp.core.policy import LEAST_NETWORK_BITS
+from ngp.core.prefixes import sample
 from ngp.errors import KernelError
 from ngp.modules import routing_rules, rtnetlink
 from ngp.modules.network import layers
@@ -119,16 +120,18 @@ class Host:
         fallbacks = {name: why for name, why in layers.idle_fallbacks(known).items() if name not in patterns}
         return {**fallbacks, **layers.left_out(known)}
 
-    def default_route_interfaces(self, versions: Iterable[int] = (4, 6)) -> tuple[str, ...]:
+    def default_route_interfaces(self, versions: Iterable[int] = (4, 6), whole: bool = False) -> tuple[str, ...]:
         """Return the names of all interfaces that have a default route, or a part of one (like 0.0.0.0/1).
 
         Routes of these IP versions count, in any routing table.
+
+        Args: whole: parts don't count.
         """
         names = {each.index: each.name for each in self.interfaces().values()}
         found: set[str] = set()
         for version in versions:
             for route in rtnetlink.routes(self._kernel, version):
-                if route.prefix_length < LEAST_NETWORK_BITS[version]:
+                if route.prefix_length < (1 if whole else LEAST_NETWORK_BITS[version]):
                     found.update(names[index] for index in route.interfaces if index in names)
         found.discard("lo")
         return tuple(sorted(found))
@@ -260,7 +263,7 @@ class Host:
 
         Raises: KernelError if the kernel doesn't answer.
         """
-        route = self._get_route(destination.network_address, rtnetlink.RTM_F_FIB_MATCH)
+        route = self._get_route(sample(destination), rtnetlink.RTM_F_FIB_MATCH)
         if route is None or not route.is_unicast:
             return None
         known, leads = self.interfaces(), None

@@ -73,7 +73,7 @@ LIMIT, EXPIRES_NS, LOW_WATER, TAG, PRICE, USED, USED_TO, MARK = range(8)
 CREDIT, CREDIT_UNTIL_NS, ACCOUNT_LOW_WATER, ACCOUNT_TAG, SPENT, RETURNED = 1, 2, 3, 4, 5, 6
 KERNEL_WORDS, LINE_WORDS, LINE_BYTES = 5, 8, 64
 ORDERS = struct.Struct("=5Q")  # the words of a contract's line that user space writes
-VALID, BLOCKED, WIDE = 1, 2, 4
+VALID, BLOCKED, WIDE, DEFAULT_ROUTE = 1, 2, 4, 8
 GENERATION_MASK, FLAGS_MASK = 0xFFFFFF, 0xFF
 NO_ACCOUNT = 0
 WORD_MASK = (1 << 64) - 1
@@ -160,12 +160,17 @@ class Label(NamedTuple):
         return self.bits == (32 if self.version == 4 else 128)
 
 
-def make_tag(generation: int, slot: int = NO_ACCOUNT, blocked: bool = False, wide: bool = False) -> int:
+def make_tag(
+    generation: int, slot: int = NO_ACCOUNT, blocked: bool = False, wide: bool = False, default_route: bool = False
+) -> int:
     """Return the tag of a slot in use.
 
-    Args: slot: for a contract, the slot of the account that pays for it. wide: its bytes are counted by address too.
+    Args:
+        slot: for a contract, the slot of the account that pays for it.
+        wide: its bytes are counted by address too. default_route: it is for 0.0.0.0/0 or ::/0.
     """
-    return VALID | BLOCKED * blocked | WIDE * wide | generation << 8 | slot << 32
+    flags = VALID | BLOCKED * blocked | WIDE * wide | DEFAULT_ROUTE * default_route
+    return flags | generation << 8 | slot << 32
 
 
 def generation_of(tag: int) -> int:

@@ -34,6 +34,14 @@ INLINE int refuse_uncovered(void)
 	return SHOT;
 }
 
+/* May a packet be one of the mesh? Linux forgets where some fragments came from (see is_made_here). */
+APART int may_be_from_mesh(struct __sk_buff *skb)
+{
+	__u32 ingress_ifindex = skb->ingress_ifindex, *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
+
+	return !ingress_ifindex || (interface && (*interface & MESH));
+}
+
 /* Let a download of a neighbour pass if the neighbour's contract covers and pays for it, or by UNPAID_RATE. A
  * neighbour's contract for a prefix may include an address of this host. But a packet that is forwarded with such a
  * source is forged (Linux accepts that over IPv6), and the neighbour counts nothing from there. So it is refused. */
@@ -42,6 +50,8 @@ INLINE int sell(struct __sk_buff *skb, const struct config *config, const struct
 	struct entry *entry = find_entry(config, p, SERVER, remote(p));
 	struct contract *contract = contract_of(entry);
 
+	if (is_for_default(contract) && may_be_from_mesh(skb))
+		contract = 0;
 	if (!contract || (p->v6 && (config->flags & PREFIXES(SERVER, 1)) && is_ours(p, p->source) && !p->error))
 		return passes_unpaid(skb, p) ? PASS : refuse_uncovered();
 	return charge(contract, entry->slot, p, FROM, SERVER) || passes_unpaid(skb, p) ? PASS : SHOT;

@@ -5,7 +5,8 @@
  *   xt_unpaid_up, _mesh, _lan   called by the gate (gate.py) in FORWARD, after the operator's filter: charge a packet,
  *                               and return 1 if nobody pays for it. Which of the three is called depends on the
  *                               interface by which the packet leaves: upstream, mesh or LAN
- *   xt_unknown                  called by the gate for a packet that nobody paid for: is it held for the daemon?
+ *   xt_unknown, _mesh           called by the gate for a packet that nobody paid for: is it held for the daemon? The
+ *                               second is for packets to the mesh
  *   xt_slowed                   called by the gate for a packet that nobody pays for, and that isn't held: may it pass by
  *                               UNPAID_RATE?
  *   xt_over_rate                called by the gate in INPUT: take room in a lane for a packet to a payment service on
@@ -137,7 +138,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 		return passes_as_own(skb, config, &p);
 	entry = find_entry(config, &p, SERVER, p.destination);
 	contract = contract_of(entry);
-	if (contract) {                                           /* 3: its sender's contract */
+	if (contract && !(way == TO_MESH && is_for_default(contract))) { /* 3: its sender's contract */
 		if (!charge(contract, entry->slot, &p, TO, SERVER))
 			return 0;
 		if (way == TO_UPSTREAM)
@@ -206,11 +207,11 @@ APART int is_for_full_lane(struct __sk_buff *skb, const struct config *config, c
  * a lane without room isn't shown to the daemon: else the neighbour would be offered a contract for what is free.
  * With UNPAID_RATE, a destination about which the daemon was asked isn't asked about again for some seconds, so that the
  * packets for which it found no payer can pass, and don't wait once more. */
-SEC("socket")
-int xt_unknown(struct __sk_buff *skb)
+INLINE int unknown(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
 	struct neighbour *neighbour;
+	struct contract *contract;
 	struct packet p = {};
 	struct asked key = {};
 	struct asking *asking, fresh = { .packets = 1 };
@@ -221,7 +222,10 @@ int xt_unknown(struct __sk_buff *skb)
 	if (!config || !parse(skb, config, FORWARD, &p))
 		return 0;
 	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
-	if (is_for_full_lane(skb, config, &p, rewritten) || contract_of(find_entry(config, &p, SERVER, p.destination)))
+	if (is_for_full_lane(skb, config, &p, rewritten))
+		return 0;
+	contract = contract_of(find_entry(config, &p, SERVER, p.destination));
+	if (contract && !(way == TO_MESH && is_for_default(contract)))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();
 	neighbour = find_neighbour(&p);
@@ -253,6 +257,18 @@ int xt_unknown(struct __sk_buff *skb)
 	fresh.since_ns = now;
 	bpf_map_update_elem(&ngp_asked, &key, &fresh, BPF_ANY);
 	return hold(skb, &p, rewritten);
+}
+
+SEC("socket")
+int xt_unknown(struct __sk_buff *skb)
+{
+	return unknown(skb, TO_UPSTREAM);
+}
+
+SEC("socket")
+int xt_unknown_mesh(struct __sk_buff *skb)
+{
+	return unknown(skb, TO_MESH);
 }
 
 /* May a packet pass uncharged, by UNPAID_RATE? The gate asks only about packets that nobody pays for. */
@@ -418,17 +434,22 @@ APART int is_made_here(struct __sk_buff *skb, const struct packet *p)
  *
  * Anybody can send an error about a client's connection without forging an address. The error is charged to the
  * client's contract, or carried for nothing if the connection is free. So errors that don't come from the destination
- * itself may be no longer than RFC 4443 allows, and may come no faster than a client needs that isn't attacked.
+ * itself may be no longer than RFC 4443 allows, and may come no faster than a client needs that isn't attacked. (A
+ * contract for a default route names no destination.)
  *
  * A forwarded error that has our own address as its source is forged, unless it is about a port of ours that we
  * forward. The client would take a forged one for an error of this router, and not count it. So it is refused. */
 APART int allows_error(const struct config *config, const struct packet *p)
 {
 	struct neighbour *neighbour = find_neighbour(p);
+	struct contract *contract;
 
 	if (is_ours(p, p->source) && !is_ours(p, p->quoted))
 		return 0;
-	if (!neighbour || !(neighbour->flags & BUYS_FROM_US) || contract_of(find_entry(config, p, SERVER, p->source)))
+	if (!neighbour || !(neighbour->flags & BUYS_FROM_US))
+		return 1;
+	contract = contract_of(find_entry(config, p, SERVER, p->source));
+	if (contract && !is_for_default(contract))
 		return 1;
 	return p->bytes <= ERROR_BYTES &&
 	       take_token(&neighbour->errors_ready_ns, ERROR_INTERVAL_NS, ERROR_BURST_NS, bpf_ktime_get_coarse_ns());

@@ -44,6 +44,7 @@ enum role { SERVER, CLIENT };
 #define VALID 1
 #define BLOCKED 2
 #define WIDE 4                                                /* a neighbour's contract for several addresses: see note_host */
+#define DEFAULT_ROUTE 8                                       /* one for 0.0.0.0/0 or ::/0: see is_for_default */
 #define GENERATION(tag) ((__u32)(tag) >> 8)
 #define ACCOUNT(tag) ((__u32)((tag) >> 32))
 #define ACCOUNTS 65536

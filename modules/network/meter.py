@@ -30,8 +30,8 @@ HOLD_PACKETS, HOLD_PACKETS_PAID = 8, 64  # held to one destination in a window: 
 _OWN_ADDRESSES_MOST = 4096 * 32  # the daemon knows 4,096 neighbours at a time, and a hello may name 32 addresses
 _FLOWS_A_CONTRACT, _FLOWS_LEAST = 4, 1 << 14
 GATE_PROGRAMS = (
-    *("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_over_rate", "xt_forged"),
-    *("xt_unpaid_from", "xt_unpaid_to", "xt_slowed"),
+    *("xt_unpaid_up", "xt_unpaid_mesh", "xt_unpaid_lan", "xt_unknown", "xt_unknown_mesh"),
+    *("xt_over_rate", "xt_forged", "xt_unpaid_from", "xt_unpaid_to", "xt_slowed"),
 )
 
 

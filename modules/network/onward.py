@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from ngp.core.messages import Address, Prefix
+from ngp.core.prefixes import EVERYWHERE
 from ngp.core.values import Check
 from ngp.modules.network.host import Host
 from ngp.ports.network import DesiredNetwork
 
-# Nothing is sent there. Addresses of root name servers (a and m): no documentation addresses, since routers with a list
-# of networks that don't exist drop those on purpose.
-SAMPLES = {4: ("198.41.0.4", "202.12.27.33"), 6: ("2001:503:ba3e::2:30", "2001:dc3::35")}
+# Addresses of root name servers (a and m): no documentation addresses, since routers with a list of networks that don't
+# exist drop those on purpose.
+SAMPLES = {4: (str(EVERYWHERE[4]), "202.12.27.33"), 6: (str(EVERYWHERE[6]), "2001:dc3::35")}
 _INTERFACES_ASKED = 20
 _HOPS_ASKED, _HOPS_S = 20, 4.0  # routers that are asked for their MAC, and the wait; the kernel gives up after 3 s
 _WHY = {

@@ -163,6 +163,12 @@ def _trades(written: Written) -> Iterator[Finding]:
         yield written.finding(key, "leaves nothing to do, as SELL and BUY are both no: write yes for one of them")
 
 
+def _default_route(written: Written) -> Iterator[Finding]:
+    if written[keys.BUY_DEFAULT_ROUTE] and (written[keys.SELL] or not written[keys.BUY]):
+        message = "is for a router that buys and sells nothing: write SELL: no and BUY: yes, or BUY_DEFAULT_ROUTE: no"
+        yield written.finding(keys.BUY_DEFAULT_ROUTE, message)
+
+
 def _general_selling(written: Written) -> Iterator[Finding]:
     prices = general_prices(written)
     if prices.sell_min > prices.sell:
@@ -283,6 +289,7 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.LINK_INTERFACE, keys.NGP_INTERFACE), _neighbour_addresses),
     ((keys.SELL, keys.FREE_DESTINATIONS, keys.PAYMENT_SERVICES), _services),
     ((keys.SELL, keys.BUY, landlord_keys.LANDLORD), _trades),
+    ((keys.SELL, keys.BUY, keys.BUY_DEFAULT_ROUTE), _default_route),
     (_SELL_KEYS, _general_selling),
     (_BUY_KEYS, _general_buying),
     ((*_SELL_KEYS, keys.PRICES), _rules_selling),

@@ -227,6 +227,7 @@ def _settings(written: Written) -> Settings:
         state_dir=os.path.normpath(os.path.join(written.folder, written[keys.STATE_DIR])),
         contracts_max=written[keys.CONTRACTS_MAX],
         modules={module: given for module in written.brought if (given := written.of_module(module))},
+        buys_default_route=written[keys.BUY_DEFAULT_ROUTE],
         choose_routes=written[keys.CHOOSE_ROUTES],
         route_table=written[keys.ROUTE_TABLE],
         route_priority=written[keys.ROUTE_PRIORITY],

@@ -22,7 +22,9 @@ class MessageReceived:
 
     `decoded` belongs to an Invoice, or to a Refund with an invoice: the payment module's reading of its BOLT11 string.
     `sends_to` belongs to a Propose: the part of its destination to which our traffic goes through this neighbour.
-    `onward` belongs to an Ask: where packets to the first address of its destination go on from here.
+    `onward` belongs to an Ask: where packets to an address of its destination (`prefixes.sample`) go on from here.
+    `sends_all` belongs to a Propose: whether our default route leads through this neighbour. It is False unless
+    BUY_DEFAULT_ROUTE is set.
     """
 
     identity: bytes
@@ -33,6 +35,7 @@ class MessageReceived:
     decoded: DecodedInvoice | None = None
     sends_to: Prefix | None = None
     onward: Onward = Onward()
+    sends_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

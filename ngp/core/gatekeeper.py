@@ -11,7 +11,7 @@ import logging
 from itertools import islice
 
 from ngp.core import blocking, invoices, meeting, orders, settlements, upstream
-from ngp.core.buying import bills, choosing, payments, renewal
+from ngp.core.buying import bills, choosing, default_route, payments, renewal
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying import negotiation as buyer
 from ngp.core.buying import refunds as buyer_refunds
@@ -184,6 +184,7 @@ class Gatekeeper:
                     for account in world.servers.values():
                         payments.pay_now(world, account)
                     choosing.switched(world, before)
+                    default_route.switched(world)
             case ForksSeen():
                 choosing.forks_seen(world, event.forks)
             case LoadSeen():
@@ -258,7 +259,7 @@ class Gatekeeper:
         world, purchase = self.world, self.world.running_purchase(propose.contract)
         limit = purchase.data_limit_bytes if purchase is not None else 0
         cost = upstream.cost(world, neighbour.identity, propose)
-        replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
+        replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to, event.sends_all)
         if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
             seller.costs_more(world, propose.contract, costs_now)
         bought = world.running_purchase(propose.contract)

@@ -94,16 +94,17 @@ def sell_terms(settings: Settings, address: Address, occasion: Occasion, route: 
     rule = _rule(settings, host, occasion)
     ask, least = _sell_prices(settings, rule, occasion)
     destination = host
-    if rule is not None and _is_sold_whole(rule.prefix):
+    if rule is not None and is_sold_whole(rule.prefix):
         destination = rule.prefix
-    elif rule is None and route is not None and _is_sold_whole(route):
+    elif rule is None and route is not None and is_sold_whole(route):
         destination = route
     if _inner_rules(settings, destination, occasion):  # a part of it has a price of its own
         destination = host
     return SellTerms(destination, ask, least)
 
 
-def _is_sold_whole(prefix: Prefix) -> bool:
+def is_sold_whole(prefix: Prefix) -> bool:
+    """Say whether a prefix is no default route, and no part of one."""
     return prefix.prefixlen >= LEAST_NETWORK_BITS[prefix.version]
 
 

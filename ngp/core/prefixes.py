@@ -24,12 +24,34 @@ class PackedPrefix(NamedTuple):
         return cls(prefix.version, prefix.prefixlen, prefix.network_address.packed)
 
     @property
+    def is_default(self) -> bool:
+        """True for 0.0.0.0/0 and ::/0, the prefixes of a default route."""
+        return self.bits == 0
+
+    @property
     def prefix(self) -> Prefix:
         """The prefix, for those who compute with it or send it."""
         return (IPv4Network if self.version == 4 else IPv6Network)((self.address, self.bits))
 
     def __str__(self) -> str:
         return f"{(IPv4Address if self.version == 4 else IPv6Address)(self.address)}/{self.bits}"
+
+
+EVERYWHERE: dict[int, Address] = {4: IPv4Address("198.41.0.4"), 6: IPv6Address("2001:503:ba3e::2:30")}
+"""By IP version: an address that everybody routes (of a root name server). Nothing is sent there."""
+
+
+def default_prefix(version: int) -> Prefix:
+    """Return the prefix of a default route."""
+    return IPv4Network((0, 0)) if version == 4 else IPv6Network((0, 0))
+
+
+def sample(prefix: Prefix) -> Address:
+    """Return an address by which the kernel is asked for the route to a prefix.
+
+    Of a default route that is none of the first ones: no packet can go to 0.0.0.0 or ::.
+    """
+    return prefix.network_address if prefix.prefixlen else EVERYWHERE[prefix.version]
 
 
 def host_prefix(address: Address) -> Prefix:

@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from operator import attrgetter
 
 from ngp.core import invoices
-from ngp.core.buying import bills, service
+from ngp.core.buying import bills, default_route, service
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
@@ -97,6 +97,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     _limits(world, snapshot, accounts, adopted.at_mono_s, found_as_is)
     for contract in halting:  # the last process died before the kernel's last reading closed them
         world.halt(contract, CloseReason(contract.reason))
+    default_route.switched(world)
     gatekeeper.flush()
     return world.effects
 

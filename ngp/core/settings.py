@@ -151,6 +151,7 @@ class Settings:
     `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
     `mesh_interfaces` may be empty only if addresses are let.
     `letting` is None unless LANDLORD is yes.
+    `buys_default_route` is only set if `buys` is, and `sells` isn't (`ngp.core.buying.default_route` says why).
     `route_table` and `route_priority` are those of our own routes, which are made if `choose_routes` is set.
     `ledger` is the URL of a database server, None for a file in the state directory.
     `modules` has the values of the modules' own keys, except those that are None.
@@ -195,6 +196,7 @@ class Settings:
     state_dir: str
     contracts_max: int
     modules: Mapping[ModuleId, Mapping[str, Any]] = field(repr=False)  # may hold a macaroon
+    buys_default_route: bool = False
     choose_routes: bool = False
     route_table: int = 10325
     route_priority: int = 10325

@@ -14,7 +14,7 @@ from itertools import product
 
 from ngp import identity
 from ngp.config import changes
-from ngp.core.buying import service
+from ngp.core.buying import default_route, service
 from ngp.core.listing import listed
 from ngp.core.messages import Address, Role
 from ngp.core.networks import is_same
@@ -175,7 +175,7 @@ def neighbours(world: World, interfaces: Collection[str]) -> list[Check]:
 
     Args: interfaces: the present mesh interfaces; neighbours that were heard on other interfaces don't count.
     """
-    parts = (_no_seller, _foreign, _disputed, _unpaid, _not_bought)
+    parts = (_no_seller, _foreign, _disputed, _unpaid, _not_bought, _not_whole)
     return [*_silent(world, interfaces), *(line for part in parts for line in part(world))]
 
 
@@ -269,6 +269,16 @@ def _not_bought(world: World) -> Iterator[Check]:
     if refused:
         found = "nothing new is bought from " + _listed(f"{_named(one)}, {one.why_not_bought}" for one in refused)
         yield Check("neighbours", True, found, "see Troubleshooting in the operator's guide")
+
+
+def _not_whole(world: World) -> Iterator[Check]:
+    """Warn of servers that were asked for their default route (BUY_DEFAULT_ROUTE) and didn't sell it."""
+    refused = [(who, whole) for who, whole in default_route.refused(world) if who in world.peers.by_identity]
+    if refused:
+        named = [f"{identity.short_text(who)} doesn't sell {whole}" for who, whole in refused]
+        found = f"{_listed(named)} as a whole: each destination is bought by itself"
+        why = "its default route must lead out of the mesh, and the price of all be within BUY_PRICE_MAX"
+        yield Check("default route", True, found, f"ask its operator: {why}; or BUY_DEFAULT_ROUTE: no")
 
 
 def _named(neighbour: Neighbour) -> str:

@@ -203,6 +203,7 @@ def desired_network(
         let=_let_traffic(settings.letting),
         unpaid_bytes_s=settings.unpaid_bytes_s,
         unpaid_burst_bytes=max(LEAST_UNPAID_BURST_BYTES, UNPAID_BURST_S * settings.unpaid_bytes_s),
+        buys_default_route=settings.buys_default_route,
     )
 
 

@@ -10,6 +10,7 @@ from ngp.core.effects import Effect, ReadMeters
 from ngp.core.events import Event, Hinted, MessageReceived, UsageRead
 from ngp.core.kernel import Hint, HintKind, Reading
 from ngp.core.messages import Ask, Propose, Role
+from ngp.core.prefixes import default_prefix, sample
 from ngp.core.world import World
 from ngp.ports import Network
 
@@ -67,6 +68,8 @@ class Readings:
     def with_route(self, received: MessageReceived, proposed: Propose) -> MessageReceived:
         """Add to a proposal which part of its destination our routes lead through the neighbour that offers it.
 
+        With BUY_DEFAULT_ROUTE also whether our default route leads there.
+
         A renewal gets no such part, and no proposal does if we don't buy: the core doesn't need it then.
         """
         world = self._world
@@ -75,13 +78,16 @@ class Readings:
         links = {one.number: one.link for one in world.peers.links_of(received.identity)}  # empty: new in this batch
         if not links:
             return received
-        return replace(received, sends_to=self._network.sends_to(links, proposed.destination))
+        sends_to = self._network.sends_to(links, proposed.destination)
+        whole = default_prefix(proposed.destination.version)
+        sends_all = world.settings.buys_default_route and self._network.sends_to(links, whole) == whole
+        return replace(received, sends_to=sends_to, sends_all=sends_all)
 
     def with_onward(self, received: MessageReceived, asked: Ask) -> MessageReceived:
         """Add to a question for a quote where traffic to its destination goes on from here."""
         if asked.contract or not self._world.settings.sells:
             return received
-        return replace(received, onward=self._network.onward(asked.destination.network_address))
+        return replace(received, onward=self._network.onward(sample(asked.destination)))
 
     def _tell_in_parts(self, readings: Sequence[Reading]) -> None:
         for start in range(0, len(readings), READINGS_AT_ONCE):

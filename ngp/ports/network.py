@@ -103,6 +103,7 @@ class DesiredNetwork:
             before but has no contract or money now, and for all others together; 0: none.
         unpaid_burst_bytes: how many of them may pass at once after a pause.
         let: what tenants need of this host's firewall; None: nothing is let.
+        buys_default_route: whether a default route into the mesh is wanted, to be bought as a whole.
     """
 
     mesh_interfaces: tuple[str, ...]
@@ -128,6 +129,7 @@ class DesiredNetwork:
     let: LetTraffic | None = None
     unpaid_bytes_s: int = 0
     unpaid_burst_bytes: int = 0
+    buys_default_route: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,7 @@ class Mesh:
             None,
             message.destination if leads and isinstance(message, Propose) else None,
             receiver.onward,
+            leads and receiver.world.settings.buys_default_route,
         )
         receiver.step(heard)
 

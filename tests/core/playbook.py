@@ -90,6 +90,11 @@ class Node(SimulatedNode):
             return None
         return ip_network(self.sends_to_host) if self.sends_to_host else message.destination
 
+    @property
+    def sends_all(self) -> bool:
+        """Whether the node's default route leads to the other node, and it buys default routes."""
+        return self.settings.buys_default_route and self.sends_to_peer and not self.sends_to_host
+
 
 class Sim(Simulation):
     """The simulation of a gateway and a client, with its own clock."""
@@ -210,8 +215,10 @@ class Sim(Simulation):
                 return
             if isinstance(message, Statement | Invoice) and (readings := other.kernel.changed()):
                 self.happen(other, ev.UsageRead(readings))  # as a daemon does before a bill
-            part = other.sends_to(message)
-            received = ev.MessageReceived(node.identity, node.link, boot, message, message_id, decoded, part)
+            part, whole = other.sends_to(message), other.sends_all
+            received = ev.MessageReceived(
+                node.identity, node.link, boot, message, message_id, decoded, part, sends_all=whole
+            )
             self.happen(other, received)
             if node.boot == boot:
                 self._receipt(node, other, message, other.boot == their_boot)

@@ -143,8 +143,10 @@ outcomes = st.lists(st.sampled_from(tuple(PaymentStatus)), max_size=6)
 
 
 @OFTEN
-@given(st.lists(actions, max_size=25), outcomes, st.integers(0, 1 << 30), st.booleans())
-def test_money_is_conserved(plan: list[tuple[object, ...]], pays: list[PaymentStatus], seed: int, rough: bool) -> None:
+@given(st.lists(actions, max_size=25), outcomes, st.integers(0, 1 << 30), st.booleans(), st.booleans())
+def test_money_is_conserved(
+    plan: list[tuple[object, ...]], pays: list[PaymentStatus], seed: int, rough: bool, whole: bool
+) -> None:
     small = {
         "contract_data_bytes": 200_000,
         "contract_time_s": 40,
@@ -152,7 +154,8 @@ def test_money_is_conserved(plan: list[tuple[object, ...]], pays: list[PaymentSt
         "grace_data_bytes": GRACE,
     }
     troubles = {"loss": 0.1, "doubles": 0.1, "late_s": 0.5} if rough else {}
-    sim = Sim(settings(**small), settings(sells=False, **small), seed, **troubles)  # type: ignore[arg-type]
+    client = settings(sells=False, buys_default_route=whole, **small)
+    sim = Sim(settings(**small), client, seed, **troubles)  # type: ignore[arg-type]
     sim.payments.outcomes = list(pays)
     play(sim, plan)
     finish(sim)

@@ -177,4 +177,4 @@ def pinned_filters(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 def paths(up: Path, inward: Path, unknown: Path, over_rate: Path | None = None) -> GatePaths:
     """Make GatePaths of few programs. Args: over_rate: needed only if there are services on the host."""
-    return GatePaths(up, inward, inward, unknown, over_rate or unknown, unknown, up, up, unknown)
+    return GatePaths(up, inward, inward, unknown, unknown, over_rate or unknown, unknown, up, up, unknown)

@@ -187,7 +187,7 @@ def test_a_seller_cannot_send_through_our_other_purchases(middle: World) -> None
 
 
 def test_packets_without_a_contract_are_asked_about_and_not_let_through(middle: World) -> None:
-    sold = middle.grant("0.0.0.0/0")
+    sold = middle.grant("10.77.2.0/24")
     send(middle, [udp(INTERNET[4], CLIENT[4], 9, bytes(56))], upload=False)
     wait_until(lambda: middle.datapath.counters()["passed_to_queue"] == 1, "neither sold to its sender nor bought")
     assert middle.used(sold) == (0, 0)

@@ -32,7 +32,7 @@ from ngp.modules.network.gate import Gate, GatePaths, clean_up, render
 from ngp.modules.network.xtables import LEGACY, NFT, Choice
 from ngp.ports.network import FreeRule
 
-PROGRAMS = ("up", "mesh", "lan", "unknown", "over_rate", "forged", "from", "to", "slowed")
+PROGRAMS = ("up", "mesh", "lan", "unknown", "unknown_mesh", "over_rate", "forged", "from", "to", "slowed")
 ON_PAPER = GatePaths(*(Path("/var/lib/ngp/bpf", name) for name in PROGRAMS))
 OWN_SERVICES = (FreeRule(ip_network(GATEWAY_TO_CLIENT[4]), 6, 9735),)
 
@@ -43,6 +43,7 @@ GOLDEN = """\
 :NGP_TO_MESH - [0:0]
 :NGP_TO_LAN - [0:0]
 :NGP_UNPAID - [0:0]
+:NGP_UNPAID_MESH - [0:0]
 -A NGP_GATE -o up0 -g NGP_TO_UP
 -A NGP_GATE -o up1 -g NGP_TO_UP
 -A NGP_GATE -o m0 -g NGP_TO_MESH
@@ -50,10 +51,12 @@ GOLDEN = """\
 -A NGP_GATE -o lan0 -g NGP_TO_LAN
 -A NGP_GATE -m bpf --object-pinned /var/lib/ngp/bpf/up -g NGP_UNPAID
 -A NGP_TO_UP -m bpf --object-pinned /var/lib/ngp/bpf/up -g NGP_UNPAID
--A NGP_TO_MESH -m bpf --object-pinned /var/lib/ngp/bpf/mesh -g NGP_UNPAID
+-A NGP_TO_MESH -m bpf --object-pinned /var/lib/ngp/bpf/mesh -g NGP_UNPAID_MESH
 -A NGP_TO_LAN -m bpf --object-pinned /var/lib/ngp/bpf/lan -g NGP_UNPAID
 -A NGP_UNPAID -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
 -A NGP_UNPAID -j DROP
+-A NGP_UNPAID_MESH -m bpf --object-pinned /var/lib/ngp/bpf/unknown_mesh -j NFQUEUE --queue-num 7
+-A NGP_UNPAID_MESH -j DROP
 -I FORWARD 1 -i m0 -j NGP_GATE
 -I FORWARD 2 -i m1 -j NGP_GATE
 COMMIT
@@ -64,16 +67,16 @@ def golden_with(chain: str, program: str, *jumps: str) -> str:
     """Return the same rules with one more chain, which drops what a program matches, and the jumps to it."""
     more = f"-A {chain} -m bpf --object-pinned /var/lib/ngp/bpf/{program} -j DROP\n"
     return (
-        GOLDEN.replace(":NGP_UNPAID - [0:0]\n", f":NGP_UNPAID - [0:0]\n:{chain} - [0:0]\n")
-        .replace("-A NGP_UNPAID -j DROP\n", f"-A NGP_UNPAID -j DROP\n{more}")
+        GOLDEN.replace(":NGP_UNPAID_MESH - [0:0]\n", f":NGP_UNPAID_MESH - [0:0]\n:{chain} - [0:0]\n")
+        .replace("-A NGP_UNPAID_MESH -j DROP\n", f"-A NGP_UNPAID_MESH -j DROP\n{more}")
         .replace("COMMIT\n", "".join(f"-I {jump} -j {chain}\n" for jump in jumps) + "COMMIT\n")
     )
 
 
 GOLDEN_WITH_OWN_SERVICES = golden_with("NGP_OWN", "over_rate", "INPUT 1 -i m0", "INPUT 2 -i m1")
-SLOW = GOLDEN.replace(":NGP_UNPAID - [0:0]\n", ":NGP_UNPAID - [0:0]\n:NGP_SLOW - [0:0]\n").replace(
-    "-A NGP_UNPAID -j DROP\n",
-    """-A NGP_UNPAID -j DROP
+SLOW = GOLDEN.replace(":NGP_UNPAID_MESH - [0:0]\n", ":NGP_UNPAID_MESH - [0:0]\n:NGP_SLOW - [0:0]\n").replace(
+    "-A NGP_UNPAID_MESH -j DROP\n",
+    """-A NGP_UNPAID_MESH -j DROP
 -A NGP_SLOW -m bpf --object-pinned /var/lib/ngp/bpf/unknown -j NFQUEUE --queue-num 7
 -A NGP_SLOW -m bpf --object-pinned /var/lib/ngp/bpf/slowed -j RETURN
 -A NGP_SLOW -j DROP

@@ -218,6 +218,21 @@ def test_whether_what_we_send_goes_to_a_neighbour(
         assert host.leads_to(ip_network(destination), [(interface, b"\2other")]) is None, "our router is another one"
 
 
+@pytest.mark.parametrize("whole", ["0.0.0.0/0", "::/0"])
+def test_whether_our_default_route_leads_to_a_neighbour(hosts: Lab, host: Host, whole: str) -> None:
+    """A route to a part, like one of the two halves that VPN clients set, isn't it."""
+    version = ip_network(whole).version
+    sh(f"ping -n -q -c 1 -W 30 {CLIENT[version]}")
+    mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", hosts.client).strip().replace(":", ""))
+    change = f"ip -{version} route replace {{}} via {CLIENT[version]} dev m0"
+    assert host.leads_to(ip_network(whole), [("m0", mac)]) is None, "it leads upstream"
+    sh(change.format(whole))
+    assert host.leads_to(ip_network(whole), [("m0", mac)]) is True
+    assert host.leads_to(ip_network(whole), [("m0", b"\2other")]) is None
+    sh(change.format("128.0.0.0/1" if version == 4 else "2000::/3"))
+    assert host.leads_to(ip_network(whole), [("m0", mac)]) is None
+
+
 def test_a_neighbour_with_several_links_costs_no_more_questions(
     hosts: Lab, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

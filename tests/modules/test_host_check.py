@@ -257,6 +257,16 @@ def test_check_looks_for_a_way_into_the_mesh_where_ngp_buys(hosts: Lab) -> None:
     assert "way out" not in by_name(desired(sells=False, buys=True))
 
 
+def test_check_misses_a_default_route_that_is_to_be_bought_as_a_whole(hosts: Lab) -> None:
+    buyer = desired(sells=False, buys=True, buys_default_route=True)
+    assert "none leads into the mesh" in by_name(buyer)["default route"].found
+    sh(f"ip route add 0.0.0.0/1 via {CLIENT[4]}")
+    assert by_name(buyer)["default route"].remedy
+    sh(f"ip route replace default via {CLIENT[4]}")
+    assert "default route" not in by_name(buyer)
+    assert "default route" not in by_name(desired(sells=False, buys=True))
+
+
 def test_check_names_an_uplink_that_was_taken_for_a_mesh_interface(hosts: Lab) -> None:
     wanted = desired(mesh_interfaces=("m0", "up0"), upstream_interfaces=())
     line = by_name(wanted)["way out by up0"]

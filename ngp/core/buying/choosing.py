@@ -90,6 +90,8 @@ def used(world: World, destination: Prefix) -> None:
     state, now = world.buying.forks.of(destination), world.now.monotonic_s
     if state is None or len(state.fork.routers) < 2:
         return
+    if not destination.prefixlen and state.sample is not None:
+        destination = state.sample  # not every neighbour sells a default route, so a host compares them better
     if state.sample is None or now - state.used_mono_s > IN_USE_S:
         if state.sample != destination:
             state.sample = destination

@@ -15,6 +15,7 @@ from ngp.core.peers import Link
 MOST_QUESTIONS_A_SECOND = 32
 MOST_ENDED = 4096
 MOST_QUOTES = 4096
+MOST_DEFAULTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class BuyingMemory:
         backoff: the pause after failed payments that all servers share through which we haven't sent anything yet.
         quotes: what servers offered when we asked on behalf of our clients. Nothing is bought yet.
         asked: what we asked servers for on behalf of our clients, and until when an answer may still come.
+        default_asked: when we asked servers for their default route (BUY_DEFAULT_ROUTE), unless they sold it to us.
         questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
         forks: where the routes lead through several neighbours (CHOOSE_ROUTES).
     """
@@ -45,5 +47,6 @@ class BuyingMemory:
     backoff: Backoff = field(default_factory=Backoff)
     quotes: Newest[tuple[bytes, Prefix], Quote] = field(default_factory=lambda: Newest(MOST_QUOTES))
     asked: Newest[tuple[bytes, Prefix], float] = field(default_factory=lambda: Newest(MOST_QUOTES))
+    default_asked: Newest[tuple[bytes, Prefix], float] = field(default_factory=lambda: Newest(MOST_DEFAULTS))
     forks: Forks = field(default_factory=Forks)
     questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))

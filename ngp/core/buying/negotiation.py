@@ -5,7 +5,7 @@ rule and with the seller's limit, so both sides get the same number.
 
 Anybody can propose a contract, and a contract lets its seller send us traffic that we pay for. So we buy a destination
 only from the neighbour to which our own traffic for it goes, as the kernel says. We never buy an address on the link
-itself, a network that is wider than our route, or a default route.
+itself, a network that is wider than our route, or (without BUY_DEFAULT_ROUTE) a default route.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 
 from ngp.core import networks
+from ngp.core.buying import default_route
 from ngp.core.buying.memory import Quote
 from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
@@ -20,7 +21,7 @@ from ngp.core.buying.renewal import MOST_QUOTED_LIFETIME_S, live_until, renewal_
 from ngp.core.contract import CloseReason, State
 from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Reject, RejectReason, Role, mark
 from ngp.core.peers import Neighbour
-from ngp.core.policy import LEAST_NETWORK_BITS, MOST_ROUNDS, answer_proposal, buy_terms
+from ngp.core.policy import MOST_ROUNDS, answer_proposal, buy_terms, is_sold_whole
 from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.pricing import show_price
 from ngp.core.world import World
@@ -37,11 +38,19 @@ _WHY_NOT_SOLD = {
 }
 
 
-def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: Prefix | None) -> bool:
+def proposed(
+    world: World,
+    neighbour: Neighbour,
+    propose: Propose,
+    message_id: int,
+    sends_to: Prefix | None,
+    sends_all: bool = False,
+) -> bool:
     """Answer a server's proposal.
 
     Args:
         sends_to: the part of the destination to which our traffic goes through this server: all, one host, or None.
+        sends_all: whether our default route leads through it, and BUY_DEFAULT_ROUTE is set.
 
     Returns:
         Whether a message was sent in answer.
@@ -76,6 +85,8 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         return False
     if price == propose.price_msat_per_gib:
         _accept(world, neighbour, propose, message_id)
+        if sends_all:
+            default_route.ask(world, neighbour, propose.destination.version)
     else:
         world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, price), message_id)
         if price is None:
@@ -189,7 +200,7 @@ def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends
         return "our traffic to there doesn't go through that neighbour; if it should, look at our route"
     if bought is None and sends_to != destination:
         return f"only a part of this destination is routed through that neighbour, so we ask for {sends_to} alone"
-    if destination.prefixlen < LEAST_NETWORK_BITS[destination.version]:
+    if not is_sold_whole(destination) and not default_route.is_for_us(world, destination):
         return "that is a default route or a part of one"
     return ""
 
@@ -238,6 +249,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         state=State.ACTIVE if paid else State.ACCEPTED,
     )
     neighbour.why_not_bought = ""
+    default_route.bought(world, neighbour, propose.destination)
     world.add_contract(purchase)
     world.open(purchase)
     if not paid:
@@ -266,11 +278,18 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
 
 
 def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Remember why a server doesn't sell what we asked for: the server drops our traffic to that destination."""
+    """Remember why a server doesn't sell what we asked for: the server drops our traffic to that destination.
+
+    What a default route leads to can still be bought piece by piece.
+    """
     why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
     if reject.destination is not None:
         world.buying.asked.pop((neighbour.identity, reject.destination), None)
         why = f"{reject.destination}: {why}"
+        if not reject.destination.prefixlen:
+            text = f"{neighbour.identity.hex()[:8]} doesn't sell its default route as a whole now: {why}"
+            world.log_seldom(("default route", neighbour.identity), text, logging.INFO)
+            return
     neighbour.why_not_bought = f"{why} (its answer: {reject.reason.value})"
     about = ("not sold", neighbour.identity)
     world.log_seldom(about, f"{neighbour.identity.hex()[:8]} sells us nothing now: {neighbour.why_not_bought}")

@@ -62,9 +62,14 @@ def came_back(world: World, account: ServerAccount) -> None:
 
 
 def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
-    """Ask for an echo, if it is in doubt whether what our meter counted is carried; of a network, its first host."""
+    """Ask for an echo, if it is in doubt whether what our meter counted is carried; of a network, its first host.
+
+    A default route has no host that could be asked.
+    """
     seen, now = account.seen, world.now.monotonic_s
     if seen.unseen < ECHO_FROM or seen.came_back or now < seen.echo_not_before_mono_s:
+        return
+    if purchase.destination.is_default:
         return
     seen.echo_not_before_mono_s = now + ECHO_PAUSE_S
     prefix = purchase.destination.prefix

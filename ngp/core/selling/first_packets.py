@@ -38,7 +38,7 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         world.do(Decide(packet.handle, Verdict.REPEAT if slowed else Verdict.PROHIBIT))
         return
     sale = world.sales.find(neighbour.identity, packet.destination)
-    if sale is not None:
+    if sale is not None and not sale.destination.is_default:  # the packet of a default route's contract isn't held
         _hold_for_contract(world, sale, packet)
         return
     if upstream.is_unknown(world, packet.onward.router):  # the kernel looks for it, and the sender repeats the packet

@@ -13,7 +13,7 @@ from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
-from ngp.core.policy import answer_counter, ask_terms, least_above_cost
+from ngp.core.policy import answer_counter, ask_terms, is_sold_whole, least_above_cost
 from ngp.core.prefixes import covers
 from ngp.core.pricing import show_price
 from ngp.core.selling import grace, invoicing, metering
@@ -119,13 +119,14 @@ def _withdraw(world: World, sale: Sale) -> None:
 def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_per_gib: int) -> None:
     """End the contracts and offers for a destination that are too cheap for the way that its traffic goes now.
 
-    They rest on another neighbour's purchase, or on none, from before our route changed.
+    They rest on another neighbour's purchase, or on none, from before our route changed. Contracts for a default route
+    don't cover what is bought.
 
     Args: seller: from whom we bought the destination just now, as our traffic goes there.
     """
     for client in list(world.peers.by_identity):
         sale = world.sales.find(client, destination.network_address)
-        if sale is None or seller in (client, sale.seller):
+        if sale is None or sale.destination.is_default or seller in (client, sale.seller):
             continue
         if sale.price_msat_per_gib < _least_above(world, sale, cost_msat_per_gib):
             _withdraw(world, sale)
@@ -187,6 +188,9 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
     if ask.contract:
         _renewal_asked(world, neighbour, ask, message_id)
         return
+    if (reason := _why_not_as_asked(ask.destination, onward)) is not None:
+        world.send(neighbour, Reject(b"", reason, destination=destination), message_id)
+        return
     terms = ask_terms(world.settings, ask.destination, world.occasion(neighbour))
     existing = world.sales.exact(neighbour.identity, terms.destination)
     if existing is not None and existing.state is State.QUOTING:
@@ -212,6 +216,17 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
         return
     wait_s = min(ask.wait_ms / 1000 or upstream.ANSWER_S, upstream.ANSWER_S)
     quote(world, neighbour, Wish(terms, onward, None, message_id, ask.path, wait_s))
+
+
+def _why_not_as_asked(destination: Prefix, onward: Onward) -> RejectReason | None:
+    """Return why a prefix isn't sold to a client that asks for it; None: it may be.
+
+    A contract for a default route covers what leaves this node upstream or to a LAN of ours. What goes on to the mesh
+    is sold by itself, also to that client: it may cost us something, and each part of it something else.
+    """
+    if destination.prefixlen == 0:
+        return RejectReason.UPSTREAM if onward.router is not None else None
+    return None if is_sold_whole(destination) else RejectReason.NOT_SELLING
 
 
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:

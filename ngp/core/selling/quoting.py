@@ -165,8 +165,12 @@ def offer_again(world: World, sale: Sale) -> None:
 def refuse(world: World, sale: Sale, for_s: float) -> None:
     """Have the kernel drop packets to a refused destination for a while, so that a flood costs us nothing.
 
-    The packets that are held for the contract get their verdict now.
+    The packets that are held for the contract get their verdict now. A refused default route is forgotten: each of its
+    destinations is for sale.
     """
+    if sale.destination.is_default:
+        forget(world, sale)
+        return
     world.timers.clear(Due.QUOTE, sale.id)
     world.stop_waiting(sale)
     refusal = Verdict.PROHIBIT if sale.state is State.REJECTED else Verdict.DROP
