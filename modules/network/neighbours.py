@@ -229,6 +229,8 @@ class NeighbourTable:
         if link is None or neighbour is None or self._firsts.of(number) != number:
             return
         addresses = neighbour.local_addresses if neighbour.sells_to_us else ()
+        if addresses is None:
+            return
         wanted, had = frozenset(address.packed for address in addresses), self._own.get(number, frozenset())
         if wanted == had:
             return

@@ -29,7 +29,8 @@ class KernelNeighbour:
     Attributes:
         neighbour: a number > 0 chosen by the core, stable while the datapath exists; one for each (interface, link
             address).
-        local_addresses: the neighbour's own addresses, which it never charges for as a server.
+        local_addresses: the neighbour's own addresses, which it never charges for as a server; None: it hasn't said
+            them since the start, and those that the kernel knows still hold.
         buys_from_us, sells_to_us: whether the kernel must look for contracts that we sell to it, or buy from it.
         blocked: nothing is let through to it, not even to payment services.
         has_paid: the neighbour paid us at least once, so the kernel holds more of its first packets.
@@ -40,7 +41,7 @@ class KernelNeighbour:
     neighbour: int
     interface: str
     link_address: bytes
-    local_addresses: tuple[Address, ...]
+    local_addresses: tuple[Address, ...] | None
     buys_from_us: bool
     sells_to_us: bool
     blocked: bool = False

@@ -92,7 +92,7 @@ class Neighbour:
             neighbour=self.number,
             interface=self.link[0],
             link_address=self.link[1],
-            local_addresses=self.addresses,
+            local_addresses=self.addresses if self.network else None,
             buys_from_us=self.buys and not blocked,
             sells_to_us=self.sells and not blocked,
             blocked=blocked,

@@ -22,6 +22,7 @@ from core_tests.hostile import udp
 from ngp.core.kernel import KernelNeighbour
 from ngp.core.messages import Role
 from ngp.modules.network import neighbours
+from ngp.modules.network.datapath import Datapath
 
 BEHIND = {4: "10.77.5.5", 6: "fd00:77:5::5"}
 EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
@@ -121,6 +122,17 @@ def test_own_addresses_can_change(world: World, monkeypatch: pytest.MonkeyPatch)
     assert _ping(CLIENT[4]) and world.used(contract) == (0, 0)
     world.datapath.set_neighbours([world.neighbour(sells_to_us=True, local_addresses=())])
     assert _ping(CLIENT[4]) and world.used(contract) == (84, 84), "now it is a destination like any other"
+
+
+def test_own_addresses_hold_over_a_restart_until_the_neighbour_says_them_again(world: World) -> None:
+    contract = world.grant(EVERYTHING[4], role=Role.CLIENT)
+    world.datapath.close()
+    world.datapath = Datapath(world.state, None)
+    world.datapath.set_up(desired(buys=True, sells=False))
+    world.datapath.set_neighbours([world.neighbour(sells_to_us=True, buys_from_us=False, local_addresses=None)])
+    assert _ping(CLIENT[4]) and world.used(contract) == (0, 0)
+    world.datapath.set_neighbours([world.neighbour(sells_to_us=True, buys_from_us=False, local_addresses=())])
+    assert _ping(CLIENT[4]) and world.used(contract) == (84, 84)
 
 
 def test_addresses_that_change_all_the_time_wait_and_touch_no_other_contract(

@@ -188,8 +188,8 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
     if ask.contract:
         _renewal_asked(world, neighbour, ask, message_id)
         return
-    if (reason := _why_not_as_asked(ask.destination, onward)) is not None:
-        world.send(neighbour, Reject(b"", reason, destination=destination), message_id)
+    if (why_not := _why_not_as_asked(ask.destination, onward)) is not None:
+        world.send(neighbour, Reject(b"", why_not, destination=destination), message_id)
         return
     terms = ask_terms(world.settings, ask.destination, world.occasion(neighbour))
     existing = world.sales.exact(neighbour.identity, terms.destination)
