@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from core_tests.diamond import CHOOSING, HANG_S, REMOTE, Diamond, diamond, fail_over, gateway
+import pytest
+
+from core_tests.diamond import CHOOSING, HANG_S, NAMES, REMOTE, REMOTES, Diamond, diamond, fail_over, gateway
 from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.shell import await_until
@@ -50,6 +52,48 @@ def test_a_gateway_that_vanishes_behind_a_link_that_stays_up_is_left(lab: Lab) -
     pause_s = fail_over(diamond(lab, gateway("5 msat"), gateway("2 msat")), Diamond.silence)
     assert pause_s < HANG_S
     print(f"pause {pause_s:.2f} s")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_tcp_stream_goes_on_where_addresses_stay_and_each_gateway_is_paid_for_what_it_carried(
+    lab: Lab, version: int
+) -> None:
+    net = diamond(lab, gateway("5 msat"), gateway("2 msat"), hides=False)
+    onward, back = ({name: net.hosts[name].counter(at, "out") for name in NAMES} for at in ("wan0", "mesh0"))
+    with net.stream(version) as stream:
+        for name in ("east", "west"):  # the cheaper way, then the one that is left
+            await_until(lambda name=name: net.leads_through(name, version), HANG_S, f"the way through {name}")  # type: ignore[misc]
+            net.answer_through(name)
+            stream.await_bytes()
+            if name == "east":
+                net.silence(name)
+    assert stream.broken is None
+    net.silence("east", "-D")
+    for name in NAMES:
+        deal = net.deal(name)
+        await_until(deal.acquainted, what=f"{name} and the client know each other")
+        deal.assert_books_agree(refused=True)  # the client's meter has counted what it sent to the silent gateway
+        sold = deal.sold()
+        for key, carried in (
+            ("used_to_bytes", onward[name].total(destination=REMOTES[version])),
+            ("used_from_bytes", back[name].total(source=REMOTES[version])),
+        ):
+            assert sum(row[key] for row in sold) == carried.bytes > 50_000
+
+
+def test_behind_another_address_new_streams_take_the_other_way_and_running_ones_end(lab: Lab) -> None:
+    net = diamond(lab, gateway("5 msat"), gateway("2 msat"))
+    with net.conversation():
+        await_until(lambda: net.leads_through("east"), HANG_S, "the cheaper way")
+    with net.stream() as running:
+        running.await_bytes()
+        net.silence("east")
+        await_until(lambda: net.leads_through("west"), HANG_S, "the other way")
+        with net.stream() as new:
+            new.await_bytes()
+            await_until(lambda: running.broken, HANG_S, "the end of the running stream")
+        assert new.broken is None
+    assert isinstance(running.broken, ConnectionResetError)
 
 
 def test_a_gateway_without_its_daemon_carries_on_until_its_contract_must_be_renewed(lab: Lab) -> None:
