@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from core_tests.host import Host
 from ngp import invoice
-from ngp.core.messages import Declined, Hello, Invoice, Message, Propose
+from ngp.core.messages import Accept, Declined, Hello, Invoice, Message, Paid, Propose
 from ngp.courier import Courier
 from ngp.delivery import Received
 from ngp.errors import PeerError
@@ -29,6 +29,7 @@ from ngp.errors import PeerError
 PORT = 10325
 HOP_LIMIT = 255
 WAY = ("mesh0", b"hostile")  # our couriers' name for the only link
+SANDBOX_MARK = b"ngp1"  # in an invoice of the sandbox, before the masked preimage
 
 
 def _raw(interface: str) -> socket.socket:
@@ -84,13 +85,24 @@ def genuine_invoice(amount_msat: int, expiry_s: int = 600) -> Message:
     """Make an invoice that the sandbox would pay."""
     preimage = secrets.token_bytes(32)
     payment_hash = sha256(preimage).digest()
-    mask = sha256(b"ngp sandbox: this money is not real" + payment_hash).digest()
     text = invoice.write(
         key=secrets.token_bytes(32), prefix="bcrt", amount_msat=amount_msat, timestamp_s=int(time.time()),
         expiry_s=expiry_s, payment_hash=payment_hash, payment_secret=secrets.token_bytes(32), memo="pay me",
-        metadata=b"ngp1" + bytes(a ^ b for a, b in zip(preimage, mask, strict=True)),
+        metadata=SANDBOX_MARK + _masked(preimage, payment_hash),
     )  # fmt: skip
     return Invoice(text, amount_msat)
+
+
+def proof_of(asked: Invoice) -> Paid:
+    """Pay an invoice of the sandbox, whose money isn't real, and return the proof."""
+    parsed = invoice.read(asked.bolt11)
+    return Paid(parsed.payment_hash, _masked(parsed.metadata.removeprefix(SANDBOX_MARK), parsed.payment_hash))
+
+
+def _masked(preimage: bytes, payment_hash: bytes) -> bytes:
+    """Mask a preimage as the sandbox does, or unmask it."""
+    mask = sha256(b"ngp sandbox: this money is not real" + payment_hash).digest()
+    return bytes(a ^ b for a, b in zip(preimage, mask, strict=True))
 
 
 def offer(destination: str, price: int = 1000, limit_bytes: int = 1 << 20) -> Propose:
@@ -116,6 +128,11 @@ class Persona:
 
     def __post_init__(self) -> None:
         self.courier = Courier(self.key, self.boot)
+
+    @property
+    def identity(self) -> str:
+        """Our public key, as listings show it."""
+        return self.courier.identity.hex()
 
     @property
     def proven(self) -> bool:
@@ -232,6 +249,13 @@ class Crowd:
         """Go away."""
         self.raw.close()
         self.udp.close()
+
+
+def accept_all(persona: Persona, received: Received) -> None:
+    """React by accepting every proposal; nothing else is answered, invoices neither."""
+    if isinstance(received.message, Propose):
+        offer = received.message
+        persona.say(Accept(offer.contract, offer.price_msat_per_gib, offer.data_limit_bytes), received.message_id)
 
 
 def ask_for_money(crowd: Crowd, persona: Persona, usual_msat: int, times: int = 4) -> None:

@@ -7,15 +7,13 @@ import random
 import secrets
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from ipaddress import ip_network
 from pathlib import Path
 
 from core_tests import traffic
 from core_tests.daemon import Daemon
-from core_tests.host import Host
-from core_tests.hostile import PORT, Crowd, Persona, ask_for_money, offer, random_mac, udp
+from core_tests.hostile import PORT, Crowd, Persona, accept_all, ask_for_money, offer, random_mac, udp
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS, ThreeHosts, three_hosts
@@ -37,25 +35,9 @@ PAYMENT_SAT = 50
 SAT_MSAT = 1000
 
 
-@contextmanager
-def crowd_at(host: Host, victim: Host) -> Iterator[Crowd]:
-    made = Crowd(host, victim)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def resident_kb(daemon: Daemon) -> int:
     lines = [Path(f"/proc/{pid}/status").read_text().splitlines() for pid in daemon.pids()]
     return sum(int(line.split()[1]) for status in lines for line in status if line.startswith("VmRSS"))
-
-
-def accept_all(persona: Persona, received: Received) -> None:
-    """Accept every proposal; pay for nothing."""
-    if isinstance(received.message, Propose):
-        offer = received.message
-        persona.say(Accept(offer.contract, offer.price_msat_per_gib, offer.data_limit_bytes), received.message_id)
 
 
 def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
@@ -68,7 +50,7 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
         remotes = [net.remote(version, 100 + number) for version in (4, 6) for number in range(4)]
         return sum(at_internet.total("in", destination=remote).bytes for remote in remotes)
 
-    with crowd_at(net.clients[1], net.gateway) as crowd:
+    with closing(Crowd(net.clients[1], net.gateway)) as crowd:
 
         def send(mac: bytes) -> None:
             for number in range(4):
@@ -99,7 +81,7 @@ def test_made_up_clients_get_the_grace_of_their_link_once(lab: Lab) -> None:
 def test_made_up_servers_are_paid_no_more_than_one_and_can_do_no_harm(lab: Lab) -> None:
     net = three_hosts(lab)
     client = net.client.daemon({**CLIENT, "PAYMENT_AMOUNT": f"{PAYMENT_SAT} sat"})
-    with crowd_at(net.gateway, net.client) as crowd:
+    with closing(Crowd(net.gateway, net.client)) as crowd:
         for number in range(5):
             persona = router_of(net, crowd, random_mac())
             persona.say(offer(f"198.51.100.{number + 1}/32"))
@@ -131,7 +113,7 @@ def test_a_neighbour_that_nobody_chose_sells_nothing(lab: Lab) -> None:
     assert traffic.ping(net.client, remote).received == 1
     evil.add_address("mesh0", f"{own}/24")
     for victim in (net.client, net.gateway):
-        with crowd_at(evil, victim) as crowd:
+        with closing(Crowd(evil, victim)) as crowd:
             persona = crowd.persona()
             assert crowd.meet(persona)
             assert evil.run("ping", "-c", "1", "-I", own, victim.address("mesh0", 4)).returncode == 0
@@ -210,7 +192,7 @@ def test_noise_and_replays_change_nothing_and_an_honest_neighbour_goes_on(lab: L
     trade = open_trade(lab, clients=2)
     net, dice = trade.net, random.Random(10325)
     quiet_s = statistics.median(first_packet_s(net, number) for number in range(245, 250))
-    with crowd_at(net.clients[1], net.gateway) as crowd:
+    with closing(Crowd(net.clients[1], net.gateway)) as crowd:
         persona = crowd.persona(random_mac(), react=accept_all)
         assert crowd.meet(persona)
         persona.say(Ask(ip_network("198.51.100.200/32"), 0, 0))
