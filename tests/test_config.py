@@ -451,6 +451,7 @@ BAD_LINES = [
     ("PAYMENT_SERVICES: fe80::7 9735", "PAYMENT_SERVICES: 'fe80::7'", "is an address that routers forward nothing to"),
     ("PAYMENT_SERVICES_RATE: 100 bytes", "PAYMENT_SERVICES_RATE: '100 bytes'", "write 1 kB/s to 1 GB/s"),
     ("PAYMENT_SERVICES_RATE: 5 kB/min", "PAYMENT_SERVICES_RATE: '5 kB/min'", "unknown unit"),
+    ("UNPAID_RATE: 128 kbit/s", "UNPAID_RATE: '128 kbit/s'", "write for example 16 kB/s or 2 MB/s"),
 ]  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_in_a_table_that_another_program_uses_nothing_is_chosen_and_check_and_lo
     said = occupied(ON, network)  # type: ignore[arg-type]
     assert said is not None and not said.ok
     assert "routing table 10325 has a route to 198.18.0.0/15 that isn't ours" in said.found
-    assert "ROUTE_TABLE" in said.remedy
+    assert "ROUTE_TABLE" in said.remedy and "if nothing needs its routes" in said.remedy
     watch = ForkWatch(network, lambda: ON, lambda: HOST, told.append)  # type: ignore[arg-type]
     with pytest.raises(KernelError, match=r"198.18.0.0/15 that isn't ours; set ROUTE_TABLE"):
         asyncio.run(asyncio.wait_for(watch.follow(), 60.0))

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 NOT_REAL = "not real money"
 _NO_TERMINAL_WIDTH = 240
-_KEY_LETTERS = 12
+_KEY_LETTERS = 16
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 

@@ -113,7 +113,8 @@ def data_bytes(text: str, bare: int = KILOBYTE) -> int:
 
 def data_rate_bytes_s(text: str) -> int:
     """Read a data rate: `32 kB/s`; a bare number is kB/s. Returns bytes per second. Raises ConfigError."""
-    return data_bytes(text.removesuffix("/s"))
+    data = _quantity(text.removesuffix("/s"), DATA_UNITS, KILOBYTE, "data a second", "16 kB/s or 2 MB/s")
+    return _whole(data, MOST_DATA_BYTES, "bytes", f"{show_data(MOST_DATA_BYTES)}/s")
 
 
 def time_s(text: str) -> int:

@@ -31,8 +31,8 @@ _NO_OFFER = (
     "messages (UDP port 10325); destinations that are free there need no offer"
 )
 _NO_RETURN = {
-    Role.SERVER: "if these hosts are up: the NAT lines of this check, the upstream's way back, and firewall rules for "
-    "answers (nft list ruleset)",
+    Role.SERVER: "if these hosts are up: the NAT lines of this check, the upstream's way back, firewall rules for "
+    "answers (nft list ruleset), and our routes back: answers reach only the neighbour that paid for them",
     Role.CLIENT: "if these hosts are up: `ngp check` on that neighbour; and here the NAT lines, if a LAN sends",
 }
 

@@ -74,7 +74,8 @@ def occupied(settings: Settings, network: Network) -> Check | None:
     if theirs is None:
         return None
     found = f"no route is chosen: routing table {table} has a route to {theirs} that isn't ours"
-    remedy = f"set ROUTE_TABLE to the number of an unused table, or: ip route flush table {table}"
+    flush = f"if nothing needs its routes: ip route flush table {table}"
+    remedy = f"set ROUTE_TABLE to the number of an unused table, or, {flush}"
     return Check("choice of routes", False, found, remedy, "configuration")
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from ngp.cli import accounts, neighbours
 from ngp.cli.show import print_unless_real
+from ngp.config.loader import parse
 from tests.cli.conftest import LONGEST_S, Host, keep_books
 from tests.cli.fake_daemon import fake_main
 
@@ -111,10 +112,17 @@ def test_a_block_that_waits_for_room_on_the_disk_is_marked() -> None:
     assert column.show({"blocked": True, "block_waits": False}) == column.show({"blocked": True}) == "yes"
 
 
+def test_net_conf_takes_a_neighbour_as_it_is_listed() -> None:
+    column = next(one for one in neighbours._COLUMNS if one.title == "neighbour")
+    listed = column.show({"neighbour": "7f3a" * 16})
+    entry = f"{{prefix: 192.0.2.0/24, sell: 1, neighbour: {listed}}}"
+    assert parse(f"MESH_INTERFACES: mesh0\nPRICES: [{entry}]", Path("net.conf")).prices[0].neighbour == listed
+
+
 def test_whom_our_routes_lead_through_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"neighbour": "7f3a" * 16, "chosen_for": ["0.0.0.0/0", "::/0"], "quality": 0.987}
     neighbours._print_more([row, {"neighbour": "8e" * 32, "chosen_for": [], "quality": 1.0}])
-    assert capsys.readouterr().out == "packets to 0.0.0.0/0, ::/0 go through 7f3a7f3a7f3a, whose quality is 0.99\n"
+    assert capsys.readouterr().out == "packets to 0.0.0.0/0, ::/0 go through 7f3a7f3a7f3a7f3a, whose quality is 0.99\n"
 
 
 def test_status_shows_times_reasons_and_counters_in_words(running: Host) -> None:
@@ -126,7 +134,7 @@ def test_status_shows_times_reasons_and_counters_in_words(running: Host) -> None
 
 def test_an_account_that_is_not_topped_up_says_why(running: Host) -> None:
     shown = running.ngp("accounts").stdout.splitlines()
-    assert shown[-1] == "7f3a00000000 (server) is not topped up: the channel is empty?[2J"
+    assert shown[-1] == "7f3a000000000000 (server) is not topped up: the channel is empty?[2J"
 
 
 def test_rentals_are_listed_and_offers(running: Host) -> None:
@@ -181,8 +189,9 @@ def test_words_that_rentals_does_not_know_are_bad_usage(running: Host, words: li
 
 def test_a_tenants_account_shows_what_it_rents() -> None:
     column = next(one for one in accounts.COLUMNS if one.title == "neighbour")
-    assert column.show({"neighbour": "5e" * 32, "networks": ["203.0.113.7/32"]}) == "5e5e5e5e5e5e rents 203.0.113.7/32"
-    assert column.show({"neighbour": "5e" * 32}) == "5e5e5e5e5e5e"
+    shown = column.show({"neighbour": "5e" * 32, "networks": ["203.0.113.7/32"]})
+    assert shown == "5e5e5e5e5e5e5e5e rents 203.0.113.7/32"
+    assert column.show({"neighbour": "5e" * 32}) == "5e5e5e5e5e5e5e5e"
     grace = next(one for one in accounts.COLUMNS if one.title == "grace left")
     tenant = {"role": "server", "networks": ["203.0.113.7/32"], "grace_left_bytes": 0}
     assert grace.show(tenant) == "-", "no tenant has a credit line"
