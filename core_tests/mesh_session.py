@@ -2,7 +2,9 @@
 
     python -m core_tests.mesh_session FILE.json babeld --nodes 12 --around 20 > core_tests/scenarios/NAME.xml
 
-The same graph gives the same file. What the traffic there must come to is in `core_tests/mesh_traffic.py`.
+The same graph gives the same file. Each link has a cost of its own, so that only one way between two nodes is the
+cheapest: answers come back the way that the questions went, and routes don't depend on which daemon spoke first. What
+the traffic there must come to is in `core_tests/mesh_traffic.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import math
 import random
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -23,6 +26,7 @@ CANVAS_PX = 900, 650
 EDGE_PX = 40
 AXES = 0, 1
 ROUNDS = 300
+COST, MOST_MORE = 3000, 350
 Positions = list[tuple[float, float]]
 
 
@@ -83,22 +87,39 @@ def towards(node: int | str) -> str:
     return f"to{node:02}" if isinstance(node, int) else f"to{node}"
 
 
+def cost(one: str, other: str) -> int:
+    """Return what the link between two nodes costs, in both directions: COST, and up to MOST_MORE of its own.
+
+    So of two ways of up to COST / MOST_MORE links the one with fewer links is cheaper, and among those with as many one
+    is the cheapest; that there is only one, a test asserts of the graphs that we have. Babel has room for 19 links.
+    Args: names of the nodes.
+    """
+    return COST + zlib.crc32("-".join(sorted((one, other))).encode()) % MOST_MORE
+
+
+def _costs(graph: Graph, node: int) -> Iterator[tuple[str, int]]:
+    """Yield the interfaces of a node with the costs of their links."""
+    return ((towards(other), cost(named(node), named(other))) for other in sorted(graph.edges[node]))
+
+
 def _babeld(graph: Graph, node: int, _address: str) -> dict[str, list[str]]:
-    return {"babeld.conf": [f"interface {towards(other)} type wired" for other in sorted(graph.edges[node])]}
+    return {"babeld.conf": [f"interface {name} type wired rxcost {much}" for name, much in _costs(graph, node)]}
 
 
-def _bird(_graph: Graph, node: int, address: str) -> dict[str, list[str]]:
+def _bird(graph: Graph, node: int, address: str) -> dict[str, list[str]]:
     """Announce the node's first address by itself, as babeld does with all: its neighbours sell it at no cost."""
     lines = [
         f"router id 10.64.0.{node + 1};",
         "protocol device {}",
         "protocol kernel { ipv4 { export where source = RTS_OSPF; }; }",
         "protocol ospf v2 mesh {",
-        "  ecmp no;",
         "  ipv4 { export none; };",
         "  area 0 {",
         f"    stubnet {address}/32;",
-        f'    interface "{towards("*")}" {{ type ptp; hello 2; dead count 10; }};',
+        *(
+            f'    interface "{name}" {{ type ptp; cost {much}; hello 2; dead count 10; }};'
+            for name, much in _costs(graph, node)
+        ),
         "  };",
         "}",
     ]

@@ -1,23 +1,22 @@
 """Random traffic in a mesh: pairs of nodes exchange datagrams, and at the end all ledgers come to zero.
 
-The destination of each flow is the first address of a node, and a packet's way there is what the routing daemons found.
-Each router on it sells to the one before it, and the last one hands the packet to its destination, which costs it
-nothing.
+The destination of each flow is the first address of a node, and a packet's way there is the cheapest one by the costs
+of the session's links (`core_tests.mesh_session`), which the routing daemons must find. Each router on it sells to the
+one before it, and the last one hands the packet to its destination, which costs it nothing.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address, ip_network
-from itertools import islice
+from ipaddress import ip_network
 
-from core_tests import traffic
+from core_tests import mesh_session, traffic
 from core_tests.host import Host
 from core_tests.session import Session
 from core_tests.shell import await_until
@@ -27,13 +26,12 @@ from core_tests.trade import Row, assert_conserved, used
 MOST_LINKS = 8  # a buyer pays up to twice the price of a first seller, and each of a row adds a tenth
 COUNTS, SIZES_BYTES = (5, 40), (100, 1400)  # datagrams of a flow, each with its echo, and their payload
 PORT = 5000
-TRIED = 5  # times as many pairs are drawn as are needed: many have answers that come another way
 ROUTES_S = 300.0
-KEPT_S = 5.0  # routes that stay as they are for so long aren't being looked for any more
 ANSWERED_S = 120.0
 SETTLED_S = 300.0
 AGREED = "paid_msat", "charged_msat", "refunded_msat"
 Neighbours = Mapping[str, Collection[str]]
+NextNodes = Mapping[str, Mapping[str, str]]  # by node and target
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,36 +109,61 @@ def plan(mesh: Neighbours, flows: int, seed: int = 1) -> list[Flow]:
     ]
 
 
-def await_ready(session: Session, mesh: Neighbours) -> None:
-    """Wait until all neighbours know each other, and each node has routes to all others that stay as they are."""
+def costs_to(target: str, mesh: Neighbours) -> dict[str, int]:
+    """Return what the cheapest way to a target costs from each node."""
+    found: dict[str, int] = {}
+    waiting = [(0, target)]
+    while waiting:
+        cost, node = heapq.heappop(waiting)
+        if node not in found:
+            found[node] = cost
+            for other in mesh[node]:
+                heapq.heappush(waiting, (cost + mesh_session.cost(node, other), other))
+    return found
+
+
+def next_nodes(mesh: Neighbours) -> NextNodes:
+    """Return the node that comes next on the cheapest way from each node to each other."""
+    found: dict[str, dict[str, str]] = {name: {} for name in mesh}
+    for target in mesh:
+        costs = costs_to(target, mesh)
+        for name in mesh.keys() - {target}:
+            found[name][target] = min(mesh[name], key=lambda other: costs[other] + mesh_session.cost(name, other))
+    return found
+
+
+def await_ready(session: Session, mesh: Neighbours, best: NextNodes) -> None:
+    """Wait until all neighbours know each other, and each node's routes lead the cheapest way to every other."""
     for name, others in mesh.items():
         keys = {session.keys[other] for other in others}
         knows = partial(_knows, session, name, keys)
         await_until(knows, ROUTES_S, f"{name} knows its neighbours")
-    targets = {_address(host) for host in session.hosts.values()}
-    for name, host in session.hosts.items():
-        await_until(partial(_leads_to_all, host, targets), ROUTES_S, f"{name} has routes to all nodes")
-    before: list[str] = []
-
-    def kept() -> bool:
-        nonlocal before
-        now = [host.ip("route") for host in session.hosts.values()]
-        if now == before:
-            return True
-        before = now
-        time.sleep(KEPT_S)
-        return False
-
-    await_until(kept, ROUTES_S, "routes that stay as they are")
+    for name in mesh:
+        leads = partial(_leads, session, name, best[name])
+        await_until(leads, ROUTES_S, f"{name} has the cheapest routes to all nodes")
 
 
 def _knows(session: Session, name: str, keys: set[str]) -> bool:
     return keys <= {row["neighbour"] for row in session.daemons[name].ask("neighbours") if row["up"]}
 
 
-def _leads_to_all(host: Host, targets: set[str]) -> bool:
-    networks = [ip_network(row["dst"]) for row in json.loads(host.ip("-j", "route")) if row["dst"] != "default"]
-    return all(any(ip_address(target) in network for network in networks) for target in targets)
+def _leads(session: Session, name: str, best: Mapping[str, str]) -> bool:
+    """Say whether a node's kernel has a route to each address of others, by the best node if it is for that address.
+
+    A datagram's source is the address of the interface by which it leaves, and answers go there. babeld finds a route
+    to each address; bird to each node's first address, and to the others by the nearer end of their cable.
+    """
+    routes = {row["dst"]: row for row in json.loads(session.hosts[name].ip("-j", "route"))}
+    owners = {text.partition("/")[0]: node for node, host in session.hosts.items() for text in _addresses(host)}
+    for address, owner in owners.items():
+        if owner == name:
+            continue
+        row = routes.get(address) or routes.get(_cable(address))
+        if row is None or "type" in row:  # with a type it leads nowhere
+            return False
+        if row["dst"] == address and owners[row.get("gateway", address)] != best[owner]:
+            return False
+    return True
 
 
 def await_echo(session: Session, flow: Flow) -> None:
@@ -158,27 +181,14 @@ def exchange(session: Session, flow: Flow) -> None:
     assert echoed == flow.count, f"{flow}: {echoed} came back"
 
 
-def _way(session: Session, source: str, target: str) -> list[str]:
-    """Return the routers between two nodes, as the kernels' routes say."""
-    owners = {text.partition("/")[0]: name for name, host in session.hosts.items() for text in _addresses(host)}
-    address, found = _address(session.hosts[target]), [source]
-    while found[-1] != target:
-        (route,) = json.loads(session.hosts[found[-1]].ip("-j", "route", "get", address))
-        found.append(owners[route.get("gateway", address)])
-    return found[1:-1]
-
-
-def _is_straight(session: Session, flow: Flow) -> bool:
-    """Say whether a flow's answers come back the way that it goes; else they may be dropped (docs/architecture.md)."""
-    return _way(session, flow.source, flow.target) == _way(session, flow.target, flow.source)[::-1]
-
-
-def expected_bytes(session: Session, flows: Iterable[Flow]) -> dict[tuple[str, str], int]:
+def expected_bytes(session: Session, flows: Iterable[Flow], best: NextNodes) -> dict[tuple[str, str], int]:
     """Return what each router on the way carries towards each cable with a target, by (router, cable's network)."""
     found: Counter[tuple[str, str]] = Counter()
     for flow in flows:
-        for router in _way(session, flow.source, flow.target):
+        router = best[flow.source][flow.target]
+        while router != flow.target:
             found[router, _cable(_address(session.hosts[flow.target]))] += flow.bytes
+            router = best[router][flow.target]
     return found
 
 
@@ -267,17 +277,17 @@ def expect(session: Session, count: int, tell: Callable[[str], None] = lambda te
     Raises: AssertionError if a datagram doesn't come back, or the ledgers don't say what must come of it.
     """
     mesh = neighbours(session)
-    await_ready(session, mesh)
-    tell("all neighbours know each other, and every node has a route to every other")
+    best = next_nodes(mesh)
+    await_ready(session, mesh, best)
+    tell("all neighbours know each other, and every node has the cheapest route to every other")
     for host in session.hosts.values():
         traffic.udp_echo(host, _address(host), PORT)
-    flows = list(islice((flow for flow in plan(mesh, TRIED * count) if _is_straight(session, flow)), count))
-    assert len(flows) == count, f"only {len(flows)} flows have answers that come back the same way"
+    flows = plan(mesh, count)
     for flow in flows:
         await_echo(session, flow)
     settled(session)
     tell(f"{count} pairs of nodes have agreed on prices along their ways, and the first packets have come back")
-    before, expected = carried_bytes(session), expected_bytes(session, flows)
+    before, expected = carried_bytes(session), expected_bytes(session, flows, best)
     for flow in flows:
         exchange(session, flow)
     tell(f"{sum(flow.count for flow in flows):,} datagrams were sent, and every one came back")

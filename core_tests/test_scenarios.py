@@ -6,13 +6,14 @@ import re
 
 import pytest
 
-from core_tests import mesh_session, scenarios
+from core_tests import mesh_session, mesh_traffic, scenarios
 from core_tests.lab import Lab
 from core_tests.scenarios.__main__ import MISSING, main
 from core_tests.session_namespaces import in_namespaces
 from core_tests.shell import ROOT
-from core_tests.simulate.graph import read_graph
+from core_tests.simulate.graph import distances, read_graph
 
+LEIPZIG = read_graph(ROOT / "core_tests" / "graphs" / "leipzig-50.json")
 LONG = [pytest.mark.long, pytest.mark.first]
 
 
@@ -38,9 +39,23 @@ def test_every_scenario_has_both_files_and_a_row_in_the_docs() -> None:
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} >= set(names)
 
 
-@pytest.mark.parametrize(("routing", "nodes", "around"), [("babeld", 12, 20), ("bird", 12, 20), ("bird", 50, None)])
+@pytest.mark.parametrize("routing", ["babeld", "bird"])
+@pytest.mark.parametrize(("nodes", "around"), [(12, 20), (50, None)])
 def test_the_sessions_of_the_real_graph_are_made_from_its_file(routing: str, nodes: int, around: int | None) -> None:
     name = f"leipzig_{nodes}_{routing}"
-    graph = read_graph(ROOT / "core_tests" / "graphs" / "leipzig-50.json").cut(nodes, around)
+    graph = LEIPZIG.cut(nodes, around)
     made = "\n".join([*mesh_session.session(graph, name, routing), ""])
     assert (scenarios.FOLDER / f"{name}.xml").read_text() == made
+
+
+@pytest.mark.parametrize(("nodes", "around"), [(12, 20), (50, None)])
+def test_one_way_alone_is_the_cheapest_and_none_has_fewer_links(nodes: int, around: int | None) -> None:
+    graph = LEIPZIG.cut(nodes, around)
+    named = mesh_session.named
+    mesh = {named(node): [named(other) for other in edges] for node, edges in enumerate(graph.edges)}
+    for target in mesh:
+        costs, links = mesh_traffic.costs_to(target, mesh), distances(target, mesh.__getitem__)
+        for name in mesh.keys() - {target}:
+            best, *others = sorted((costs[other] + mesh_session.cost(name, other), other) for other in mesh[name])
+            assert links[best[1]] == links[name] - 1 or links[name] > mesh_traffic.MOST_LINKS
+            assert all(best[0] < cost for cost, _ in others)
