@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ngp.core import networks
+from ngp.core.buying import choosing
 from ngp.core.buying.memory import Quote
 from ngp.core.buying.negotiation import accept_quote
 from ngp.core.buying.purchase import Purchase
@@ -167,6 +168,7 @@ def ask(world: World, sale: Sale, wait_s: float) -> bool:
     if seller is None or sale.seller in world.peers.blocked or wait_s <= HOP_S:
         return False
     key = sale.seller, sale.destination.prefix
+    choosing.wanted(world, key[1])
     if not world.awaited.get(key):
         path = (*sale.asked_by, mark(world.identity))
         world.buying.asked.note(key, world.now.monotonic_s + wait_s + LATE_S)

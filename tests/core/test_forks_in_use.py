@@ -325,6 +325,24 @@ def test_what_a_node_in_the_middle_sells_ends_when_its_choice_makes_it_too_cheap
     assert net["c"].sale("h").price_msat_per_gib == 5500
 
 
+def test_a_node_in_the_middle_finds_the_gateway_that_its_client_can_pay() -> None:
+    net = Fork2(price(8500), price(2000))
+    net["c"].world.settings = replace(net["c"].world.settings, sells=True, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
+    net.introduce("c", "w")
+    net.add("h", "c")
+    net["h"].route = "c"
+    net["h"].world.settings = replace(net["h"].world.settings, buy_msat_per_gib=9000, buy_max_msat_per_gib=9000)
+    net.wait(4.0)
+    net.packet("h", "c")
+    assert net["c"].world.purchases.find(net["w"].identity, SAMPLE.network_address) is None, "9350 is above 9000"
+    net.wait(1.0)
+    net["c"].route = net.way
+    assert net.way == "e" and net["c"].world.purchases.find(net["e"].identity, SAMPLE.network_address) is None
+    net.wait(30.0)  # until then the kernel drops what the client refused
+    net.packet("h", "c")
+    assert net["c"].sale("h").running and net["c"].sale("h").price_msat_per_gib == 2200
+
+
 def test_switched_off_nothing_of_ours_is_left() -> None:
     net = Fork2(price(5000), price(2000))
     net.send(5.0)

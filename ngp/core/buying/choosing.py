@@ -1,9 +1,9 @@
 """Choosing: which of several neighbours carries our traffic, if the routes lead through several (CHOOSE_ROUTES).
 
-Routing daemons and the operator decide which neighbours can carry a packet. While something is sent, all of them are
-asked for their price of one of the destinations, and our meter for the present one is read at each look. What counts is
-the price of what arrives: the price divided by the quality. The present neighbour stays unless it costs a tenth more
-than another one.
+Routing daemons and the operator decide which neighbours can carry a packet. While something is sent, or clients of ours
+ask for a price, all of them are asked for their price of one of the destinations, and our meter for the present one is
+read at each look. What counts is the price of what arrives: the price divided by the quality. The present neighbour
+stays unless it costs a tenth more than another one.
 
 - A neighbour is left if no answers come for what is sent, and it answers no hellos for 0.3 s. As long as answers come,
   its kernel carries what is paid for while its daemon is away.
@@ -87,9 +87,23 @@ def _numbers(settings: Settings) -> tuple[bool, int, int]:
 
 def used(world: World, destination: Prefix) -> None:
     """Note that something is sent to a destination."""
+    if (state := _take_into_use(world, destination)) is not None:
+        state.carries = True
+
+
+def wanted(world: World, destination: Prefix) -> None:
+    """Note that a client wants a destination, for which we ask the present neighbour.
+
+    So the neighbours are compared although the client may refuse what the present one's price makes of ours. Nothing is
+    bought before the client has accepted.
+    """
+    _take_into_use(world, destination)
+
+
+def _take_into_use(world: World, destination: Prefix) -> ForkState | None:
     state, now = world.buying.forks.of(destination), world.now.monotonic_s
     if state is None or len(state.fork.routers) < 2:
-        return
+        return None
     if not destination.prefixlen and state.sample is not None:
         destination = state.sample  # not every neighbour sells a default route, so a host compares them better
     if state.sample is None or now - state.used_mono_s > IN_USE_S:
@@ -98,10 +112,12 @@ def used(world: World, destination: Prefix) -> None:
             state.offers.clear()
             state.ask_mono_s.clear()
             state.asked.clear()
-        state.window_mono_s, state.unanswered, state.sent, state.returned = now, 0, False, False
+        state.window_mono_s, state.unanswered = now, 0
+        state.sent, state.returned, state.carries = False, False, False
     state.used_mono_s = now
     world.buying.forks.in_use[state.fork.prefix] = state
     world.timers.set_if_unset(Due.FORKS, b"", now)
+    return state
 
 
 def carried(world: World, purchase: Purchase, reading: Reading) -> None:
@@ -268,7 +284,7 @@ def _ask(world: World, state: ForkState, neighbour: Neighbour) -> None:
 
 def _buy(world: World, state: ForkState, neighbour: Neighbour) -> bool:
     """Buy the sample from a neighbour, unless that is done: by its quote, else ask for one. Returns whether we did."""
-    if state.sample is None or _covering(world, state, neighbour) is not None:
+    if state.sample is None or not state.carries or _covering(world, state, neighbour) is not None:
         return False
     quote = world.buying.quotes.get((neighbour.identity, state.sample))
     if quote is not None and quote.until_mono_s > world.now.monotonic_s:

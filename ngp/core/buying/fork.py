@@ -109,7 +109,8 @@ class ForkState:
         sample: the destination whose price is compared; None: nothing was sent yet.
         offers: the last word of each neighbour about the sample's price, by identity.
         ask_mono_s: when each neighbour is to be asked next. asked: those whose answer may still come.
-        used_mono_s: when something was last sent, as far as we know.
+        used_mono_s: when something was last sent, or asked for by a client of ours, as far as we know.
+        carries: False: since it came into use, nothing was sent; clients only asked.
         sent, returned: whether something was sent, and came back, since `window_mono_s`.
         unanswered: for how many such times in a row only something was sent.
         judged: False: nobody brought answers from there, so it says nothing about a neighbour that none come.
@@ -123,6 +124,7 @@ class ForkState:
     ask_mono_s: dict[bytes, float] = field(default_factory=dict)
     asked: set[bytes] = field(default_factory=set)
     used_mono_s: float = float("-inf")
+    carries: bool = False
     sent: bool = False
     returned: bool = False
     window_mono_s: float = 0.0
