@@ -33,6 +33,14 @@ def _questions() -> SharedAllowance:
     )
 
 
+def _newcomers_questions() -> SharedAllowance:
+    """Return the allowance of those that never paid: all on one interface share a part."""
+    at_once = QUESTIONS_IN_A_ROW * ASKERS
+    return SharedAllowance(
+        QUESTIONS_A_SECOND * ASKERS, QUESTIONS_A_SECOND, MOST_ASKERS_KNOWN, at_once * ASKERS, at_once
+    )
+
+
 @dataclass(slots=True, eq=False)
 class Neighbour:
     """One identity on one link.
@@ -123,6 +131,8 @@ class Peers:
         silence_due: by interface, when the log may next name a link that hasn't said hello.
         unheard: by interface, the link there whose packets were dropped last because it hasn't said hello.
         greeted: when we last broadcast a hello that wants replies, by interface.
+        newcomers_questions: how often we may ask others on behalf of neighbours that never paid us. Those on one
+            interface have a part together.
         looked_for_idle_mono_s: when we last looked for neighbours to forget.
         first_number: kernel numbers are greater than this; numbers: how many were given since.
     """
@@ -136,6 +146,7 @@ class Peers:
     silence_due: dict[str, float] = field(default_factory=dict)
     unheard: dict[str, Unheard] = field(default_factory=dict)
     greeted: dict[str, float] = field(default_factory=dict)
+    newcomers_questions: SharedAllowance = field(default_factory=_newcomers_questions)
     looked_for_idle_mono_s: float = float("-inf")
     numbers: int = 0
 

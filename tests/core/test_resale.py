@@ -12,7 +12,7 @@ from playbook import MSAT_PER_KB, settings
 from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Router, Verdict
-from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, mark
+from ngp.core.messages import Accept, Ask, Cancel, Hello, Propose, Reject, RejectReason, mark
 
 
 def test_a_first_packet_over_four_nodes_buys_at_each_hop_and_each_takes_its_margin() -> None:
@@ -352,6 +352,26 @@ def test_questions_on_behalf_of_one_neighbour_are_limited() -> None:
     assert len(at.sent(Ask)) == 256
     mesh.settle()
     assert len(mesh["c"].world.contracts) <= 256
+
+
+def test_questions_on_behalf_of_all_newcomers_on_an_interface_are_limited() -> None:
+    mesh = Mesh("abc")
+    mesh.add("x", "b")
+    at, link = mesh["b"], mesh["b"].link("x")
+    mesh.packet("a", "b")
+    at.world.clients[mesh["a"].identity].paid_msat = 1000
+    before = len(at.sent(Ask))
+    for key in range(20):
+        link = (link[0], bytes([key]) * 6)
+        hello = Hello("sandbox", True, True, (), "ngp", False)
+        at.step(ev.MessageReceived(bytes([key]) * 32, link, 1, hello, (1 << 41) + key))
+        for number in range(100):
+            ask = Ask(ip_network(0x0B000000 + 100 * key + number), 0, 0)
+            at.step(ev.MessageReceived(bytes([key]) * 32, link, 1, ask, (1 << 40) + number, onward=at.onward))
+    assert len(at.sent(Ask)) - before == 1024
+    ask = Ask(ip_network("198.51.100.77/32"), 0, 0)
+    at.step(ev.MessageReceived(mesh["a"].identity, at.link("a"), 1, ask, 1 << 42, onward=at.onward))
+    assert len(at.sent(Ask)) - before == 1025, "who paid has its own"
 
 
 def test_one_client_of_a_node_in_the_middle_can_not_use_up_the_questions_of_the_others() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ngp.core import upstream
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Verdict
-from ngp.core.messages import Prefix, Propose, Reject, RejectReason, mark
+from ngp.core.messages import Prefix, Propose, Reject, RejectReason, Role, mark
 from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, ask_terms
 from ngp.core.prefixes import PackedPrefix, host_prefix
@@ -93,7 +93,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
         return
     wanted = world.settings.contract_data_bytes
     fits = found is not None and found.lasts and found.free_bytes >= wanted // 2
-    if not fits and wait_s and neighbour.questions.take(sale.asker, world.now.monotonic_s):
+    if not fits and wait_s and _may_ask(world, neighbour, sale):
         world.timers.set_if_unset(Due.QUOTE, sale.id, world.now.monotonic_s + wait_s)
         asked = upstream.extend(world, sale, wanted - found.free_bytes) if found else upstream.ask(world, sale, wait_s)
         if asked:
@@ -112,6 +112,17 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
     propose(world, neighbour, sale, sale.asked)
     if sale.asked and sale.held:
         offer_again(world, sale)
+
+
+def _may_ask(world: World, neighbour: Neighbour, sale: Sale) -> bool:
+    """Take a question to others on a neighbour's behalf.
+
+    Keys cost nothing, so all neighbours on an interface that never paid us share one allowance besides.
+    """
+    now, is_newcomer = world.now.monotonic_s, not world.has_traded(Role.SERVER, neighbour.identity)
+    if is_newcomer and not world.peers.newcomers_questions.take(neighbour.link[0], now):
+        return False
+    return neighbour.questions.take(sale.asker, now)
 
 
 def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
