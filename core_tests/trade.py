@@ -155,6 +155,11 @@ def used(row: Row) -> int:
     return int(row["used_to_bytes"] + row["used_from_bytes"])
 
 
+def cost_msat(row: Row) -> int:
+    """Return what a contract's row costs, rounded up once, if its price didn't change."""
+    return -(-used(row) * int(row["price_msat_per_gib"]) >> 30)
+
+
 def assert_conserved(daemon: Daemon, roles: Collection[str] = ("server", "client")) -> None:
     """Assert for each account that paid = charged + refunded + balance, and that contracts and journal add up to it.
 

@@ -12,14 +12,13 @@ from core_tests import traffic
 from core_tests.counter import Counter
 from core_tests.hostile import Crowd, Persona, accept_all, offer, proof_of, random_mac, udp
 from core_tests.session import Session
-from core_tests.trade import MSAT_PER_KB, Row, used
+from core_tests.trade import Row, cost_msat, used
 from ngp.core.messages import Accept, Ask, Cancel, Invoice, Paid, Propose, Reject, Statement, StatementLine
 from ngp.delivery import Received
 
 HONEST = "198.51.100.1"
 UNPAID, PAID_ONCE = ([f"198.51.100.{number}" for number in range(first, first + 4)] for first in (100, 110))
 PRICE_MSAT_PER_KB = 5
-PRICE_MSAT_PER_GIB = PRICE_MSAT_PER_KB * MSAT_PER_KB
 GRACE_BYTES = 20 * 1024
 PAYLOAD_BYTES = 900
 PINGS, PING_BYTES = 20, 84
@@ -38,6 +37,7 @@ def expect(session: Session) -> None:
         assert row["state"] == "active" and row["used_to_bytes"] == number * PINGS * PING_BYTES
         assert row["used_from_bytes"] == counter.total("out", source=HONEST).bytes
     deal.assert_books_agree()
+    assert deal.earned()["charged_msat"] == sum(map(cost_msat, deal.sold()))
     session.assert_conserved()
 
 
@@ -163,7 +163,7 @@ def assert_owes(session: Session, cheat: Persona, seen: int, paid_msat: int) -> 
     rows = sold_to(session, cheat)
     assert sum(map(used, rows)) == seen
     (account,) = (one for one in session.daemons["gateway"].json("accounts") if one["neighbour"] == cheat.identity)
-    charged = sum(-(-used(row) * PRICE_MSAT_PER_GIB >> 30) for row in rows)
+    charged = sum(map(cost_msat, rows))
     assert (account["paid_msat"], account["charged_msat"]) == (paid_msat, charged)
     assert 0 < charged - paid_msat <= GRACE_BYTES // 1024 * PRICE_MSAT_PER_KB + len(rows)
 

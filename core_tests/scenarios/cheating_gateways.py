@@ -11,7 +11,7 @@ from core_tests import traffic
 from core_tests.hostile import PORT, Crowd, Persona, ask_for_money, offer, udp
 from core_tests.session import Session
 from core_tests.shell import await_until
-from core_tests.trade import MSAT_PER_KB, Row, assert_conserved, used
+from core_tests.trade import MSAT_PER_KB, Row, assert_conserved, cost_msat, used
 from ngp.core.buying.service import MOST_UNSEEN
 from ngp.core.messages import Accept, Reject, Statement, StatementLine
 
@@ -33,6 +33,7 @@ def expect(session: Session) -> None:
         assert [used(row) for row in deal.sold()] == number * [PINGS * 2 * PING_BYTES]
     deal.await_settled()
     assert not deal.differences()
+    assert deal.earned()["charged_msat"] == sum(map(cost_msat, deal.sold()))
     assert_conserved(deal.gateway)  # the client has also charged itself what it believes of the fraud's bill
     spent = sum(row["amount_msat"] for row in client.json("ledger") if row["kind"] == "payment")
     assert -spent == sum(row["paid_msat"] for row in client.json("accounts"))

@@ -7,7 +7,7 @@ from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.session import Session
 from core_tests.shell import await_until
-from core_tests.trade import MSAT_PER_KB, used
+from core_tests.trade import MSAT_PER_KB, cost_msat, used
 
 REMOTE = "198.51.100.1"
 WAIT_S = 90.0  # a price is asked for every 5 s, and of a gateway that was left after half a minute
@@ -50,7 +50,7 @@ def expect(session: Session) -> None:
         assert sum(map(used, sold)) == carried(name)
         prices = {row["price_msat_per_gib"] // MSAT_PER_KB for row in sold if used(row)}
         assert prices == ({5, 2} if name == "west" else {3})
-        assert deal.earned()["charged_msat"] == sum(_cost(row) for row in sold)
+        assert deal.earned()["charged_msat"] == sum(map(cost_msat, sold))
     session.assert_conserved()
     assert "default" not in client.run("ip", "route", "show", "table", "main", "proto", "225").stdout
 
@@ -68,8 +68,3 @@ def _chosen(session: Session) -> str:
     listed = session.daemons["client"].ask("neighbours")
     found = [row["neighbour"] for row in listed if "0.0.0.0/0" in row["chosen_for"]]
     return next((name for name, key in session.keys.items() if key in found), "")
-
-
-def _cost(row: dict[str, int]) -> int:
-    """Return what a contract costs, rounded up to the msat."""
-    return -(-used(row) * row["price_msat_per_gib"] // (1 << 30))

@@ -10,7 +10,7 @@ from core_tests import traffic
 from core_tests.hostile import Crowd, Persona, accept_all
 from core_tests.session import Session
 from core_tests.shell import await_until
-from core_tests.trade import MSAT_PER_KB, used
+from core_tests.trade import MSAT_PER_KB, cost_msat, used
 from ngp.core.messages import Ask, Propose
 from ngp.delivery import Received
 
@@ -40,6 +40,7 @@ def expect(session: Session) -> None:
             remote: at_internet.bytes_of(remote) for remote in REMOTES.values()
         }
         assert {row["price_msat_per_gib"] for row in sold.values()} == {price}
+        assert deal.earned()["charged_msat"] == sum(map(cost_msat, sold.values()))
         price = -(-price * (100 + MARGIN_PERCENT) // 100)
     assert not any(map(used, deals["a"].sold()))
     a_cheat_closes_the_ring(session)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from core_tests import traffic
 from core_tests.session import Session
 from core_tests.shell import await_until
-from core_tests.trade import used
+from core_tests.trade import cost_msat, used
 
 REMOTES = {4: "198.51.100.1", 6: "2001:db8:ffff::1"}
 PLACES = {"west": (200.0, 250.0), "east": (800.0, 250.0)}
@@ -47,6 +47,7 @@ def expect(session: Session) -> None:
         deals[gateway].await_settled(refused=True)
     for gateway, deal in deals.items():
         deal.assert_books_agree(refused=True)  # the rover's meter has counted what it sent when the gateway was away
+        assert deal.earned()["charged_msat"] == sum(map(cost_msat, deal.sold()))
         for version, remote in REMOTES.items():
             sold = [used(row) for row in deal.sold() if row["destination"].partition("/")[0] == remote]
             assert sum(sold) == carried(gateway, version)
