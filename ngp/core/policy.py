@@ -173,6 +173,11 @@ def _terms_of(settings: Settings, rule: PriceRule | None) -> BuyTerms:
     return BuyTerms(min(offer, most), most)
 
 
+def first_round(terms: SellTerms) -> int:
+    """Return the round of our first proposal: the last one if we can't come down, so that nobody haggles in vain."""
+    return 1 if terms.least_msat_per_gib < terms.ask_msat_per_gib else MOST_ROUNDS
+
+
 def ask_in_round(terms: SellTerms, round: int) -> int:
     """Return the seller's price in a round, from 1 on: it falls in equal steps to the least price."""
     return terms.ask_msat_per_gib - _concession(terms.ask_msat_per_gib - terms.least_msat_per_gib, round)

@@ -52,6 +52,7 @@ def test_a_dearer_upstream_raises_the_price_above_what_the_operator_asks(margin:
     mesh.packet("a", "b")
     assert mesh["b"].purchase("c").price_msat_per_gib == cost
     assert mesh["b"].sale("a").price_msat_per_gib == least
+    assert len(mesh["b"].sent(Propose)) == 1, "b can't come down, so a's lower offer would cost a round trip in vain"
 
 
 def test_a_counter_offer_never_gets_below_cost_and_margin() -> None:
@@ -85,7 +86,7 @@ def test_prices_for_a_neighbour_and_a_time_hold_for_new_contracts_and_what_was_a
 
 def test_a_quote_keeps_its_price_under_load_and_a_contract_too() -> None:
     loaded = settings(
-        **PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB,
+        **PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=19 * MSAT_PER_KB,
         load_price=LoadPrice(500_000, 3_000_000),
     )  # fmt: skip
     haggling = settings(**{**PLENTY, "buy_max_msat_per_gib": 20 * MSAT_PER_KB}, buy_msat_per_gib=19 * MSAT_PER_KB)
@@ -105,7 +106,7 @@ def test_a_quote_keeps_its_price_under_load_and_a_contract_too() -> None:
     mesh["z"].route = "b"
     mesh["z"].step(ev.SettingsChanged(settings(**PLENTY)))
     mesh.packet("z", "b")
-    assert mesh["b"].sale("z").price_msat_per_gib == 60 * MSAT_PER_KB
+    assert mesh["b"].sale("z").price_msat_per_gib == 59 * MSAT_PER_KB  # three times as much, less one step of haggling
     assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
 
 

@@ -22,6 +22,7 @@ from ngp.core.policy import (
     ask_in_round,
     ask_terms,
     buy_terms,
+    first_round,
     least_above_cost,
     sell_terms,
 )
@@ -88,7 +89,8 @@ def test_repricing_leaves_earlier_bytes_alone(first: int, changes: list[tuple[in
 def test_a_negotiation_ends_inside_both_limits(ask: int, least: int, offer: int, most: int) -> None:
     sell = SellTerms(host_prefix(HOST_ADDRESS), ask, min(ask, least))
     buy = BuyTerms(min(offer, most), most)
-    proposed, number = ask_in_round(sell, 1), 1
+    number = first_round(sell)
+    proposed = ask_in_round(sell, number)
     assert proposed == ask
     while True:
         assert number <= MOST_ROUNDS and sell.least_msat_per_gib <= proposed <= sell.ask_msat_per_gib
@@ -110,7 +112,8 @@ def test_a_negotiation_ends_inside_both_limits(ask: int, least: int, offer: int,
 def test_whatever_counter_offers_come_the_seller_stays_inside_its_limits(
     ask: int, least: int, counters: list[int]
 ) -> None:
-    sell, number = SellTerms(host_prefix(HOST_ADDRESS), ask, min(ask, least)), 1
+    sell = SellTerms(host_prefix(HOST_ADDRESS), ask, min(ask, least))
+    number = first_round(sell)
     for counter in counters:
         reply = answer_counter(sell, counter, number)
         if reply is None:

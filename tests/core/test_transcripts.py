@@ -58,6 +58,17 @@ def test_a_price_that_is_too_high_ends_after_a_few_rounds_and_the_refusal_is_rem
     assert not sim.gateway.world.contracts and not sim.gateway.kernel.slots
 
 
+@pytest.mark.parametrize(("most", "agreed"), [(8, True), (7, False)])
+def test_a_price_that_cannot_fall_is_taken_or_left_at_once(most: int, agreed: bool) -> None:
+    seller = settings(sell_msat_per_gib=8 * MSAT_PER_KB, sell_min_msat_per_gib=8 * MSAT_PER_KB)
+    buyer = settings(sells=False, buy_msat_per_gib=1 * MSAT_PER_KB, buy_max_msat_per_gib=most * MSAT_PER_KB)
+    sim = Sim(seller, buyer)
+    sim.up(HOST)
+    sim.run(1)
+    assert len(sim.sent(sim.gateway, Propose)) == 1
+    assert [said.price_msat_per_gib for said in sim.sent(sim.client, Accept)] == [8 * MSAT_PER_KB] * agreed
+
+
 def test_a_buyer_knows_why_it_got_no_contract_until_it_gets_one() -> None:
     cheap = settings(sells=False, buy_msat_per_gib=1 * MSAT_PER_KB, buy_max_msat_per_gib=1 * MSAT_PER_KB)
     sim = Sim(client=cheap)

@@ -13,7 +13,7 @@ from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason, Role, mark
 from ngp.core.peers import Neighbour
-from ngp.core.policy import SellTerms, ask_terms
+from ngp.core.policy import SellTerms, ask_terms, first_round
 from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.selling import metering
 from ngp.core.selling.sale import Sale
@@ -66,6 +66,7 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
         asked=wish.reply_to,
         asked_by=tuple(dict.fromkeys((*wish.path, mark(neighbour.identity)))),
         seller=b"" if seller is None else seller.identity,
+        round=first_round(terms),
     )
     world.add_contract(sale)
     neighbour.quotes += 1
@@ -104,6 +105,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
         return
     terms = terms_of(world, sale, found)
     sale.prices = ((0, terms.ask_msat_per_gib),)
+    sale.round = first_round(terms)
     sale.data_limit_bytes = min(wanted, found.free_bytes)
     sale.lifetime_s = min(world.settings.contract_time_s, found.lifetime_s)
     sale.path = (mark(world.identity), *found.path)
