@@ -96,8 +96,7 @@ def test_a_first_packet_waits_for_one_round_trip_more_at_each_gate(tmp_path: Pat
     done = run(replace(SCENARIOS["traffic"], time_s=60.0), read_graph(file), 1)
     (flow,) = done.traffic.flows
     assert flow.complete and flow.hops == 4 and flow.answered_at is not None
-    haggling = 1  # the source offers BUY_PRICE first; what the others buy to sell it on isn't haggled over
-    assert flow.answered_at - flow.began_at == pytest.approx((4 + 3 + haggling) * 0.020)
+    assert flow.answered_at - flow.began_at == pytest.approx((4 + 3) * 0.020)  # nobody haggles over a resold price
 
 
 def test_after_a_cold_start_all_pairs_are_served_though_all_begin_at_once() -> None:
