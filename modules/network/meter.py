@@ -112,14 +112,19 @@ class Meter:
         free = _free_tables(desired)
         known = read_interfaces(self.tables)
         layer3 = False
-        for name in filter(self._index_of, desired.lan_interfaces):
-            self._set_interface(self._require_index(name), layout.LAN)
+        lans = {self._require_index(name) for name in filter(self._index_of, desired.lan_interfaces)}
+        for index in lans:
+            self._set_interface(index, layout.LAN)
         for name in desired.mesh_interfaces:
             index = self._require_index(name)
             flags = layout.MESH
             flags |= layout.LINK_ADDRESSES if host.has_link_addresses(name) else 0
             layer3 |= not flags & layout.LINK_ADDRESSES
             self._set_interface(index, flags | known.get(index, 0) & layout.MADE_CLSACT)
+        # Before the gate, which remembers no flows to upstream: their answers from a LAN would count as our purchase.
+        for index, flags in read_interfaces(self.tables).items():
+            if flags & layout.LAN and index not in lans:
+                self.tables[layout.INTERFACES].delete(struct.pack("=I", index))
         for version, entries in free.items():
             self.tables[layout.FREE[version]].set_many(list(entries), list(entries.values()))
         self._uppers = {

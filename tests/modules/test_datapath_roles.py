@@ -23,6 +23,7 @@ from ngp.core.kernel import KernelNeighbour
 from ngp.core.messages import Role
 from ngp.modules.network import neighbours
 from ngp.modules.network.datapath import Datapath
+from ngp.modules.network.meter import read_interfaces
 
 BEHIND = {4: "10.77.5.5", 6: "fd00:77:5::5"}
 EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
@@ -275,3 +276,22 @@ def _checksum(data: bytes) -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return struct.pack("!H", ~total & 0xFFFF)
+
+
+def test_a_lan_that_becomes_upstream_is_that_for_the_meter_before_it_is_for_the_gate(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else answers from there to a conversation that the gate doesn't remember any more look like our own purchase."""
+    gate, seen = world.datapath._gate, list[dict[int, int]]()
+    assert gate is not None
+    apply = gate.apply
+
+    def watched(*words: Any) -> bool:
+        seen.append(read_interfaces(world.datapath._required().tables))
+        return apply(*words)
+
+    monkeypatch.setattr(gate, "apply", watched)
+    up = socket.if_nametoindex("up0")
+    for lans in (("up0",), ()):
+        world.datapath.apply(desired(buys=True, lan_interfaces=lans, upstream_interfaces=()))
+    assert [up in interfaces for interfaces in seen] == [True, False]
