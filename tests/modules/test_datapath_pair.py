@@ -159,10 +159,11 @@ def test_both_meters_stop_at_the_limit_and_the_client_lets_pass(pair: Pair) -> N
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("watched", [False, True])
 def test_what_met_the_limit_is_on_the_next_contract_only_if_no_daemon_watched(
-    pair: Pair, family: int, watched: bool
+    pair: Pair, family: int, watched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server whose client is away ends a used-up contract; it holds, and then charges, what comes after that. If the
     client is there, the server refused what came before both ended the contract."""
+    monkeypatch.setattr("ngp.modules.network.early._MAX_AGE_NS", 600_000_000_000)  # an emulated machine is slow
     destination = f"{INTERNET[family]}/{BITS[family]}"
     pair.agree(destination, limit_bytes=1000)
     pair.world.send_udp(INTERNET[family], 272, 5)
