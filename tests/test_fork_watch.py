@@ -70,6 +70,8 @@ def test_check_warns_of_a_rule_that_a_chosen_route_passes_by() -> None:
     network.behind = (32765, 51820)
     (said,) = passed_by(ON, network)
     assert said.ok and "past the rule 32765 (lookup 51820)" in said.found and "below 10068" in said.remedy
+    (said,) = passed_by(replace(ON, route_priority=258), network)
+    assert said.remedy == "if it is to come first: another ROUTE_PRIORITY", "only the table local comes first"
     assert passed_by(replace(ON, buys=False), network) == []
 
 

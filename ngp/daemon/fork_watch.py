@@ -87,7 +87,8 @@ def passed_by(settings: Settings, network: Network) -> list[Check]:
     priority, table = rule
     found = f"a chosen route leads packets past the rule {priority} (lookup {table}); a VPN makes such rules"
     before = settings.route_priority - RULES_BELOW
-    remedy = f"if it is to come first: `ip rule` with a priority below {before}, or another ROUTE_PRIORITY"
+    own = f"`ip rule` with a priority below {before}, or " if before > 1 else ""  # 0 is the rule of the table `local`
+    remedy = f"if it is to come first: {own}another ROUTE_PRIORITY"
     return [Check("rules of others", True, found, remedy)]
 
 
