@@ -83,18 +83,22 @@ def cut(trade: Trade, versions: tuple[int, ...]) -> None:
         assert traffic.ping(trade.net.client, remote, wait_s=PATIENCE_S).received == 1
         pings = [traffic.ping(trade.net.client, remote, count=10, payload_bytes=1000, wait_s=1) for _ in range(3)]
         assert sum(one.received for one in pings) <= 20
-        assert not traffic.ping(trade.net.client, remote, wait_s=1).received
         await_used_up(trade, remote)
+        assert not traffic.ping(trade.net.client, remote, wait_s=1).received
 
 
 def await_used_up(trade: Trade, remote: str) -> None:
-    """Wait until the gateway's meter shows that a contract has no room for another ping and its answer."""
+    """Send until a contract has no room for a long ping and its answer by the gateway's meter, and has ended.
+
+    Before it ends, a short ping may still have room.
+    """
 
     def is_used_up() -> bool:
+        traffic.ping(trade.net.client, remote, payload_bytes=1000, wait_s=1)  # a slow machine loses some
         (row,) = [row for row in trade.sold() if row["destination"].startswith(f"{remote}/")]
-        return LEAST_USED < used(row) <= CONTRACT_KB << 10
+        return row["state"] == "closed" and LEAST_USED < used(row) <= CONTRACT_KB << 10
 
-    await_until(is_used_up, what="a contract that is used up")
+    await_until(is_used_up, what="a contract that is used up and closed")
 
 
 def kernel_state(host: Host) -> list[str]:
