@@ -218,6 +218,10 @@ class Daemon:
         """Return all that the daemon has written so far."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
+    def await_logged(self, text: str) -> None:
+        """Wait until a text is in the log: a line is written a moment after what it is about."""
+        await_until(lambda: text in self.log(), what=f"{text!r} in the log of {self.name}")
+
     def _environment(self) -> dict[str, str]:
         return {**os.environ, STATE_KEY: str(self.state_dir), "PYTHONPATH": self.import_path}
 

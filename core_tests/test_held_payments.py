@@ -131,7 +131,7 @@ def test_a_first_payment_is_taken_only_when_the_tenant_is_served(paying: Paying)
         asked = tenant.add_credit(1000)["Invoice"]
         _without_tunnel(paying, asked)
         assert paying.state(asked) == "CANCELED" and wg_text(tenant.key) not in paying.peers()
-        assert "49000 sat are given back" in daemon.log()
+        daemon.await_logged("49000 sat are given back")
 
 
 def _without_tunnel(paying: Paying, asked: str) -> None:
@@ -146,7 +146,7 @@ def _without_tunnel(paying: Paying, asked: str) -> None:
     assert "SUCCEEDED" not in paying.pay(asked).outcome()
     taker.kill()
     taker.wait()
-    await_until(lambda: "the tunnel has all changes now" in paying.renting.daemon.log(), 30, "the tunnel made anew")
+    paying.renting.daemon.await_logged("the tunnel has all changes now")
 
 
 def test_a_landlord_killed_while_it_holds_a_payment_takes_it_once(paying: Paying) -> None:
@@ -203,7 +203,7 @@ def test_a_payment_that_waits_for_networks_which_are_let_no_longer_goes_back(pay
         daemon.start()
         assert "SUCCEEDED" not in payment.outcome()
         assert paying.state(asked) == "CANCELED" and paying.earning.received_msat() == before_msat
-        assert "no longer lets its networks" in daemon.log()
+        daemon.await_logged("no longer lets its networks")
         tenant.session.close()
         again = tenant.add_credit(1000)["Invoice"]
         assert paying.pay(again).outcome() == "SUCCEEDED"

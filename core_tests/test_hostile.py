@@ -122,7 +122,7 @@ def test_a_neighbour_that_nobody_chose_sells_nothing(lab: Lab) -> None:
                 persona.say(offer(destination))
                 assert crowd.pump(60, lambda persona=persona, number=number: len(persona.heard(Reject)) == number)  # type: ignore[misc]
             assert not persona.heard(Accept)
-    assert "our traffic to there doesn't go through that neighbour" in trade.client.log()
+    trade.client.await_logged("our traffic to there doesn't go through that neighbour")
 
 
 def renew_for_ever(net: ThreeHosts, crowd: Crowd, remote: str) -> None:

@@ -39,7 +39,7 @@ def test_what_is_let_is_listed_switched_off_and_on_and_given_back(renting: Renti
 
     assert daemon.cli("rentals", "off", "198.51.100.1", "--yes").stdout.strip().endswith("is off")
     assert renting.row(tenant)["state"] == "off"
-    assert "is off: switched off by the operator" in daemon.log()
+    daemon.await_logged("is off: switched off by the operator")
     assert daemon.cli("rentals", "on", row["id"][:8]).stdout.strip().endswith("is active")
     released = daemon.cli("rentals", "release", wg_text(tenant.key), "--yes").stdout
     assert "is released: its networks may be let again; the tenant still has " in released

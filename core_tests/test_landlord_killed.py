@@ -53,7 +53,7 @@ def test_a_killed_daemons_tunnel_goes_on_and_the_next_one_takes_it_over(landlord
     assert wireguard_go_of(name) == process and host.sh("wg", "show", name, "public-key") == key
     assert process is not None
     os.kill(process, signal.SIGKILL)
-    await_until(lambda: "the tunnel has all changes now" in daemon.log(), what="the tunnel made anew")
+    daemon.await_logged("the tunnel has all changes now")
     assert host.sh("wg", "show", name, "public-key") == key
     daemon.stop()
     assert not any(parts_of(host, name).values())

@@ -280,7 +280,7 @@ def test_all_takes_a_bridge_and_not_its_ports_and_a_named_port_is_refused(lab: L
     gateway.ip("link", "add", "br1", "type", "bridge")
     gateway.ip("link", "set", "br0", "down")
     gateway.ip("link", "del", "br0")
-    await_until(lambda: "mesh interface br0 is gone" in trade.gateway.log(), what="a log line about the bridge")
+    trade.gateway.await_logged("mesh interface br0 is gone")
 
 
 def test_both_routers_get_new_macs_under_a_running_contract(lab: Lab) -> None:
