@@ -475,8 +475,7 @@ def _default_route(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
     """Warn a router that wants to buy its default route as a whole if it has none into the mesh."""
     if not desired.buys_default_route or not desired.mesh_interfaces:
         return
-    mesh = set(desired.mesh_interfaces)
-    if not any(mesh & set(host.default_route_interfaces((version,), whole=True)) for version in desired.families):
+    if not set(desired.mesh_interfaces).intersection(host.default_route_interfaces(desired.families, whole=True)):
         found = "BUY_DEFAULT_ROUTE is yes, but none leads into the mesh: each destination is bought by itself"
         add = f"ip route add default via ADDRESS dev {desired.mesh_interfaces[0]} (the gateway's mesh address)"
         yield Check("default route", True, found, f"{add}; two halves of one (0.0.0.0/1) don't count")

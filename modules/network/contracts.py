@@ -120,11 +120,12 @@ class ContractTable:
             self._slots[label.contract] = slot
             self._accounts.take(tag >> 32)
             self._count(slot, label, 1)
-            if self._is_over(slot, at_ns):
-                self._over_unwatched.add(slot)
             if entered.get(slot) != label.generation:
                 missing.append((slot, label))
-            found.append(AdoptedContract(self._read_grant(slot, label, at_ns), self._reading(slot, label)))
+            grant, reading = self._read_grant(slot, label, at_ns), self._reading(slot, label)
+            if grant.role is Role.CLIENT and (reading.exhausted or grant.expires_in_s <= 0):
+                self._over_unwatched.add(slot)
+            found.append(AdoptedContract(grant, reading))
         self._show_purchases(self._purchases > 0)
         self._enter(missing)
         return found
@@ -169,8 +170,8 @@ class ContractTable:
             if slot is None:
                 continue
             label = self._label(slot)
-            if layout.ROLE_OF[label.role] is Role.CLIENT and self._is_over(slot, now_ns):
-                self._forget_early(slot, label)
+            if layout.ROLE_OF[label.role] is Role.CLIENT:
+                self._forget_early(slot, label, now_ns)
             place = self._place(label)
             if place:
                 self._delete_entry(slot, place)
@@ -349,19 +350,16 @@ class ContractTable:
                 self._words[line + word] = max(0, self._words[line + word] - early_bytes)
         return early_bytes > 0
 
-    def _forget_early(self, slot: int, label: Label) -> None:
+    def _forget_early(self, slot: int, label: Label, now_ns: int) -> None:
         """Forget what a purchase that ends didn't cover: its server refused that, so the next one mustn't count it.
 
         But if no daemon of ours ran when the purchase was used up, the server has ended it meanwhile, and holds packets
         that it will charge to the next one.
         """
-        if slot not in self._over_unwatched:
+        is_over = now_ns >= self._words[slot * LINE_WORDS + EXPIRES_NS] or self._is_exhausted(slot)
+        if is_over and slot not in self._over_unwatched:
             self._early.take(self._first_of(label.number), label.destination.prefix)
         self._over_unwatched.discard(slot)
-
-    def _is_over(self, slot: int, now_ns: int) -> bool:
-        """Say whether a contract's lifetime is over, or a packet met its limit."""
-        return now_ns >= self._words[slot * LINE_WORDS + EXPIRES_NS] or self._is_exhausted(slot)
 
     def _is_exhausted(self, slot: int) -> bool:
         line = slot * LINE_WORDS

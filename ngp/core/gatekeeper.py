@@ -259,12 +259,14 @@ class Gatekeeper:
         world, purchase = self.world, self.world.running_purchase(propose.contract)
         limit = purchase.data_limit_bytes if purchase is not None else 0
         cost = upstream.cost(world, neighbour.identity, propose)
-        replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to, event.sends_all)
+        replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
         if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
             seller.costs_more(world, propose.contract, costs_now)
         bought = world.running_purchase(propose.contract)
         if purchase is None and bought is not None:
             seller.leads_elsewhere(world, bought.identity, bought.destination.prefix, bought.price_msat_per_gib)
+            if event.sends_all:
+                default_route.ask(world, neighbour, propose.destination.version)
         grew = purchase is not None and purchase.data_limit_bytes > limit
         seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:

@@ -22,23 +22,15 @@ QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW, ASKERS = 100, 256, 4
 MOST_ASKERS_KNOWN = 64
 
 
-def _questions() -> SharedAllowance:
-    """Return a new neighbour's allowance of questions to others."""
-    return SharedAllowance(
-        QUESTIONS_A_SECOND * ASKERS,
-        QUESTIONS_A_SECOND,
-        MOST_ASKERS_KNOWN,
-        QUESTIONS_IN_A_ROW * ASKERS,
-        QUESTIONS_IN_A_ROW,
-    )
+def _questions(in_a_row: int = QUESTIONS_IN_A_ROW) -> SharedAllowance:
+    """Return an allowance of questions to others. Args: in_a_row: as many may be asked at once in one part of it."""
+    a_second = QUESTIONS_A_SECOND * ASKERS
+    return SharedAllowance(a_second, QUESTIONS_A_SECOND, MOST_ASKERS_KNOWN, in_a_row * ASKERS, in_a_row)
 
 
 def _newcomers_questions() -> SharedAllowance:
     """Return the allowance of those that never paid: all on one interface share a part."""
-    at_once = QUESTIONS_IN_A_ROW * ASKERS
-    return SharedAllowance(
-        QUESTIONS_A_SECOND * ASKERS, QUESTIONS_A_SECOND, MOST_ASKERS_KNOWN, at_once * ASKERS, at_once
-    )
+    return _questions(QUESTIONS_IN_A_ROW * ASKERS)
 
 
 @dataclass(slots=True, eq=False)

@@ -11,8 +11,9 @@ packets to its customers that none of them has bought, and drop them.
 
 from __future__ import annotations
 
+from itertools import product
+
 from ngp.core.buying import bills
-from ngp.core.buying.purchase import Purchase
 from ngp.core.messages import Ask, Prefix
 from ngp.core.peers import Neighbour
 from ngp.core.prefixes import default_prefix
@@ -54,6 +55,6 @@ def switched(world: World) -> None:
     if world.settings.buys_default_route:
         return
     world.buying.default_asked.clear()
-    for one in list(world.contracts.values()):
-        if isinstance(one, Purchase) and one.running and one.destination.is_default:
+    for about in product(list(world.servers), map(default_prefix, (4, 6))):
+        if (one := world.purchases.exact(*about)) is not None and one.running:
             bills.end(world, one)

@@ -38,19 +38,11 @@ _WHY_NOT_SOLD = {
 }
 
 
-def proposed(
-    world: World,
-    neighbour: Neighbour,
-    propose: Propose,
-    message_id: int,
-    sends_to: Prefix | None,
-    sends_all: bool = False,
-) -> bool:
+def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: Prefix | None) -> bool:
     """Answer a server's proposal.
 
     Args:
         sends_to: the part of the destination to which our traffic goes through this server: all, one host, or None.
-        sends_all: whether our default route leads through it, and BUY_DEFAULT_ROUTE is set.
 
     Returns:
         Whether a message was sent in answer.
@@ -85,8 +77,6 @@ def proposed(
         return False
     if price == propose.price_msat_per_gib:
         _accept(world, neighbour, propose, message_id)
-        if sends_all:
-            default_route.ask(world, neighbour, propose.destination.version)
     else:
         world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, price), message_id)
         if price is None:
