@@ -14,10 +14,11 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from core_tests import namespaces
@@ -31,6 +32,9 @@ MNT_DETACH = 2
 _forks = multiprocessing.get_context("forkserver")
 # Without gRPC, whose threads wouldn't survive a fork: a verb that needs it imports it itself.
 _forks.set_forkserver_preload([__name__, "ngp.cli.start", "ngp.cli.stop", "ngp.cli.check", "ngp.config"])
+# Starting a process and asking for an exit code both read the codes of all processes that have ended; when two threads
+# read the same one, the second finds it gone and says 255.
+_reading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +73,18 @@ class Verb:
         """
         with Connection(os.dup(stdout), readable=False) as out, Connection(os.dup(stderr), readable=False) as err:
             process = _forks.Process(target=_run, args=(self, out, err))
-            process.start()
-        process.join(timeout_s)
-        try:
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-                raise LabError(f"ngp {' '.join(self.words)}: no end after {timeout_s} s")
-            return process.exitcode
-        finally:
+            with _reading:
+                process.start()
+        in_time = wait([process.sentinel], timeout_s)
+        if not in_time:
+            process.kill()
+            wait([process.sentinel])
+        with _reading:
+            code = process.exitcode
             process.close()
+        if not in_time or code is None:
+            raise LabError(f"ngp {' '.join(self.words)}: no end after {timeout_s} s")
+        return code
 
 
 def prepare() -> None:
