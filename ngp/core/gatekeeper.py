@@ -375,7 +375,7 @@ class Gatekeeper:
         world = self.world
         accounts: dict[tuple[bytes, Role], ClientAccount | ServerAccount] = {}
         for contract_id in list(islice(world.unflushed, most)):
-            world.unflushed.discard(contract_id)
+            world.unflushed.pop(contract_id, None)
             contract = world.contracts.get(contract_id)
             if contract_id in world.letting.metered:
                 landlord.save_totals(world, world.letting.metered[contract_id])

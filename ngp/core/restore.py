@@ -172,7 +172,7 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
         seller_meter.look_if_exhausted(world, sale)  # the kernel's hint came while no daemon ran
     if account.charge(sale, found.reading):
         add_to_statement(account, sale)
-        world.unflushed.add(sale.id)
+        world.save_later(sale.id)
     return sale
 
 
@@ -187,7 +187,7 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
         account.unpaid[purchase.id] = purchase
     if found is not None and found.reading.used_bytes > purchase.used_bytes:
         buyer_meter.meter(world, purchase, found.reading)
-        world.unflushed.add(purchase.id)
+        world.save_later(purchase.id)
     if not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, purchase.id, min(purchase.expires_mono_s, world.now.monotonic_s + 1.0))
     if purchase.identity in world.peers.blocked:  # the last process died before the kernel's last reading closed it

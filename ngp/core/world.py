@@ -72,7 +72,7 @@ class World:
         identity: our public key.
         resting: by purchase, the sales that rest on it or on the quote for it.
         awaited: by server and destination, the sales that wait for its answer: for a quote, or for a renewal.
-        unflushed: contracts whose latest totals the ledger doesn't have yet.
+        unflushed: contracts whose latest totals the ledger doesn't have yet, in the order in which they changed.
         load_ppm: load of the upstream interface, in millionths of what it carries; 0 if prices don't depend on it.
     """
 
@@ -98,7 +98,7 @@ class World:
     identity: bytes = bytes(32)
     resting: dict[bytes, dict[bytes, Sale]] = field(default_factory=dict)
     awaited: dict[tuple[bytes, Prefix], dict[bytes, Sale]] = field(default_factory=dict)
-    unflushed: set[bytes] = field(default_factory=set)
+    unflushed: dict[bytes, None] = field(default_factory=dict)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: Newest[tuple[str, bytes], float] = field(default_factory=lambda: Newest(MOST_LOGGED))
     lines: LineLimits = field(default_factory=LineLimits)
@@ -397,6 +397,14 @@ class World:
         self.save_contract(contract)
         self.save_account(self.account_of(contract))
 
+    def save_later(self, contract_id: bytes) -> None:
+        """Have the next flush write a contract's totals.
+
+        In the order of the changes, contracts that are side by side in the ledger's file are mostly written together: a
+        start has all of them to write, and in any other order each would take a page of its own.
+        """
+        self.unflushed[contract_id] = None
+
     def save_contract(self, contract: Contract) -> None:
         """Write a contract; the caller writes its account in the same step, so that their sums agree after a crash.
 
@@ -406,7 +414,7 @@ class World:
         account, record = self.account_of(contract), contract.record()
         if contract.state is State.RENEWING and contract.id in account.unpaid:
             record = record._replace(state=State.ACCEPTED.value)
-        self.unflushed.discard(contract.id)
+        self.unflushed.pop(contract.id, None)
         account.unsaved_msat -= contract.unsaved_msat
         contract.unsaved_msat = 0
         self.do(Persist(record))

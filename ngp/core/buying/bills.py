@@ -118,7 +118,7 @@ def _contract_stated(
     if purchase.closed_at_s:
         world.save_contract(purchase)
     else:
-        world.unflushed.add(purchase.id)
+        world.save_later(purchase.id)
     if purchase.meter_lost or _moved_away(world, neighbour, account, purchase):
         _forgive(world, account, purchase)
 

@@ -38,7 +38,7 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
     if before < WORTH_BYTES <= purchase.used_bytes:
         world.count_idle(purchase, -1)
     account.rate.count(due, now)
-    world.unflushed.add(purchase.id)
+    world.save_later(purchase.id)
     renew_if_due(world, purchase)
 
 
@@ -81,5 +81,5 @@ def paid_for(world: World, account: ServerAccount) -> None:
     for purchase in account.unpaid.values():
         if purchase.state is State.ACCEPTED:
             world.move(purchase, State.ACTIVE)
-        world.unflushed.add(purchase.id)
+        world.save_later(purchase.id)
     account.unpaid.clear()

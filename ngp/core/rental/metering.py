@@ -82,7 +82,7 @@ def count(world: World, rental: Rental, reading: Reading, price_msat_per_gib: in
     rental.counts[reading.contract] = now
     rental.traffic_units += cost_units
     rental.meter.spent_units += cost_units
-    world.unflushed.add(reading.contract)
+    world.save_later(reading.contract)
 
 
 # --- what may pass ----------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     sale.rate.count(carried, world.now.monotonic_s)
     account.rate.count(due, world.now.monotonic_s)
     _redeem_opening(world, account, sale)
-    world.unflushed.add(sale.id)
+    world.save_later(sale.id)
     add_to_statement(account, sale)
     world.timers.set_if_unset(Due.STATEMENT, account.identity, world.now.monotonic_s + STATEMENT_INTERVAL_S)
     if sale.crossed_price(before) and sale.running:
