@@ -199,6 +199,13 @@ def keep_up(world: World, purchase: Purchase) -> None:
         ask_renewal(world, purchase, purchase.data_limit_bytes + lacks + world.settings.contract_data_bytes)
 
 
+def too_dear(world: World, sale: Sale) -> None:
+    """End the idle purchase under a quote that its client found too dear: then the server is asked for its price now."""
+    purchase = world.running_purchase(sale.rests_on)
+    if purchase is not None:
+        choosing.end_if_idle(world, purchase)
+
+
 def secure(world: World, sale: Sale) -> bool:
     """Buy what a sale rests on, if that isn't done yet. Returns False if it can't be bought any more."""
     if not sale.rests_on or world.running_purchase(sale.rests_on) is not None:

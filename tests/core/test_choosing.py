@@ -56,7 +56,7 @@ def test_quality_falls_with_lost_hellos_and_with_delay() -> None:
     assert lossy.value(0.0) == 1.0
     for number in range(1, 400):
         lossy.asked_mono_s = slow.asked_mono_s = number
-        (lossy.missed if number % 2 else lossy.heard)(*(() if number % 2 else (float(number),)))
+        (lossy.missed if number % 2 else lossy.heard)(float(number))
         slow.heard(number + 0.5)
     assert lossy.value(400.0) == pytest.approx(0.5, abs=0.02)
     assert slow.value(400.0) == pytest.approx(0.5, abs=0.02)
@@ -64,10 +64,28 @@ def test_quality_falls_with_lost_hellos_and_with_delay() -> None:
 
 def test_a_silent_neighbour_is_worth_nothing_and_half_when_it_is_back() -> None:
     quality = Quality()
-    quality.fell_silent()
+    quality.fell_silent(0.0)
     assert quality.value(1.0) == 0.0
     quality.heard(2.0)
-    assert quality.value(2.0) == 0.5
+    assert quality.value(2.0) == pytest.approx(0.5, abs=0.001)
+
+
+def test_a_neighbour_that_lost_hellos_regains_its_quality_within_an_hour_without_being_asked() -> None:
+    quality = Quality()
+    quality.fell_silent(100.0)
+    quality.heard(100.0)
+    assert quality.value(100.0 + 1800) == pytest.approx(0.75)
+    assert quality.value(100.0 + 3600) == 1.0
+
+
+@given(st.lists(st.tuples(st.floats(0, 5000), st.sampled_from(["missed", "heard", "fell_silent", "is_mute"]))))
+def test_quality_stays_between_0_and_1(deeds: list[tuple[float, str]]) -> None:
+    quality, now = Quality(), 0.0
+    for after_s, deed in deeds:
+        quality.asked_mono_s = now
+        now += after_s
+        getattr(quality, deed)(now)
+        assert 0.0 <= quality.value(now) <= quality.value(now + 4000) <= 1.0
 
 
 def test_a_neighbour_that_brought_no_answers_regains_its_quality_within_an_hour() -> None:

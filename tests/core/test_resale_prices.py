@@ -10,8 +10,10 @@ from mesh import MB, PLENTY, Mesh, promised
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
+from ngp.core.buying.choosing import IN_USE_S
 from ngp.core.contract import State
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
+from ngp.core.selling.quoting import REFUSAL_S
 from ngp.core.settings import Hours, LoadPrice, Margin, PriceRule
 
 
@@ -108,6 +110,31 @@ def test_a_quote_keeps_its_price_under_load_and_a_contract_too() -> None:
     mesh.packet("z", "b")
     assert mesh["b"].sale("z").price_msat_per_gib == 59 * MSAT_PER_KB  # three times as much, less one step of haggling
     assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
+
+
+def test_an_idle_dear_purchase_is_ended_when_a_client_finds_it_too_dear() -> None:
+    """It would bind the node in the middle until CONTRACT_TIME, though the neighbour asks less by now."""
+    dear = settings(**PLENTY, sell_msat_per_gib=40 * MSAT_PER_KB, sell_min_msat_per_gib=40 * MSAT_PER_KB)
+    frugal = settings(**{**PLENTY, "buy_max_msat_per_gib": 10 * MSAT_PER_KB})
+    mesh = Mesh("abc", c=dear)
+    mesh.packet("a", "b")
+    bought = mesh["b"].purchase("c")
+    mesh["c"].step(ev.SettingsChanged(mesh.usual))
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    mesh["z"].step(ev.SettingsChanged(frugal))
+    mesh.wait(IN_USE_S + 1)
+    mesh.packet("z", "b")
+    assert bought.running, "a's contract rests on it"
+    ended = Cancel(mesh["b"].sale("a").id)
+    mesh["b"].step(ev.MessageReceived(mesh["a"].identity, mesh["b"].link("a"), 1, ended, 1 << 40))
+    mesh.settle()
+    mesh.wait(REFUSAL_S + 1)
+    mesh.packet("z", "b")
+    assert not bought.running
+    mesh.wait(REFUSAL_S + 1)
+    mesh.packet("z", "b")
+    assert mesh["b"].sale("z").running and mesh["b"].purchase("c").price_msat_per_gib == 5 * MSAT_PER_KB
 
 
 def test_a_dearer_renewal_ends_the_sales_and_they_are_quoted_at_the_new_cost() -> None:

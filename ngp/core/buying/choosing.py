@@ -209,9 +209,9 @@ def _watch(world: World, neighbour: Neighbour) -> None:
     waits_s = now - quality.asked_mono_s if quality.asked_mono_s else 0.0
     unanswered_s = now - quality.unanswered_mono_s if quality.unanswered_mono_s else 0.0
     if LATE_S <= waits_s < SILENT_S:  # later it is silence, not loss
-        quality.missed()
+        quality.missed(now)
     if waits_s >= SILENT_S and not quality.silent and (unanswered_s >= SILENT_S or _must_renew(neighbour)):
-        quality.fell_silent()
+        quality.fell_silent(now)
     if waits_s or unanswered_s or now - quality.greeted_mono_s >= GREET_S:
         _greet(world, neighbour)
     bought = (one.id for one in neighbour.contracts.values() if isinstance(one, Purchase))
@@ -264,14 +264,25 @@ def _ask_all(world: World, state: ForkState) -> None:
         state.ask_mono_s[neighbour.identity] = now + ASK_S
         quality = neighbour.quality
         if quality.asked_mono_s and now - quality.asked_mono_s >= ASK_S and not quality.silent:
-            quality.fell_silent()
+            quality.fell_silent(now)
         _greet(world, neighbour)
         bought = _covering(world, state, neighbour)
         if bought is None:
             _ask(world, state, neighbour)
-        elif now - bought.rate.at_mono_s > IN_USE_S and not world.resting.get(bought.id):
-            bills.end(world, bought)  # else its price would bind us, though the neighbour may ask less by now
+        elif end_if_idle(world, bought):
             state.ask_mono_s[neighbour.identity] = now + ENDS_S
+
+
+def end_if_idle(world: World, purchase: Purchase) -> bool:
+    """End a purchase that carries nothing and that no sale needs: its price binds us, but its server may ask less now.
+
+    Returns: whether it was ended.
+    """
+    is_needed = any(not sale.refused for sale in world.resting.get(purchase.id, {}).values())
+    if is_needed or world.now.monotonic_s - purchase.rate.at_mono_s <= IN_USE_S:
+        return False
+    bills.end(world, purchase)
+    return True
 
 
 def _ask(world: World, state: ForkState, neighbour: Neighbour) -> None:

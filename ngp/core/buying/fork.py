@@ -37,7 +37,8 @@ class Quality:
     greeted_mono_s: float = float("-inf")
     unanswered_mono_s: float = 0.0
     silent: bool = False
-    _answered: float = 1.0
+    _missed: float = 0.0
+    _measured_mono_s: float = 0.0
     _delay_s: float = 0.0
     _mute_mono_s: float = float("-inf")
 
@@ -45,33 +46,43 @@ class Quality:
         """Return the quality, 0 to 1.
 
         It is the share of hellos that were answered in time. Half a second of delay halves it. A neighbour that brought
-        no answers when another one did has a tenth, and regains the rest within an hour.
+        no answers when another one did has a tenth. What it lost it regains within an hour, also if it isn't asked
+        meanwhile: the link may be better by then, and only a neighbour that is chosen is measured.
         """
         if self.silent:
             return 0.0
+        answered = 1 - self._missed_by(now_mono_s)
         carries = min(1.0, _MUTE_SHARE + (now_mono_s - self._mute_mono_s) / _RECOVERY_S)
-        return self._answered * carries * _HALVING_DELAY_S / (_HALVING_DELAY_S + self._delay_s)
+        return answered * carries * _HALVING_DELAY_S / (_HALVING_DELAY_S + self._delay_s)
 
     def heard(self, now_mono_s: float) -> None:
         """Note that it said hello, which answers ours if one waits."""
         self.silent = False
         if self.asked_mono_s:
             self._delay_s += (now_mono_s - self.asked_mono_s - self._delay_s) * _DELAY_WEIGHT
-            self._answered += (1 - self._answered) * _ANSWER_WEIGHT
+            self._count(0.0, _ANSWER_WEIGHT, now_mono_s)
             self.asked_mono_s = 0.0
 
-    def missed(self) -> None:
+    def missed(self, now_mono_s: float) -> None:
         """Note that a hello wasn't answered in time."""
-        self._answered -= self._answered * _ANSWER_WEIGHT
+        self._count(1.0, _ANSWER_WEIGHT, now_mono_s)
 
-    def fell_silent(self) -> None:
+    def fell_silent(self, now_mono_s: float) -> None:
         """Note that it is dead, for now: its quality is halved when it is back."""
         self.silent = True
-        self._answered /= 2
+        self._count(1.0, 0.5, now_mono_s)
 
     def is_mute(self, now_mono_s: float) -> None:
         """Note that it brought no answers from a destination that answers by another way."""
         self._mute_mono_s = now_mono_s
+
+    def _missed_by(self, now_mono_s: float) -> float:
+        """Return the share of hellos that weren't answered, as far as that still counts."""
+        return self._missed * max(0.0, 1 - (now_mono_s - self._measured_mono_s) / _RECOVERY_S)
+
+    def _count(self, missed: float, weight: float, now_mono_s: float) -> None:
+        before = self._missed_by(now_mono_s)
+        self._missed, self._measured_mono_s = before + (missed - before) * weight, now_mono_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -385,6 +385,8 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         # A client with renewal off learns only from proposals that the destination is in use; so another follows soon.
         renewal_off = reject.reason is RejectReason.NOT_RENEWING
         refuse(world, sale, min(REFUSAL_S, sale.lifetime_s / 4) if renewal_off else REFUSAL_S)
+        if reject.reason is RejectReason.PRICE:
+            upstream.too_dear(world, sale)
         return False
     sale.prices = ((0, price),)
     sale.round += 1
