@@ -235,6 +235,7 @@ class Programs:
                 f"the kernel's part {path} is missing; install ngp's wheel, or: python setup.py build_meter -i"
             )
         _said.lines.clear()
+        self._path = path
         self._object = ctypes.c_void_p(library().bpf_object__open_file(os.fsencode(path), None))
         if not self._object:
             raise KernelError(f"the kernel's part {path} can't be read: {' | '.join(_said.lines)}")
@@ -258,9 +259,9 @@ class Programs:
         return Table(os.dup(library().bpf_map__fd(self._map(name))))
 
     def program(self, name: str) -> int:
-        """Return a program's descriptor, which the object still owns."""
+        """Return a program's descriptor, which the object still owns. Raises: KernelError if there is no such one."""
         found = library().bpf_object__find_program_by_name(self._object, name.encode())
-        return int(library().bpf_program__fd(ctypes.c_void_p(found)))
+        return int(library().bpf_program__fd(self._known(found, f"program {name}")))
 
     def close(self) -> None:
         """Close the object; pinned or attached parts stay in the kernel."""
@@ -268,7 +269,15 @@ class Programs:
         self._object = ctypes.c_void_p()
 
     def _map(self, name: str) -> ctypes.c_void_p:
-        return ctypes.c_void_p(library().bpf_object__find_map_by_name(self._object, name.encode()))
+        return self._known(library().bpf_object__find_map_by_name(self._object, name.encode()), f"table {name}")
+
+    def _known(self, found: int | None, what: str) -> ctypes.c_void_p:
+        if found:
+            return ctypes.c_void_p(found)
+        raise KernelError(
+            f"the kernel's part {self._path} has no {what}: it is from another version of ngp; install ngp's wheel "
+            "again, or: python setup.py build_meter -i"
+        )
 
 
 def refusal(path: Path, said: Sequence[str]) -> str:

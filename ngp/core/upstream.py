@@ -200,7 +200,7 @@ def keep_up(world: World, purchase: Purchase) -> None:
 
 
 def too_dear(world: World, sale: Sale) -> None:
-    """End the idle purchase under a quote that its client found too dear: then the server is asked for its price now."""
+    """End the idle purchase under a quote that its client found too dear: its server may ask less by now."""
     purchase = world.running_purchase(sale.rests_on)
     if purchase is not None:
         choosing.end_if_idle(world, purchase)

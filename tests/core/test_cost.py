@@ -49,7 +49,7 @@ def test_a_new_contract_costs_the_same_among_many() -> None:
 def test_totals_of_many_contracts_are_written_in_parts_and_all_of_them() -> None:
     """A first packet may have to wait for a part: a thousand totals at once took 50 ms.
 
-    They are written in the order of the ledger's rows, else each would take a page of its own, and soon the disk's time.
+    They are written in the order of the ledger's rows. Else each would take a page of its own, and the disk much time.
     """
     sim = Sim()
     sim.up("198.51.100.1")

@@ -67,6 +67,22 @@ def test_this_kernel_takes_every_program(path: Path) -> None:
     assert bpf.try_to_load("it", path, {}) == bpf.Check("it", True, "the kernel accepts all of its programs")
 
 
+def test_an_object_of_another_version_is_named_with_what_it_lacks() -> None:
+    path = meter_bpf.object_path()
+
+    def lacks(what: str) -> str:
+        return re.escape(f"{path} has no {what}: it is from another version of ngp; install ngp's wheel again")
+
+    with pytest.raises(KernelError, match=lacks("table newer")):
+        bpf.Programs(path, {"newer": 1}, {})
+    programs = bpf.Programs(path, {}, {})
+    with pytest.raises(KernelError, match=lacks("table newer")):
+        programs.table("newer")
+    with pytest.raises(KernelError, match=lacks("program newer")):
+        programs.program("newer")
+    programs.close()
+
+
 def test_the_meter_loads_in_the_size_of_its_tables() -> None:
     assert host_check.meter(desired()).ok
     huge = host_check.meter(desired(contracts_max=2**32 - 2**16))
