@@ -84,6 +84,14 @@ INLINE int is_for_default(const struct contract *contract)
 	return contract && (ONCE(contract->tag) & DEFAULT_ROUTE);
 }
 
+/* Return the contract by which a neighbour pays for what it sends; 0 if it has none that covers the packet. */
+INLINE struct contract *senders_contract(struct entry *entry, int to_mesh)
+{
+	struct contract *contract = contract_of(entry);
+
+	return to_mesh && is_for_default(contract) ? 0 : contract;
+}
+
 /* Count early bytes. The seller holds the first few packets that we send before a contract covers them, and charges
  * them when a contract lets them go. So count as many packets in each window as the seller holds. A buyer that has
  * paid gets more packets held; if we have paid, count that many, although the seller may not have seen the payment

@@ -106,11 +106,10 @@ INLINE int is_free(struct __sk_buff *skb, const struct config *config, const str
  * the mesh or a LAN. */
 APART int free_by(const struct packet *p, __u32 ingress_ifindex)
 {
-	__u32 *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
 	struct neighbour *neighbour = find_neighbour(p);
 	int by = !neighbour || (neighbour->flags & BUYS_FROM_US) ? BY_SOURCE : 0;
 
-	return interface && (*interface & (MESH | LAN)) ? by | BY_DESTINATION : by;
+	return class_of(ingress_ifindex) & (MESH | LAN) ? by | BY_DESTINATION : by;
 }
 
 #endif

@@ -37,9 +37,7 @@ INLINE int refuse_uncovered(void)
 /* May a packet be one of the mesh? Linux forgets where some fragments came from (see is_made_here). */
 APART int may_be_from_mesh(struct __sk_buff *skb)
 {
-	__u32 ingress_ifindex = skb->ingress_ifindex, *interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
-
-	return !ingress_ifindex || (interface && (*interface & MESH));
+	return !skb->ingress_ifindex || (class_of(skb->ingress_ifindex) & MESH);
 }
 
 /* Let a download of a neighbour pass if the neighbour's contract covers and pays for it, or by UNPAID_RATE. A
@@ -136,18 +134,18 @@ INLINE int leave_lan(const struct config *config, const struct packet *p, const 
 __noinline int find_who_pays(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *config = settings();
-	__u32 ingress_ifindex = skb->ingress_ifindex, *class, payer;
+	__u32 ingress_ifindex = skb->ingress_ifindex, class, payer;
 	struct flow answered = {};
 	int began, own, from_mesh;
 
 	if (!config || !p)
 		return NOBODY_PAYS;
-	class = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
+	class = class_of(ingress_ifindex);
 	own = (config->flags & REWRITES) && is_ours(p, p->source);
 	if (!own && !class)                                       /* upstream */
 		return NEIGHBOUR_PAYS;
 	read_answered(skb, p, &answered);
-	from_mesh = class && (*class & MESH);
+	from_mesh = class & MESH;
 	began = find_payer(&answered, &payer) && payer == payer_of(find_neighbour(p));
 	if (from_mesh)                                            /* if no return, its sender has paid at the gate */
 		began |= was_return(ingress_ifindex, &answered);
@@ -156,7 +154,7 @@ __noinline int find_who_pays(struct __sk_buff *skb, const struct packet *p)
 		return PASSES_AS_OWN;
 	if (!class || began)
 		return NEIGHBOUR_PAYS;
-	if (*class & LAN)
+	if (class & LAN)
 		return leave_lan(config, p, &answered);
 	return config->flags & BUYS ? WE_PAY : SENDER_PAID;
 }

@@ -137,8 +137,8 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	if (rewritten && way != TO_MESH && is_ours(&p, p.destination))
 		return passes_as_own(skb, config, &p);
 	entry = find_entry(config, &p, SERVER, p.destination);
-	contract = contract_of(entry);
-	if (contract && !(way == TO_MESH && is_for_default(contract))) { /* 3: its sender's contract */
+	contract = senders_contract(entry, way == TO_MESH);
+	if (contract) {                                           /* 3: its sender's contract */
 		if (!charge(contract, entry->slot, &p, TO, SERVER))
 			return 0;
 		if (way == TO_UPSTREAM)
@@ -211,7 +211,6 @@ INLINE int unknown(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
 	struct neighbour *neighbour;
-	struct contract *contract;
 	struct packet p = {};
 	struct asked key = {};
 	struct asking *asking, fresh = { .packets = 1 };
@@ -224,8 +223,7 @@ INLINE int unknown(struct __sk_buff *skb, enum way way)
 	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
 	if (is_for_full_lane(skb, config, &p, rewritten))
 		return 0;
-	contract = contract_of(find_entry(config, &p, SERVER, p.destination));
-	if (contract && !(way == TO_MESH && is_for_default(contract)))
+	if (senders_contract(find_entry(config, &p, SERVER, p.destination), way == TO_MESH))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();
 	neighbour = find_neighbour(&p);

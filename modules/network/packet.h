@@ -220,14 +220,17 @@ INLINE int is_tagged(struct __sk_buff *skb)
 	return skb->vlan_present && (skb->vlan_tci & 0xfff);
 }
 
+/* Return the flags of an interface; 0 for an upstream one. */
+INLINE __u32 class_of(__u32 ifindex)
+{
+	__u32 *flags = bpf_map_lookup_elem(&ngp_interfaces, &ifindex);
+
+	return flags ? *flags : 0;
+}
+
 INLINE int has_link_addresses(const struct config *config, __u32 ifindex)
 {
-	__u32 *interface;
-
-	if (!(config->flags & LAYER3))
-		return 1;
-	interface = bpf_map_lookup_elem(&ngp_interfaces, &ifindex);
-	return interface && (*interface & LINK_ADDRESSES);
+	return !(config->flags & LAYER3) || (class_of(ifindex) & LINK_ADDRESSES);
 }
 
 /* Read the headers where they are, which saves a helper call. That works only at an interface's hooks. Returns 0 if the

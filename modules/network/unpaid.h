@@ -40,12 +40,7 @@ __noinline int has_unpaid_room(const struct packet *p)
  * packet with an address of this host as its source is forged. */
 __noinline int passes_unpaid(struct __sk_buff *skb, const struct packet *p)
 {
-	__u32 ingress_ifindex = skb->ingress_ifindex, *interface;
-
-	if (!p)
-		return 0;
-	interface = bpf_map_lookup_elem(&ngp_interfaces, &ingress_ifindex);
-	if ((interface && (*interface & MESH)) || (!p->error && is_ours(p, p->source)))
+	if (!p || (class_of(skb->ingress_ifindex) & MESH) || (!p->error && is_ours(p, p->source)))
 		return 0;
 	return has_unpaid_room(p);
 }

@@ -11,8 +11,9 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.gatekeeper import FLUSH_INTERVAL_S, FLUSHED_AT_ONCE
 from ngp.core.kernel import HeldPacket, Reading
-from ngp.core.messages import Accept, Hello, Propose
+from ngp.core.messages import Accept, Hello, Propose, Statement
 from ngp.core.records import ContractRecord
+from ngp.core.selling.statements import LINES_AT_ONCE, STATEMENT_INTERVAL_S
 
 
 def open_contracts(sim: Sim, first: int, many: int) -> float:
@@ -67,3 +68,23 @@ def test_totals_of_many_contracts_are_written_in_parts_and_all_of_them() -> None
     assert max(map(len, parts)) <= FLUSHED_AT_ONCE <= 100
     assert [contract for part in parts for contract in part] == opened
     assert len(opened) >= 250
+
+
+def test_a_bill_with_many_lines_is_sent_in_parts_and_whole() -> None:
+    """A first packet may have to wait for a part: after a start with 100,000 contracts it waited for half a second."""
+    sim = Sim()
+    sim.up("198.51.100.1")
+    sim.run(1)
+    account(sim).paid_msat += 10**12
+    open_contracts(sim, 1000, 3 * LINES_AT_ONCE)
+    unstated, parts = set(account(sim).unstated), list[list[bytes]]()
+    assert len(unstated) >= 3 * LINES_AT_ONCE
+    sim.now += STATEMENT_INTERVAL_S
+    while account(sim).unstated:
+        effects = sim.gateway.gatekeeper.step(ev.Tick(), sim.clock())
+        bills = [e.message for e in effects if isinstance(e, fx.Send) and isinstance(e.message, Statement)]
+        parts.append([line.contract for bill in bills for line in bill.lines])
+        sim.now += 0.05
+    assert max(map(len, parts)) <= LINES_AT_ONCE
+    assert {contract for part in parts for contract in part} == unstated
+    assert sum(map(len, parts)) == len(unstated)

@@ -30,6 +30,10 @@ STATEMENT_INTERVAL_S = 5.0
 CLOSED_WAIT_S = 0.05  # from a contract's end to the statement with its last line
 BACK_WAIT_S = 0.2  # from a client's return to its statement
 LINES_PER_STATEMENT = 16
+# A long bill is sent in parts, with pauses: a part takes two ms, and a first packet may wait for it. After a start, all
+# that was carried is billed at once.
+LINES_AT_ONCE = 16 * LINES_PER_STATEMENT
+REST_PAUSE_S = 0.01
 MOST_UNSTATED = 16384
 MOST_STATED_AGAIN = 1024
 RECALL_PAUSE_S = 1.0
@@ -51,10 +55,11 @@ def statement_due(world: World, account: ClientAccount) -> None:
     neighbour = world.peers.any_link(account.identity)
     if neighbour is None:
         return
-    changed = list(account.unstated.values())
-    account.unstated.clear()
+    changed = [account.unstated.pop(one) for one in list(islice(account.unstated, LINES_AT_ONCE))]
     _send(world, neighbour, account, [_line(sale) for sale in changed])
-    if account.recall_after is not None:
+    if account.unstated:
+        world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + REST_PAUSE_S)
+    elif account.recall_after is not None:
         world.do(RecallBills(account.identity, account.recall_after))
         account.recall_after = None
 
