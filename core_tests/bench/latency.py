@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from core_tests.bench import report
 from core_tests.bench.market import Market, open_market
-from core_tests.bench.probe import Probe, addresses
+from core_tests.bench.probe import PAUSE_S, Probe, addresses
 from core_tests.bench.stage import MANY_FIRST
 from core_tests.lab import Lab
 
@@ -26,7 +26,7 @@ def run(quick: bool) -> None:
         report.head("First packet to forwarded packet, two real daemons, new destinations one after another")
         probe.each(addresses(MANY_FIRST, 0, WARM))
         fresh = addresses(MANY_FIRST, WARM, count)
-        first, again = probe.each(fresh), probe.each(fresh, timeout_s=AGAIN_S)
+        first, again = probe.each(fresh, pause_s=PAUSE_S), probe.each(fresh, timeout_s=AGAIN_S)
         probe.close()
         lost = first.sent - len(first.seconds)
         median, p99 = (report.percentile(first.seconds, share) for share in (0.5, 0.99))

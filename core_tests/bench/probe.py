@@ -15,11 +15,13 @@ from core_tests.bench import report
 from core_tests.host import Host
 from core_tests.namespaces import inside
 from core_tests.shell import LabError
+from ngp.daemon.desired import NEIGHBOUR_BURST, NEIGHBOUR_RATE
 
 PROBE_PORT, CROWD_PORT = 7200, 7201
 UNDER_WAY = 64
 EVERY_S = 0.005
 AGAIN_S = 1.5  # the gate holds a few packets of a destination in a second
+PAUSE_S = 1 / NEIGHBOUR_RATE  # between new destinations: the gate drops what is above that rate
 SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 64 << 20
 _NUMBER, _TICKET = struct.Struct("=Q"), struct.Struct("=II")
@@ -112,7 +114,8 @@ class Crowd:
             now = time.monotonic()
             for client, share in enumerate(shares):
                 mine = under_way[client]
-                while waiting[client] and len(mine) < UNDER_WAY:
+                most = NEIGHBOUR_BURST / 2 + (now - began) * NEIGHBOUR_RATE  # sent by now: the gate drops what is above
+                while waiting[client] and len(mine) < UNDER_WAY and len(share) - len(waiting[client]) < most:
                     number, _ = waiting[client].popleft()
                     self._send(client, number, share[number])
                     mine[number] = now
@@ -120,7 +123,7 @@ class Crowd:
                     self._send(client, oldest, share[oldest])
                     mine.move_to_end(oldest)
                     mine[oldest] = now
-            if select.select([self._receiver], [], [], 0.2)[0]:
+            if select.select([self._receiver], [], [], 0.01)[0]:
                 self._take(under_way)
                 last = now
             elif now - last > patience_s:
