@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from xml.etree import ElementTree
 
 import grpc
 
@@ -29,6 +30,14 @@ REMEDY = (
     "start that as root; or leave out --backend core"
 )
 UNKNOWN_SERVICE = "service does not exist"  # what CORE says when core.conf doesn't name the folder
+# CORE's bridges are in the network of the machine, which answers ARP on any interface for all its addresses. One that a
+# node has too would be taken for the node's, so it answers there for the bridge's own alone, before any service starts.
+INSTANTIATION = "3"  # CORE's state when all networks stand, and no service yet
+HOOK = """
+for bridge in /proc/sys/net/ipv4/conf/[bp].*."$SESSION_SHORT"; do
+  echo 1 >"$bridge/arp_ignore"
+done
+"""
 VARINT, BYTES, FLOAT = 0, 2, 5  # wire types of protobuf
 
 
@@ -62,7 +71,7 @@ def in_core(lab: Lab, file: SessionFile) -> Session:
     """Let CORE build a session and start its services. Raises: MissingError when there is no CORE, or no ngp in it."""
     channel = grpc.insecure_channel(ADDRESS)
     lab.on_exit(channel.close)
-    request = _bytes(1, file.path.read_text().encode()) + _number(2, 1) + _bytes(3, str(file.path).encode())
+    request = _bytes(1, _hooked(file)) + _number(2, 1) + _bytes(3, str(file.path).encode())
     session = _read_numbers(_call(channel, "OpenXml", request))[2]
     lab.on_exit(lambda: _call(channel, "DeleteSession", _number(1, session)))
     place = Path(f"/tmp/pycore.{session}")
@@ -86,6 +95,15 @@ def in_core(lab: Lab, file: SessionFile) -> Session:
         _call(channel, "MoveNode", request)
 
     return Session(hosts, daemons, keys, move)
+
+
+def _hooked(file: SessionFile) -> bytes:
+    """Return a session's file with our hook."""
+    root = ElementTree.parse(file.path).getroot()
+    hooks = ElementTree.Element("session_hooks")
+    ElementTree.SubElement(hooks, "hook", name="own_addresses.sh", state=INSTANTIATION).text = HOOK
+    root.insert(0, hooks)  # CORE reads the first element of a name
+    return ElementTree.tostring(root)
 
 
 def _key(daemon: Daemon) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import grpc
 import pytest
@@ -56,10 +57,15 @@ def test_a_core_without_ngp_is_named_with_the_remedy(lab: Lab, serve: Callable[[
         session_core.in_core(lab, session_xml.read(FILE))
     ((method, request),) = core.asked
     assert method == "/core.CoreApi/OpenXml"
-    text, path = FILE.read_bytes(), str(FILE).encode()
-    size = bytes([len(text) & 0x7F | 0x80, len(text) >> 7])
+    path = str(FILE).encode()
     # OpenXmlRequest: data = 1, start = 2, file = 3.
-    assert request == b"\x0a" + size + text + b"\x10\x01\x1a" + bytes([len(path)]) + path
+    end = b"\x10\x01\x1a" + bytes([len(path)]) + path
+    text = request[3 : -len(end)]
+    size = bytes([len(text) & 0x7F | 0x80, len(text) >> 7])
+    assert request == b"\x0a" + size + text + end
+    hooks, *others = ElementTree.fromstring(text)
+    assert [(hook.get("state"), hook.text) for hook in hooks] == [("3", session_core.HOOK)]
+    assert list(map(ElementTree.tostring, others)) == list(map(ElementTree.tostring, ElementTree.parse(FILE).getroot()))
 
 
 def test_what_core_cannot_build_is_no_missing_backend(lab: Lab, serve: Callable[[Refusing], None]) -> None:
