@@ -18,6 +18,7 @@ from core_tests import namespaces
 from core_tests.counter import Counter, Direction
 from core_tests.daemon import Daemon
 from core_tests.shell import LabError, await_until, run, sh
+from ngp.modules.tunnel.userspace import SOCKETS
 
 # Set before any interface exists: no router solicitations, no wait for duplicate addresses, no source address filter. A
 # test that needs one of these sets it itself.
@@ -56,11 +57,16 @@ class Host:
 
     def clean_up(self) -> None:
         """End every process in the namespace, whoever started it, and remove the namespace."""
+        started = {word for pid in self.pids() for word in _words_of(pid)}
         self.end_own()
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await_until(lambda: not self.pids(), what=f"no process left in {self.namespace}")
+        # A wireguard-go that is killed leaves the socket named as its interface, in a folder of all namespaces.
+        for path in SOCKETS.glob("*.sock"):
+            if path.stem in started:
+                path.unlink(missing_ok=True)
         sh("ip", "netns", "del", self.namespace)
 
     def end_own(self) -> None:
@@ -230,3 +236,11 @@ class Host:
                 parts.append(str(error))
         parts += [f"--- log of ngp on {self.name}\n{daemon.log().rstrip()}" for daemon in self.daemons]
         return "\n".join(part for part in parts if part)
+
+
+def _words_of(pid: int) -> list[str]:
+    """Return the command line of a process; empty if it has ended."""
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return []

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from typing import Self
 
 from core_tests.host import Host
 from core_tests.shell import LabError, await_until, sh
+from ngp.tenant.renting import WIREGUARD_FOLDER
 
 # All features that join packets or leave their segmentation to the next device.
 OFFLOADS_OFF = {"tso": False, "gso": False, "gro": False, "tx_udp_segmentation": False}
@@ -67,8 +68,16 @@ class Lab:
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
-        self._undo.callback(shutil.rmtree, self.folder)
+        self._undo.callback(self._remove_folder)
         return self
+
+    def _remove_folder(self) -> None:
+        """Remove the folder, and the links by which wg-quick finds tenants' files in it."""
+        for link in WIREGUARD_FOLDER.glob("*.conf"):
+            with suppress(OSError):  # it is no link, or another laboratory's that is just being removed
+                if link.readlink().is_relative_to(self.folder):
+                    link.unlink()
+        shutil.rmtree(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._undo.close()

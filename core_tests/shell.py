@@ -49,9 +49,11 @@ def run(
     """
     stdin: dict[str, object] = {"input": text_in} if text_in is not None else {"stdin": subprocess.DEVNULL}
     try:
+        # In a session of its own: the terminal's signals don't end what it leaves running before the clean-up knows it.
         done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]
-            list(command), text=True, capture_output=True, timeout=timeout_s, check=False, env=environment, **stdin
-        )
+            list(command), text=True, capture_output=True, timeout=timeout_s, check=False, env=environment,
+            start_new_session=True, **stdin,
+        )  # fmt: skip
     except FileNotFoundError:
         raise _not_found(command[0]) from None
     except subprocess.TimeoutExpired as late:

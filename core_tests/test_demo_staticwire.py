@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
 
 import pytest
 
-from core_tests.demo import DIFFERS, DONE, USAGE, verdict
+from core_tests.demo import DIFFERS, DONE, INTERRUPTED, USAGE, verdict
 from core_tests.demo_staticwire import (
     BYTE_MSAT,
     FEE_SAT,
@@ -22,7 +24,10 @@ from core_tests.demo_staticwire import (
     compare,
     rent_due_msat,
 )
-from core_tests.shell import ROOT, run
+from core_tests.shell import ROOT, run, sh
+from core_tests.test_demo import namespaces_of, read_until
+from ngp.modules.tunnel.userspace import SOCKETS
+from ngp.tenant.renting import WIREGUARD_FOLDER
 
 INVOICES = (49_000 * SAT, 4_000 * SAT)
 TO, BACK, RENT = 781_367, 370_050, 38 * RENT_SAT_S * SAT
@@ -107,6 +112,26 @@ def test_the_demonstration_ends_equal() -> None:
                  "bytes towards the tenant", "bytes from the tenant", "Equal to the byte and the msat"):  # fmt: skip
         assert told in story, f"{told!r} is missing in:\n{story}"
     assert story.count(": connected; all of") == 4 and "not real" in story
+
+
+def test_a_terminal_that_is_closed_in_the_middle_leaves_nothing() -> None:
+    process = subprocess.Popen(
+        demo("--plain"),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    read_until(process.stdout, "a service of the tenant listens")
+    prefix = namespaces_of(process.pid).pop().rpartition("-")[0]
+    (link,) = (each for each in WIREGUARD_FOLDER.glob("*.conf") if prefix in str(each.readlink()))
+    os.killpg(process.pid, signal.SIGHUP)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, complaint
+    assert not link.is_symlink() and not (SOCKETS / f"{link.stem}.sock").exists()
+    assert prefix not in sh("ip", "netns", "list")
 
 
 @pytest.mark.parametrize("word", ["--lightning", "--seconds=5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from core_tests.daemon import Daemon
 from core_tests.lab import End, Lab
 from core_tests.shell import LabError, await_until, run, sh
 from core_tests.topologies import three_hosts
+from ngp.modules.tunnel.userspace import SOCKETS
+from ngp.tenant.renting import WIREGUARD_FOLDER
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 ICMP = {4: 1, 6: 58}
@@ -120,6 +123,19 @@ def test_nothing_is_left_of_a_laboratory(lab: Lab) -> None:
     assert other.prefix not in sh("ip", "netns", "list")
     assert not folder.exists()
     await_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()], what="the end of all processes")
+
+
+def test_nothing_is_left_of_tunnels_in_folders_of_the_whole_machine() -> None:
+    ours, theirs = (f"lab{secrets.token_hex(4)}" for _ in range(2))
+    alien = WIREGUARD_FOLDER / f"{theirs}.conf"
+    with Lab() as longer:
+        with Lab() as other:
+            for lab, name in ((longer, theirs), (other, ours)):
+                lab.host("a").sh("wireguard-go", name)
+                (WIREGUARD_FOLDER / f"{name}.conf").symlink_to(lab.folder / "a" / f"{name}.conf")
+        assert (SOCKETS / f"{theirs}.sock").exists() and alien.is_symlink()
+        assert not (SOCKETS / f"{ours}.sock").exists() and not (WIREGUARD_FOLDER / f"{ours}.conf").is_symlink()
+    assert not (SOCKETS / f"{theirs}.sock").exists() and not alien.is_symlink()
 
 
 def test_nothing_is_left_when_a_test_fails_half_way() -> None:
