@@ -131,7 +131,7 @@ class _Progress:
         rest = "" if mesh.elapsed_s <= self._time_s else ", settling"
         print(
             f"[{now - self._began:4.0f} s] mesh time {mesh.elapsed_s:.0f} of {self._time_s:.0f} s{rest}, "
-            f"{traffic.active} of {len(traffic.flows)} flows under way, {mesh.steps} steps, {memory} MiB",
+            f"{traffic.active} of {len(traffic.flows)} flows under way, {mesh.steps:,} steps, {memory} MiB",
             end="\r" if self._shown else "\n", file=sys.stderr, flush=True,
         )  # fmt: skip
 
@@ -153,13 +153,17 @@ def _tell(found: dict[str, Any], out: Path) -> None:
     print(f"  payments: {payments}; of a node in an hour {load['median']} median, {load['most']} most")
     for kind, row in found.get("liars", {}).items():
         if isinstance(row, dict):
-            print(f"  {row['nodes']} nodes: {kind}: cost {row['cost_honest_msat']} msat, at most "
-                  f"{row['most_between_two_msat']} between two")  # fmt: skip
-    print(f"  books: {books['accounts']} accounts, {books['paid_msat']} msat paid and received; all sum to zero")
+            print(f"  {row['nodes']} nodes: {kind}: cost {row['cost_honest_msat']:,} msat, at most "
+                  f"{row['most_between_two_msat']:,} between two")  # fmt: skip
+    print(f"  books: {books['accounts']} accounts, {books['paid_msat']:,} msat paid and received; all sum to zero")
     took = f"{cost['wall_s']} s ({cost['cpu_s']} s of processor)"
-    print(f"  took {took}, {found['steps']} steps, {cost['memory_mib']} MiB")
+    print(f"  took {took}, {found['steps']:,} steps, {cost['memory_mib']} MiB")
     print(f"  {out / found['scenario']}.json, and pictures beside it")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\nsimulate: interrupted", file=sys.stderr)
+        sys.exit(130)

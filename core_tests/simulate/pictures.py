@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only; no display is looked for
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from core_tests.simulate.figures import (  # noqa: E402
     answered_after,
@@ -59,6 +60,9 @@ def _first_packets(axes: Axes, run: Run) -> None:
     alone = [share([flow.round_trip_s * 1000 for flow in some], 0.5) for some in rows.values()]
     axes.plot(hops, alone, "--", label="the links' round trip alone")
     axes.set(xlabel="hops", ylabel="first packet and answer, ms", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        each("{x:g}")
     axes.legend()
 
 

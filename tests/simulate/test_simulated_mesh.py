@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from core_tests.shell import await_until
 from core_tests.simulate.__main__ import main
 from core_tests.simulate.audit import BooksError, audit
 from core_tests.simulate.figures import Cost, figures, grace_msat, losses_msat
@@ -187,6 +189,16 @@ def test_what_cannot_be_run_is_refused(
 ) -> None:
     assert main(words) == code
     assert f"simulate: {why}" in capsys.readouterr().err
+
+
+def test_an_interruption_is_told_in_a_word(tmp_path: Path) -> None:
+    words = ["traffic", "--nodes", "2500", "--time", "86400", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "core_tests.simulate", *words], stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    await_until((tmp_path / "out").exists, what="its folder")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].endswith("\nsimulate: interrupted\n")
+    assert process.returncode == 130
 
 
 def test_help_names_each_scenario(capsys: pytest.CaptureFixture[str]) -> None:
