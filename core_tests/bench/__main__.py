@@ -40,6 +40,7 @@ PARTS: dict[str, Callable[[bool], None]] = {
     "tunnel": tunnel.run,
     "rentals": rentals.run,
 }
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def main(words: list[str]) -> int:
@@ -54,7 +55,7 @@ def main(words: list[str]) -> int:
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part is named {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, _leave)
     began = time.monotonic()
     report.head("The machine")
@@ -83,12 +84,12 @@ def _measure(part: str, quick: bool) -> bool:
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
-    """Exit in a way that undoes everything that was made."""
+    """Exit in a way that undoes everything that was made; a second signal doesn't end that half-way."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    print("\ninterrupted: cleaning up", file=sys.stderr, flush=True)
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main(sys.argv[1:]))
