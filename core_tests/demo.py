@@ -43,7 +43,7 @@ SETTLED_S = 90.0  # bounds that catch a hang: on a busy machine everything takes
 CUT_S = 120.0
 OTHER_STORIES = {
     "staticwire": "rent a static address behind NAT, and be reached there",
-    "mesh": "fifty nodes of a real network; who earns, who pays",
+    "mesh": "fifty nodes of a real network; who earns, who pays (some minutes, 5 GiB of memory)",
 }
 LOSSY_DRAIN_S = 2.0  # if packets may be dropped, or must be
 PORT = 7000
@@ -96,17 +96,22 @@ def parse(words: Sequence[str] | None) -> Options:
             f"--{name}", dest="story", action="store_const", const=name, default="", help=f"another story: {text}"
         )
     text = f"where --mesh draws who earned and who paid, as PNG [{PICTURE}]"
-    parser.add_argument("--picture", type=Path, metavar="FILE", default=PICTURE, help=text)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help=text)
     given = parser.parse_args(words)
     if given.story and (given.lightning or given.seconds is not None):
         parser.error(f"--{given.story} is a story of its own: leave out --lightning and --seconds")
-    if given.story == "mesh" and not given.picture.absolute().parent.is_dir():
-        parser.error(f"--picture {given.picture}: there is no such folder")
+    if given.picture and given.story != "mesh":
+        parser.error("--picture belongs to --mesh: only that story has one")
+    picture = given.picture or PICTURE
+    if not picture.absolute().parent.is_dir():
+        parser.error(f"--picture {picture}: there is no such folder")
+    if picture.is_dir():
+        parser.error(f"--picture {picture}: this is a folder; name a file in it")
     seconds = SECONDS if given.seconds is None else given.seconds
     if not 3 <= seconds <= 3600:
         parser.error(f"--seconds {seconds:g}: it must be 3 to 3600")
     plain = given.plain or not is_terminal()
-    return Options(plain, seconds, given.keep, given.lightning, given.story, given.picture)
+    return Options(plain, seconds, given.keep, given.lightning, given.story, picture)
 
 
 class Demo:
@@ -256,6 +261,7 @@ class Demo:
     def totals(self) -> list[Line]:
         """Wait for the last statement, then compare: a difference that remains is a fault."""
         self.view.title("7/7 Totals, after the gateway's last statement")
+        self.view.tell("each contract is due its bytes times its price for 1,024 bytes, rounded up to a msat")
         until = self.view.seconds + SETTLED_S
         while True:
             lines = self.lines()

@@ -54,6 +54,7 @@ class Mesh:
     def _tell(self, sums: Sums) -> None:
         ranked = sorted(self.session.hosts, key=sums.net, reverse=True)
         earned, spent = sum(map(sums.earned, ranked)), sum(map(sums.spent, ranked))
+        self.view.tell(f"earned less spent, the {SHOWN} highest and the {SHOWN} lowest:")
         for node in (*ranked[:SHOWN], *ranked[-SHOWN:]):
             row = f"{node}: earned {sums.earned(node):>7,} msat, spent {sums.spent(node):>7,}"
             self.view.tell(f"{row}: {sums.net(node):>+7,}")
@@ -90,5 +91,5 @@ def draw(file: SessionFile, sums: Sums, picture: Path) -> None:
     axes.invert_yaxis()
     axes.set_axis_off()
     figure.tight_layout()
-    figure.savefig(picture)
+    figure.savefig(picture, format="png")
     pyplot.close(figure)

@@ -56,7 +56,7 @@ def data(amount: float) -> str:
 
 def sat(msat: int) -> str:
     """Write msat as sat."""
-    return f"{msat / 1000:.3f}"
+    return f"{msat / 1000:,.3f}"
 
 
 def per_kb(price_msat_per_gib: int) -> str:

@@ -29,6 +29,7 @@ PORT = 5000
 ROUTES_S = 300.0
 ANSWERED_S = 120.0
 SETTLED_S = 300.0
+TOLD_EVERY = 20
 AGREED = "paid_msat", "charged_msat", "refunded_msat"
 Neighbours = Mapping[str, Collection[str]]
 NextNodes = Mapping[str, Mapping[str, str]]  # by node and target
@@ -283,8 +284,10 @@ def expect(session: Session, count: int, tell: Callable[[str], None] = lambda te
     for host in session.hosts.values():
         traffic.udp_echo(host, _address(host), PORT)
     flows = plan(mesh, count)
-    for flow in flows:
+    for number, flow in enumerate(flows, 1):
         await_echo(session, flow)
+        if number % TOLD_EVERY == 0 and number < count:
+            tell(f"first packets of {number} pairs have come back")
     settled(session)
     tell(f"{count} pairs of nodes have agreed on prices along their ways, and the first packets have come back")
     before, expected = carried_bytes(session), expected_bytes(session, flows, best)

@@ -217,6 +217,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
         ("--mesh", "--lightning"),
         ("--mesh", "--staticwire"),
         ("--picture", "/nowhere/mesh.png", "--mesh"),
+        ("--picture", "/", "--mesh"),
+        ("--picture", "mesh.png"),
     ],
 )
 def test_wrong_usage_is_reported(words: tuple[str, ...]) -> None:
