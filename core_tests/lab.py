@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 from core_tests.host import Host
@@ -28,6 +30,20 @@ from ngp.tenant.renting import WIREGUARD_FOLDER
 # All features that join packets or leave their segmentation to the next device.
 OFFLOADS_OFF = {"tso": False, "gso": False, "gro": False, "tx_udp_segmentation": False}
 BRIDGE = "br0"
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+def clean_up_when_interrupted() -> None:
+    """Let the first signal end this program in a way that undoes its laboratories; later ones don't stop that."""
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    print("\ninterrupted: cleaning up", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 @dataclass(frozen=True, slots=True)

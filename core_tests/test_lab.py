@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from core_tests import traffic
 from core_tests.counter import CounterError
 from core_tests.daemon import Daemon
 from core_tests.lab import End, Lab
-from core_tests.shell import LabError, await_until, run, sh
+from core_tests.shell import ROOT, LabError, await_until, run, sh
 from core_tests.topologies import three_hosts
 from ngp.modules.tunnel.userspace import SOCKETS
 from ngp.tenant.renting import WIREGUARD_FOLDER
@@ -143,6 +147,31 @@ def test_nothing_is_left_when_a_test_fails_half_way() -> None:
         other.host("a").popen("sleep", "602")
         other.host("a")
     assert other.prefix not in sh("ip", "netns", "list")
+
+
+BUSY = """
+import time
+from core_tests.lab import Lab, clean_up_when_interrupted
+clean_up_when_interrupted()
+with Lab() as lab:
+    for name in "abcde":
+        lab.host(name)
+    print(lab.prefix, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_ctrl_c_doesnt_end_the_clean_up() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    prefix = process.stdout.readline().strip()
+    process.send_signal(signal.SIGINT)
+    assert (process.stderr.readline(), process.stderr.readline()) == ("\n", "interrupted: cleaning up\n")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "") and process.returncode == 130
+    assert prefix not in sh("ip", "netns", "list") and not list(Path(tempfile.gettempdir()).glob(f"{prefix}*"))
 
 
 def test_a_failed_command_is_named_with_its_words(lab: Lab) -> None:

@@ -6,11 +6,9 @@ Every figure comes from this run; none is kept from an earlier one. If parts are
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from core_tests.bench import (
     billing,
@@ -26,6 +24,7 @@ from core_tests.bench import (
     tunnel,
 )
 from core_tests.counter import CounterError
+from core_tests.lab import clean_up_when_interrupted
 from core_tests.shell import LabError
 
 PARTS: dict[str, Callable[[bool], None]] = {
@@ -40,7 +39,6 @@ PARTS: dict[str, Callable[[bool], None]] = {
     "tunnel": tunnel.run,
     "rentals": rentals.run,
 }
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def main(words: list[str]) -> int:
@@ -55,8 +53,7 @@ def main(words: list[str]) -> int:
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part is named {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    for number in SIGNALS:
-        signal.signal(number, _leave)
+    clean_up_when_interrupted()
     began = time.monotonic()
     report.head("The machine")
     for text in report.describe_machine():
@@ -81,14 +78,6 @@ def _measure(part: str, quick: bool) -> bool:
         print(f"bench: {part}: {error}", file=sys.stderr, flush=True)
         return False
     return True
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    """Exit in a way that undoes everything that was made; a second signal doesn't end that half-way."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    print("\ninterrupted: cleaning up", file=sys.stderr, flush=True)
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

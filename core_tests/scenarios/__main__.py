@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 import traceback
-from types import FrameType
 
-from core_tests.lab import Lab
+from core_tests.lab import Lab, clean_up_when_interrupted
 from core_tests.scenarios import FOLDER, is_long, names, play
 from core_tests.session import Backend, MissingError
 from core_tests.session_core import in_core
 from core_tests.session_namespaces import in_namespaces
 
-DONE, FAILED, MISSING, INTERRUPTED = 0, 1, 4, 130
+DONE, FAILED, MISSING = 0, 1, 4
 BACKENDS: dict[str, Backend] = {"namespaces": in_namespaces, "core": in_core}
 
 
@@ -65,13 +63,6 @@ def played(name: str, backend: Backend) -> bool:
     return True
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    clean_up_when_interrupted()
+    sys.exit(main(sys.argv[1:]))
