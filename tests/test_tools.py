@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from core_tests.lightning import __main__ as laboratory
 from core_tests.lightning.nodes import Btcd
-from core_tests.shell import LabError
+from core_tests.shell import LabError, await_until
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -56,6 +57,21 @@ def test_a_set_up_waits_for_another_of_the_same_checkout(tmp_path: Path) -> None
         assert second.stdout is not None
         assert "another tool sets this checkout up: waiting for it" in second.stdout.readline()
     assert second.communicate()[0] == "alone\n" and second.returncode == 0
+
+
+def test_an_interrupted_set_up_says_so_on_the_terminal_and_not_in_its_log(tmp_path: Path) -> None:
+    shutil.copytree(TOOLS, tmp_path / "tools")
+    stand_ins = "need_root() { :; }; set_up_alone() { logged building bash -c 'echo begun >begun; exec sleep 600'; }"
+    process = subprocess.Popen(
+        ["bash", "-c", f"set -e; source tools/setup; {stand_ins}; set_up"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "building" in process.stdout.readline()
+    await_until((tmp_path / "begun").exists, what="the step")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate()[1] == "bash: interrupted in the set-up; the next run goes on with it\n"
+    assert process.returncode == 130
 
 
 def test_an_image_serves_every_head_with_the_same_dependencies(tmp_path: Path) -> None:

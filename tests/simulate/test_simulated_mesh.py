@@ -192,7 +192,7 @@ def test_what_cannot_be_run_is_refused(
 
 
 def test_an_interruption_is_told_in_a_word(tmp_path: Path) -> None:
-    words = ["traffic", "--nodes", "2500", "--time", "86400", "--out", str(tmp_path / "out")]
+    words = ["liars", "--nodes", "2500", "--time", "86400", "--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "core_tests.simulate", *words], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     await_until((tmp_path / "out").exists, what="its folder")
