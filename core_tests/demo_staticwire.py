@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from core_tests import traffic
@@ -216,7 +217,7 @@ class StaticWire:
     def looks(self) -> list[tuple[Host, str]]:
         """Return commands that show more, with the hosts to which they belong."""
         landlord = [(self.net.landlord, ngp_line(verb, self.landlord.state_dir)) for verb in ("rentals", "ledger")]
-        return [*landlord, (self.net.tenant, ngp_line(f"rent status --config {self.config}", self.folder))]
+        return [*landlord, (self.net.tenant, ngp_line(f"rent status --config {quote(str(self.config))}", self.folder))]
 
     def answers(self, address: str) -> bool:
         """Say whether the third party reaches an address."""

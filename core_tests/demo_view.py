@@ -199,9 +199,10 @@ def _table(titles: Sequence[str], left: int, rows: Sequence[Sequence[Text]]) -> 
     return table
 
 
-def ngp_line(verb: str, state_dir: Path) -> str:
-    """Return a command of `ngp` as it can be typed in the namespace of its host."""
-    return shlex.join(["env", f"PYTHONPATH={ROOT}", *ngp_command(), verb, "--state-dir", str(state_dir)])
+def ngp_line(said: str, state_dir: Path) -> str:
+    """Return a command of `ngp` as it can be typed in the namespace of its host. Args: said: verb and options."""
+    words = shlex.split(said)
+    return shlex.join(["env", f"PYTHONPATH={ROOT}", *ngp_command(), *words, "--state-dir", str(state_dir)])
 
 
 def print_lines(lines: Sequence[Line], sides: tuple[str, str] = SIDES, out: Callable[[str], object] = print) -> None:

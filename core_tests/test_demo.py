@@ -17,6 +17,7 @@ import pytest
 from core_tests.counter import Flow, Tally
 from core_tests.demo import DIFFERS, DONE, INTERRUPTED, verdict
 from core_tests.demo_books import Books, Count, Row, compare, count_arrived, due_msat
+from core_tests.demo_view import ngp_line
 from core_tests.shell import ROOT, run, sh
 
 MSAT_PER_KB = 1 << 20
@@ -128,6 +129,10 @@ def test_only_what_arrived_is_counted() -> None:
         V4: {"to": 200, "from": 60},
         V6: {"to": 0, "from": 0},
     }
+
+
+def test_a_command_to_look_around_can_be_typed_as_it_is_told() -> None:
+    assert ngp_line("contracts --all", Path("/a b")).endswith("ngp contracts --all --state-dir '/a b'")
 
 
 # --- the real thing ---
