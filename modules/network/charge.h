@@ -85,6 +85,11 @@ APART int refuse_contended(void)
 	return 0;
 }
 
+INLINE __u64 limit_with_credit(const struct account *account, __u64 now)
+{
+	return ONCE(account->limit) + (now < ONCE(account->credit_until_ns) ? ONCE(account->credit) : 0);
+}
+
 /* Take a packet's cost from the account in a slot. Returns the account, or 0 if it can't pay. Slot 0 belongs to
  * nobody, and its limit stays 0. The low-water mark is compared with `spent`, which only grows, so exactly one packet
  * crosses the mark and reports that. Another processor may raise `returned` after we have read it; then the account has
@@ -96,9 +101,7 @@ INLINE struct account *take_cost(__u32 slot, __u64 cost, __u64 now)
 
 	if (!account)
 		return 0;
-	limit = ONCE(account->limit);
-	if (now < ONCE(account->credit_until_ns))
-		limit += ONCE(account->credit);
+	limit = limit_with_credit(account, now);
 	returned = ONCE(account->returned);
 	spent = ONCE(account->spent);
 	for (int i = 0; i < SWAPS; i++) {
@@ -204,6 +207,21 @@ passed:
 	if (used < low_water && used + bytes >= low_water)        /* true for exactly one packet */
 		send_hint(LOW, slot, tag);
 	return 1;
+}
+
+/* Would a contract's server charge a packet to it now? Takes nothing. */
+APART int could_pay(struct contract *contract, const struct packet *p)
+{
+	__u64 tag = ONCE(contract->tag), cost = p->bytes * ONCE(contract->price), now = now_ns();
+	__u32 slot = ACCOUNT(tag);
+	struct account *account;
+
+	if ((tag & BLOCKED) || now >= ONCE(contract->expires_ns) || ONCE(contract->used) + p->bytes > ONCE(contract->limit))
+		return 0;
+	if (!cost)
+		return 1;
+	account = bpf_map_lookup_elem(&ngp_accounts, &slot);
+	return account && (__s64)(limit_with_credit(account, now) + ONCE(account->returned) - ONCE(account->spent) - cost) >= 0;
 }
 
 #endif

@@ -205,12 +205,15 @@ APART int is_for_full_lane(struct __sk_buff *skb, const struct config *config, c
  * share one bucket, so made-up MACs gain nothing and cost known neighbours nothing. A destination enters the table
  * ngp_asked only if there was a token for it, so a flood can't push others' destinations out of the table. A packet for
  * a lane without room isn't shown to the daemon: else the neighbour would be offered a contract for what is free.
+ * A contract that could pay has been granted, or its account credited, since the packet was refused: several routers buy
+ * at once, and then the packet comes to each just when its contract does. The daemon sends it to the gate once more.
  * With UNPAID_RATE, a destination about which the daemon was asked isn't asked about again for some seconds, so that the
  * packets for which it found no payer can pass, and don't wait once more. */
 INLINE int unknown(struct __sk_buff *skb, enum way way)
 {
 	const struct config *config = settings();
 	struct neighbour *neighbour;
+	struct contract *contract;
 	struct packet p = {};
 	struct asked key = {};
 	struct asking *asking, fresh = { .packets = 1 };
@@ -223,7 +226,8 @@ INLINE int unknown(struct __sk_buff *skb, enum way way)
 	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
 	if (is_for_full_lane(skb, config, &p, rewritten))
 		return 0;
-	if (senders_contract(find_entry(config, &p, SERVER, p.destination), way == TO_MESH))
+	contract = senders_contract(find_entry(config, &p, SERVER, p.destination), way == TO_MESH);
+	if (contract && !could_pay(contract, &p))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();
 	neighbour = find_neighbour(&p);

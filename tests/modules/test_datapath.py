@@ -247,6 +247,22 @@ def test_held_packets_are_charged_when_released(world: World) -> None:
     assert world.datapath.read() == []
 
 
+def test_a_packet_that_was_refused_just_before_its_contract_could_pay_is_held(world: World) -> None:
+    """Its contract came between the two rules: then it was dropped, as few first packets over several hops were."""
+    sh("iptables -t security -I FORWARD -i m0 -j NGP_UNPAID")  # past the rule that charges, as if it had come too early
+    paying = world.grant(host(4))
+    world.send_udp(INTERNET[4], 100, 3)
+    assert world.datapath.counters()["passed_to_queue"] == 3
+    for unable in ({"limit_bytes": 0}, {"blocked": True}, {"expires_in_s": 0.0}):
+        world.grant(host(4), contract=paying, **unable)
+        world.send_udp(INTERNET[4], 100, 3)
+    world.grant(host(4), contract=paying)
+    world.limit(0)
+    world.send_udp(INTERNET[4], 100, 3)
+    assert world.datapath.counters()["passed_to_queue"] == 3
+    assert world.used(paying) == (0, 0)
+
+
 def test_few_packets_of_a_destination_are_held_and_floods_stay_in_the_kernel(world: World) -> None:
     world.datapath.apply(desired(neighbour_rate=1, neighbour_burst=5))
     world.send_udp(INTERNET[4], 100, 50)
