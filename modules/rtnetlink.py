@@ -271,7 +271,7 @@ def _routes_out_of(version: int, index: int, table: int = 0) -> Iterator[bytes]:
 
 
 def _dumped(kernel: Asker, version: int, body: bytes) -> Iterator[bytes]:
-    """Yield the routes that a question for those of an IP version finds.
+    """Ask the kernel for routes, and yield those of an IP version.
 
     A kernel without that version (ipv6.disable=1) answers with the routes of all others (rtnl_dump_all).
     """
@@ -309,7 +309,7 @@ def others_in(version: int, table: int, protocol: int) -> Prefix | None:
 
 
 def set_route(kernel: Asker, destination: Prefix, hop: Hop, table: int, protocol: int, settings: bytes = b"") -> None:
-    """Make a route by one hop in a table, in place of the one that there is. Raises OSError."""
+    """Make a route with one next hop in a table; an older one to the destination is replaced. Raises OSError."""
     flags = _RTNH_F_ONLINK if hop.onlink else 0
     body = _route_body(destination.version, destination.prefixlen, _RTN_UNICAST, flags, protocol=protocol)
     body += attribute(_RTA_DST, destination.network_address.packed)

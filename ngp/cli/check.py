@@ -1,7 +1,8 @@
 """`ngp check`: lists what is missing, each with the command that mends it.
 
-The command always reads net.conf itself: the file may have been edited since the daemon read it, or be another one. If
-a daemon runs, it does the other checks, with the settings of this file.
+The command always reads net.conf itself: a running daemon may have read another file, or this one before it was edited.
+If a daemon runs, the command sends it the text of the file, and the daemon checks the kernel, payments and the ledger
+with these settings.
 """
 
 from __future__ import annotations

@@ -233,7 +233,10 @@ def refuse_unpayable(place: Place, home: Home, tunnel: Tunnel, amount_msat: int)
 
 
 def pay(place: Place, home: Home, tunnel: Tunnel, quote: Quote) -> Status:
-    """Pay an invoice that the user agreed to. Returns the status when the landlord has counted it. Raises NgpError."""
+    """Pay an invoice that the user agreed to, and wait until the landlord has counted the payment.
+
+    Returns: the rental's status after that. Raises: NgpError.
+    """
 
     async def run() -> Status:
         async with purse_of(place, home) as kept:
@@ -263,7 +266,7 @@ async def why_not(place: Place, home: Home, tunnel: Tunnel) -> str:
 
 
 def bring_up(place: Place, home: Home, tunnel: Tunnel) -> Tunnel | None:
-    """Bring a tunnel up as net.conf says. Returns the tunnel that everything uses, if one does. Raises NgpError."""
+    """Bring a tunnel up as net.conf says. Returns the tunnel that carries all traffic, or None. Raises NgpError."""
     said = _tenant(place)
     return routing.bring_up(home, tunnel, said.all_traffic, said.beside)
 

@@ -35,7 +35,7 @@ class Hours:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """What is added to the cost of what we sell on: a share of it, in millionths, and an amount, msat per GiB."""
+    """What is added to the cost of resold traffic: a share of that cost, in millionths, and an amount, msat per GiB."""
 
     share_ppm: int
     msat_per_gib: int

@@ -2,7 +2,7 @@
 
 The rules are functions in the modules beside this one and in `selling` and `buying`. `World.effects` collects what the
 present step wants done; `Gatekeeper.step` returns it. A contract is in several tables, counts and timers at a time.
-Everything that enters it there or takes it out is in this one class, so the file is long.
+All functions that add a contract to these or remove it are in this one class, so the file is long.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ class World:
         self.awaited.setdefault(sale.waits_for, {})[sale.id] = sale
 
     def stop_waiting(self, sale: Sale) -> None:
-        """Let a sale wait no more; if none does, the next one asks again."""
+        """Let a sale wait for an answer no longer. If no sale waits for it now, the next one asks the server again."""
         if sale.waits_for is None:
             return
         sales = self.awaited.get(sale.waits_for, {})

@@ -42,7 +42,7 @@ _log = logging.getLogger("ngp")
 
 
 class Node:
-    """Runs the parts together.
+    """Connects the daemon's parts, and starts and stops them.
 
     Args:
         parts: opened and not yet started.

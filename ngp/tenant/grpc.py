@@ -110,8 +110,9 @@ class _Carrier:
         signer = node_key.signer(identity.payee_statement(key, offers.network), offers.node_signature)
         if signer != self._place.pin:
             raise FingerprintError(
-                f"landlord {self._place} shows no signature of the Lightning node {self._place.pin[:16]}..., which is "
-                "trusted: trust the landlord's identity instead, or ask again when its node is connected"
+                f"landlord {self._place} shows no signature of the Lightning node {self._place.pin[:16]}..., which you "
+                "trust: trust the landlord's identity instead, or ask again when the landlord's ngp is connected to "
+                "that node"
             )
         return key
 

@@ -28,7 +28,8 @@ _WHY_NOT = {
     DeclineReason.AMOUNT: "what we prepaid and didn't use is too little for a payment",
     DeclineReason.BUSY: (
         f"a refund is on its way, was paid less than {REFUND_PAUSE_S // 60} min ago, or failed less than "
-        f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; its operator can pay at any time, by `ngp refund`"
+        f"{FAILED_REFUND_PAUSE_S // 60} min ago: ask again later; the server's operator can pay at any time, by "
+        "`ngp refund`"
     ),
     DeclineReason.BLOCKED: "it has blocked us",
 }

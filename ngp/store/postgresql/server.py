@@ -47,7 +47,7 @@ class NetworksTakenError(LedgerError):
 
 @dataclass(frozen=True)
 class Place:
-    """The database, and whose ledger in it. Raises LedgerError if the URL can't be read.
+    """A database, and the node whose ledger in it is used. Raises LedgerError if the URL can't be read.
 
     Args:
         url: postgresql://...; it may hold a password.
