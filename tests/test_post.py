@@ -106,7 +106,7 @@ def test_a_neighbour_of_another_version_is_named_once_on_each_interface(caplog: 
         mac = WAY[1].hex(":")
         why = f"version: its messages have 1, ours {wire.VERSION}"
         assert caplog.messages == [
-            f"the neighbour {mac} on mesh0 can't be understood ({why}); update the router with the older ngp"
+            f"the neighbour {mac} on mesh0 can't be understood ({why}); update whichever router has the older ngp"
         ]
         assert desk.ours.counters()["version"] == 50 and not desk.told
         for number in range(100):  # link addresses cost nothing

@@ -295,10 +295,10 @@ class Host:
             return b""
 
     def silent(self, hops: Sequence[tuple[str, Address]], most_s: float) -> list[tuple[str, Address]]:
-        """Have the kernel ask for the MACs of routers on links, and return those that nobody answered for.
+        """Have the kernel ask for the MACs of routers on links, and return the routers that it gave up on.
 
-        A router's answer takes a moment, and the kernel gives up after three seconds. Routers about which nothing is
-        known after `most_s` aren't returned, nor are routers on interfaces without MACs.
+        An answer takes a moment, and the kernel gives up after three seconds. A router for which it is still asking
+        after `most_s` isn't returned, nor is one on an interface without MACs.
         """
         waiting = [hop for hop in hops if self.has_link_addresses(hop[0])]
         for interface, address in waiting:

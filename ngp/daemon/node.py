@@ -46,7 +46,7 @@ class Node:
 
     Args:
         parts: opened and not yet started.
-        make_post: builds the post once the node can receive its events.
+        make_post: builds the post (messages to and from neighbours) once the node can receive events from it.
         make_landlord: builds the landlord when net.conf says for the first time that something is let.
     """
 

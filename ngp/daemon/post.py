@@ -193,7 +193,8 @@ class Post:
         """Log a neighbour of another version: each once an hour, and few per interface, as anybody can make up MACs."""
         who = f"neighbour {peer.link_address.hex(':')}" if peer.link_address else "neighbour"
         if self._versions_by_link.take(f"{peer.interface} {who}") is not None:
-            text = f"the {who} on {peer.interface} can't be understood ({error}); update the router with the older ngp"
+            what = f"the {who} on {peer.interface} can't be understood ({error})"
+            text = f"{what}; update whichever router has the older ngp"
             self._versions.warn(_log, peer.interface, text)
 
     def _learn_from_copy(self, key: LinkKey, link: Link, peer: LinkPeer, datagram: bytes) -> None:
