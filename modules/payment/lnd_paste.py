@@ -64,6 +64,6 @@ def _usable(text: str) -> Connection:
         macaroon.read(connection.macaroon)
     except ConfigError:
         raise ConfigError(
-            f"{_PASTED}: its macaroon is not of LND, or damaged: paste the whole URI, or make a new one"
+            f"{_PASTED}: its macaroon is not of LND, or damaged: paste the whole URI, or make a new URI"
         ) from None
     return connection

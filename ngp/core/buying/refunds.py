@@ -43,7 +43,7 @@ def ask_back(world: World, identity: bytes) -> str:
     account = world.server(identity)
     account.refund_ask_mono_s = world.now.monotonic_s
     world.send(neighbour, Refund(0))
-    return f"asked {identity.hex()[:8]} to pay back what isn't used of our {account.balance_msat} msat"
+    return f"asked {identity.hex()[:8]} to pay back our balance, {account.balance_msat} msat, less further charges"
 
 
 def why_not_ask(world: World, identity: bytes) -> str:
