@@ -96,8 +96,8 @@ def one_word(written: KeyText) -> str:
     """Read up to 128 characters without spaces. Raises ConfigError."""
     if not written.is_text and written.text.lower() in _TRUTH_VALUES:
         raise ConfigError(
-            f"is read by YAML as bool, not as an account's name: if the payment node has no accounts, write none; if "
-            f"an account has this name, write it with quotes: '{written.text}'"
+            f"is read by YAML as bool, not as an account's name: if the payment node has no accounts, write the word "
+            f"none; if an account has this name, write it with quotes: '{written.text}'"
         )
     if re.fullmatch(r"[!-~]{1,128}", written.text) is None:
         raise ConfigError("is not an account: write up to 128 letters and digits without spaces, or none")

@@ -34,9 +34,9 @@ def refuse_lost_ledger(state_dir: Path, place: Store) -> None:
     if os.path.lexists(key) and not place.exists():  # a first start makes the ledger before the key
         raise LedgerError(
             f"ledger {place}: is missing, but {key.name} exists: neighbours may have prepaid this node. Copy a backup "
-            f"made by `ngp backup` to {state_dir / store.FILE}. Without a backup, begin with an empty ledger: what "
-            f"they prepaid is then forgotten. Move {key.name} away, run `ngp start` with LEDGER: none in net.conf, "
-            f"then `ngp stop`, and move {key.name} back"
+            f"made by `ngp backup` to {state_dir / store.FILE}. Without a backup you can begin with an empty ledger; "
+            f"what neighbours prepaid is then forgotten: move {key.name} away, write LEDGER: none in net.conf (the "
+            f"ledger is then a file), run `ngp start` and `ngp stop`, and move {key.name} back over the new one"
         )
 
 

@@ -47,7 +47,7 @@ class NetworksTakenError(LedgerError):
 
 @dataclass(frozen=True)
 class Place:
-    """A database, and the node whose ledger in it is used. Raises LedgerError if the URL can't be read.
+    """A database, and the node whose ledger is kept there. Raises LedgerError if the URL can't be read.
 
     Args:
         url: postgresql://...; it may hold a password.
