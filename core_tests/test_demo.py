@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import IO
@@ -196,16 +197,23 @@ def read_until(stream: IO[str], mark: str) -> str:
     raise AssertionError(f"no {mark!r} in:\n{said}")
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
+def play_until(command: Sequence[str], mark: str) -> subprocess.Popen[str]:
+    """Start a demonstration in a session of its own, and return its process when it has said something."""
     process = subprocess.Popen(
-        demo("--plain"),
+        command,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
     )
     assert process.stdout is not None
-    read_until(process.stdout, "first packet answered")
+    read_until(process.stdout, mark)
+    return process
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing() -> None:
+    process = play_until(demo("--plain"), "first packet answered")
     prefix = namespaces_of(process.pid).pop().rpartition("-")[0]
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=120)

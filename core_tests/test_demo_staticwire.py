@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -25,7 +24,7 @@ from core_tests.demo_staticwire import (
     rent_due_msat,
 )
 from core_tests.shell import ROOT, run, sh
-from core_tests.test_demo import namespaces_of, read_until
+from core_tests.test_demo import namespaces_of, play_until
 from ngp.modules.tunnel.userspace import SOCKETS
 from ngp.tenant.renting import WIREGUARD_FOLDER
 
@@ -115,16 +114,7 @@ def test_the_demonstration_ends_equal() -> None:
 
 
 def test_a_terminal_that_is_closed_in_the_middle_leaves_nothing() -> None:
-    process = subprocess.Popen(
-        demo("--plain"),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    read_until(process.stdout, "a service of the tenant listens")
+    process = play_until(demo("--plain"), "a service of the tenant listens")
     prefix = namespaces_of(process.pid).pop().rpartition("-")[0]
     (link,) = (each for each in WIREGUARD_FOLDER.glob("*.conf") if prefix in str(each.readlink()))
     os.killpg(process.pid, signal.SIGHUP)

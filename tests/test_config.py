@@ -392,7 +392,12 @@ BAD_LINES = [
     ("NGP_INTERFACE: fe80::1", "NGP_INTERFACE: 'fe80::1'", "fe80::1%eth0"),
     ("NGP_INTERFACE: 224.0.0.1", "NGP_INTERFACE", "not the address of one host"),
     ("NGP_INTERFACE: 02:00:00:00:00:01", "NGP_INTERFACE", "needs an IP address"),
-    ("ACCOUNT_ID: no", "ACCOUNT_ID: 'no'", "as bool, not as an account's name: if the payment"),
+    (
+        "ACCOUNT_ID: no",
+        "ACCOUNT_ID: 'no'",
+        "as bool, not as an account's name: if the payment node has no accounts, write the word none; if an account "
+        "has this name, write it with quotes: 'no'",
+    ),
     ("ACCOUNT_ID: two words", "ACCOUNT_ID: 'two words'", "without spaces"),
     ("STATE_DIR: ~/ngp", "STATE_DIR: '~/ngp'", "only a shell knows"),
     ("STATE_DIR: /", "STATE_DIR: '/'", "can't be ngp's own directory"),
