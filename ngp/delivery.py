@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core.messages import Ack, Hello, Message, Paid, Statement
+from ngp.core.messages import Ack, Cancel, Hello, Message, Paid, Statement
 
 LinkKey = tuple[str, bytes]  # interface, link address
 
@@ -76,5 +76,5 @@ def needs_delivery(message: Message) -> bool:
 
 
 def wants_receipt(message: Message) -> bool:
-    """Say whether a message is acked only after its receiver has stored its content: bills and proofs."""
-    return type(message) is Statement or type(message) is Paid
+    """Say whether a message is acked only after its receiver has stored its content: bills, proofs, contracts' ends."""
+    return type(message) in (Statement, Paid, Cancel)

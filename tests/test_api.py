@@ -16,8 +16,12 @@ import pytest
 from ngp import store
 from ngp.config import parse
 from ngp.core.buying.account import ServerAccount
+from ngp.core.contract import State
+from ngp.core.prefixes import PackedPrefix
+from ngp.core.rate import Rate
 from ngp.core.records import Direction, JournalRecord, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling.account import ClientAccount
+from ngp.core.selling.sale import Sale
 from ngp.core.values import Now
 from ngp.core.world import Money, PaymentNode, World
 from ngp.daemon.api import books, rentals, rows, status
@@ -144,6 +148,20 @@ def test_a_running_daemon_tells_what_its_meter_counted_since_the_ledger_was_writ
     account = ServerAccount(WHO, paid_msat=1000, charged_msat=300, metered_msat=310, unsaved_msat=60)
     (held,) = Reading(node(servers={WHO: account})).accounts()
     assert held.metered_msat == 310
+
+
+def test_a_contracts_rate_falls_when_nothing_is_carried_any_more() -> None:
+    sale = Sale(
+        id=bytes(16), identity=WHO, link=("eth1", b""), link_number=2, destination=PackedPrefix(4, 32, bytes(4)),
+        prices=((0, 1),), data_limit_bytes=1 << 20, lifetime_s=3600, state=State.ACTIVE, opened_at_s=NOW_S,
+        rate=Rate(2_500_000.0, 12.25),
+    )  # fmt: skip
+    (just_now,) = Reading(node(contracts={sale.id: sale})).contracts(False)  # it is 12.5 s
+    assert just_now.rate_bytes_s == 1_875_000
+    sale.rate.at_mono_s = 11.0
+    (later,) = Reading(node(contracts={sale.id: sale})).contracts(False)
+    assert later.rate_bytes_s == 0
+    assert rows.contract_row(sale.record(), False).rate_bytes_s is None
 
 
 def test_a_journal_line_has_none_for_what_does_not_apply(tmp_path: Path) -> None:

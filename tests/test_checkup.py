@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from ngp import store
 from ngp.config import parse
+from ngp.core.kernel import Router
 from ngp.core.messages import Role
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Unheard
@@ -161,6 +162,35 @@ def test_default_routes_to_a_router_without_ngp_are_a_warning() -> None:
     (line,) = checkup.strange_hops(world, [("eth1", ours, b"mac"), ("eth1", third, b"else")])
     assert line.ok and "2001:db8:1::77 on eth1" in line.found and "ngp neighbours" in line.remedy
     assert checkup.strange_hops(heard(), [("eth1", other, b"else")]) == []  # another line says that nobody was heard
+
+
+def test_what_is_free_here_and_bought_there_is_a_warning() -> None:
+    seller = Neighbour(b"\x01" * 32, ("eth1", b"mac"), 1, up=True, sells=True)
+    client = Neighbour(b"\x02" * 32, ("eth1", b"other"), 2, up=True, buys=True)
+    world = heard(seller, client)
+    world.peers.by_link = {one.link: one for one in (seller, client)}
+    free, at_client = ip_network("192.0.2.0/24"), ip_network("203.0.113.9/32")
+    beyond = ip_address("10.0.0.1")
+    ways = [(free, Router("eth1", b"mac", beyond)), (at_client, Router("eth1", b"other", beyond))]
+    (line,) = checkup.free_beyond(ways, world)
+    assert line.ok and line.name == "free destinations" and "203.0.113.9" not in line.found
+    assert "192.0.2.0/24: our route leads to 0101010101010101 on eth1" in line.found and "disputed" in line.found
+    assert "take it out of FREE_DESTINATIONS" in line.remedy
+    unheard = checkup.free_beyond([(free, Router("eth1", b"else", beyond))], world)  # it may sell when it is heard
+    assert unheard == checkup.free_beyond([(free, Router("eth1", b"else", beyond))])
+    assert "10.0.0.1 on eth1, which may charge" in unheard[0].found
+    (both,) = checkup.free_beyond([*ways, (at_client, Router("eth1", b"mac", beyond))], world)
+    assert "192.0.2.0/24, 203.0.113.9/32: our route" in both.found
+
+
+def test_only_a_buyer_with_free_destinations_is_asked_about_its_routes() -> None:
+    way = (ip_network("192.0.2.0/24"), Router("eth1", b"mac"))
+    asked: Any = SimpleNamespace(routers_towards=lambda _, destinations: [way for each in destinations])
+    desired: Any = None
+    free = parse("MESH_INTERFACES: [eth1]\nFREE_DESTINATIONS: [192.0.2.0/24 udp 53, 192.0.2.0/24]\n", Path("net.conf"))
+    assert checkup.routers_to_free(free, asked, desired) == [way]
+    assert checkup.routers_to_free(replace(free, buys=False), asked, desired) == []
+    assert checkup.routers_to_free(RUNNING, asked, desired) == []
 
 
 def test_links_whose_packets_are_dropped_since_nobody_there_says_hello_are_a_warning() -> None:

@@ -186,7 +186,31 @@ def test_entries_of_prices_between_which_nothing_decides_are_refused_with_both_l
         f"  - {{prefix: 10.0.0.0/8, sell: 2, {other}}}",
     )  # fmt: skip
     assert len(lines) == 1 and lines[0].startswith("/etc/ngp/net.conf:5: PRICES")
-    assert "gives 10.0.0.0/8 a second price, as the entry in line 3" in lines[0] and "remove one" in lines[0]
+    assert "the entry gives 10.0.0.0/8 a second price, as the entry in line 3" in lines[0] and "remove one" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (
+            "18:00, to: 23:00", "22:00, to: 02:00",
+            "neighbour and interface at times of day that overlap (18:00 to 23:00 there and 22:00 to 02:00 here both "
+            "hold 22:00 to 23:00): remove one, or change its times",
+        ),
+        ("20:00, to: 24:00", "22:00, to: 9:00", "both hold 22:00 to 24:00)"),
+        ("22:00, to: 10:00", "08:00, to: 23:00", "both hold 22:00 to 23:00 and 08:00 to 10:00)"),
+        ("18:00, to: 23:00", "18:00, to: 23:00", "neighbour, interface and time of day: remove one"),
+        ("09:00, to: 12:00", "09:00, to: 11:00", "both hold 09:00 to 11:00)"),
+    ],
+)  # fmt: skip
+def test_entries_of_prices_at_times_that_overlap_are_refused_with_what_they_share(
+    one: str, other: str, said: str
+) -> None:
+    (line,) = problems(
+        "PRICES:", f"  - {{prefix: 10.0.0.0/8, sell: 1, from: {one}}}",
+        f"  - {{prefix: 10.0.0.0/8, sell: 2, from: {other}}}",
+    )  # fmt: skip
+    assert said in line
 
 
 def test_free_destinations_are_read_in_each_of_their_forms() -> None:
@@ -409,36 +433,39 @@ BAD_LINES = [
     ("SELL_PRICE_LOAD: 3", "SELL_PRICE_LOAD: '3'", "write {from: 70 %, factor: 3}, or none"),
     ("SELL_PRICE_LOAD: {factor: 3}", "SELL_PRICE_LOAD", "has no `from`: add it"),
     ("SELL_PRICE_LOAD: {from: 70 %}", "SELL_PRICE_LOAD", "has no `factor`: add it"),
-    ("SELL_PRICE_LOAD: {from: 100 %, factor: 3}", "SELL_PRICE_LOAD: '100 %'", "write less than 100 %"),
-    ("SELL_PRICE_LOAD: {from: 0.7, factor: 3}", "SELL_PRICE_LOAD: '0.7'", "has no unit: write a share"),
-    ("SELL_PRICE_LOAD: {from: 70 %, factor: 1}", "SELL_PRICE_LOAD: '1'", "a number above 1, up to 100"),
-    ("SELL_PRICE_LOAD: {from: 70 %, factor: 101}", "SELL_PRICE_LOAD: '101'", "a number above 1, up to 100"),
-    ("SELL_PRICE_LOAD: {from: 70 %, factor: -3}", "SELL_PRICE_LOAD: '-3'", "a number above 1, up to 100"),
+    ("SELL_PRICE_LOAD: {from: 100 %, factor: 3}", "SELL_PRICE_LOAD: from: '100 %'", "write less than 100 %"),
+    ("SELL_PRICE_LOAD: {from: 0.7, factor: 3}", "SELL_PRICE_LOAD: from: '0.7'", "has no unit: write a share"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 1}", "SELL_PRICE_LOAD: factor: '1'", "a number above 1, up to 100"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 101}", "SELL_PRICE_LOAD: factor: '101'", "a number above 1, up to 100"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: -3}", "SELL_PRICE_LOAD: factor: '-3'", "a number above 1, up to 100"),
     ("SELL_PRICE_LOAD: {from: 70 %, factor: 3, rate: 0}", "SELL_PRICE_LOAD", "what the upstream interface carries"),
-    ("SELL_PRICE_LOAD: {from: 70 %, factor: 3, floor: 1}", "SELL_PRICE_LOAD: 'floor'", "known are from, factor, rate"),
+    ("SELL_PRICE_LOAD: {from: 70 %, factor: 3, floor: 1}", "SELL_PRICE_LOAD: 'floor'", "known are from, factor"),
     ("PRICES: 5", "PRICES: '5'", "not a list"),
     ("PRICES: [5]", "PRICES: '5'", "not an entry"),
     ("PRICES: [{sell: 5}]", "PRICES", "has no prefix"),
     ("PRICES: [{prefix: 10.0.0.0/8}]", "PRICES", "has no price"),
-    ("PRICES: [{prefix: 10.0.0.1/8, sell: 5}]", "PRICES: '10.0.0.1/8'", "write 10.0.0.0/8"),
-    ("PRICES: [{prefix: 10.0.0.0/33, sell: 5}]", "PRICES: '10.0.0.0/33'", "is not a prefix"),
+    ("PRICES: [{prefix: 10.0.0.1/8, sell: 5}]", "PRICES: prefix: '10.0.0.1/8'", "write 10.0.0.0/8"),
+    ("PRICES: [{prefix: 10.0.0.0/33, sell: 5}]", "PRICES: prefix: '10.0.0.0/33'", "is not a prefix"),
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell: 6}]", "PRICES: 'sell'", "given twice"),
     ("PRICES: [{prefix: 10.0.0.0/8, rent: 5}]", "PRICES: 'rent'", "known are prefix, sell"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, interface: 'eth*'}]", "PRICES: 'eth*'", "name of one interface"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell_min: 6}]", "PRICES", "sell_min 6 msat/kB above sell 5 msat/kB"),
-    ("PRICES: [{prefix: 10.0.0.0/8, buy: 11}]", "PRICES", "buy 11 msat/kB above buy_max 10 msat/kB"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, interface: 'eth*'}]", "PRICES: interface: 'eth*'", "name of one"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 5, sell_min: 6}]", "PRICES", "5 msat/kB: lower sell_min, or raise sell"),
+    ("PRICES: [{prefix: 10.0.0.0/8, buy: 11}]", "PRICES", "buy_max 10 msat/kB: lower buy, or write a higher buy_max"),
     ("PRICES: [{prefix: 10.0.0.0/8, buy: 1}, {prefix: 10.0.0.0/8, buy: 2}]", "PRICES", "second price"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: -1}]", "PRICES: '-1'", "is negative"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 2000 sat}]", "PRICES: '2000 sat'", "the highest price is"),
-    ("PRICES: [{prefix: 10.0.0.0/8, margin: 10}]", "PRICES: '10'", "has no unit: write 10 % or 10 msat"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, neighbour: bob}]", "PRICES: 'bob'", "16 to 64 of its hexadecimal"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, neighbour: 7f7f}]", "PRICES: '7f7f'", "16 to 64 of its hexadecimal"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: -1}]", "PRICES: sell: '-1'", "is negative"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 2000 sat}]", "PRICES: sell: '2000 sat'", "the highest price is"),
+    ("PRICES: [{prefix: 10.0.0.0/8, margin: 10}]", "PRICES: margin: '10'", "has no unit: write 10 % or 10 msat"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, neighbour: bob}]", "PRICES: neighbour: 'bob'", "16 to 64 of its"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, neighbour: 7f7f}]", "PRICES: neighbour: '7f7f'", "16 to 64 of its"),
     ("PRICES: [{prefix: 10.0.0.0/8, neighbour: 7f7f7f7f7f7f7f7f}]", "PRICES", "has no price"),
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 18:00}]", "PRICES", "`from` without `to`: write both"),
     ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, to: 18:00}]", "PRICES", "`to` without `from`: write both"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 24:01, to: 1:00}]", "PRICES: '24:01'", "hours and minutes, 00:00"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 6, to: 7:00}]", "PRICES: '6'", "hours and minutes, 00:00 to 24:00"),
-    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 0:00, to: 24:00}]", "PRICES", "neither for the whole day"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 24:01, to: 1:00}]", "PRICES: from: '24:01'", "hours and minutes"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 6, to: 7:00}]", "PRICES: from: '6'", "hours and minutes"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 9:00, to: 9:00}]", "PRICES: the entry", "at the same time of day"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1,5 msat}]", "PRICES: '5 msat'", "decimals take a point (1.5), not a comma"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell_min: 1, buy: -2}]", "PRICES: buy: '-2'", "is negative"),
+    ("PRICES: [{prefix: 10.0.0.0/8, sell: 1, from: 0:00, to: 24:00}]", "PRICES", "leave out both `from` and `to`"),
     ("FREE_DESTINATIONS: 192.0.2.1 80", "FREE_DESTINATIONS: '192.0.2.1 80'", "port without its protocol"),
     ("FREE_DESTINATIONS: [{prefix: 192.0.2.1, port: 80}]", "FREE_DESTINATIONS", "port without its protocol"),
     ("FREE_DESTINATIONS: 192.0.2.1 icmp 80", "FREE_DESTINATIONS", "port without its protocol"),

@@ -16,6 +16,7 @@ from ngp.core.messages import Address
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Neighbour
 from ngp.core.prefixes import PackedPrefix
+from ngp.core.rate import Rate
 from ngp.core.selling.sale import Sale
 from ngp.core.values import Check, Now
 from ngp.core.world import World
@@ -67,6 +68,7 @@ def told(world: World, before: list[tuple[int, Address, float]], now: list[tuple
 def test_a_seller_that_offers_nothing_for_what_we_send_is_a_warning(world: World) -> None:
     (line,) = told(world, SENT, SENT)
     assert line.ok and "eth1 offers no contract" in line.found and "198.51.100.1, 198.51.100.2" in line.found
+    assert line.found.endswith("unless it is free there, it doesn't pass")
     assert "ngp check" in line.remedy and "10325" in line.remedy
     assert told(world, SENT, []) == []  # an offer came meanwhile
     assert told(world, SENT[:1], SENT[:1]) == []  # one alone may be free there
@@ -113,6 +115,15 @@ def test_contracts_from_which_nothing_comes_back_are_a_warning(world: World, kin
     before = look(world, [])
     other.used_from_bytes += 1
     assert evidence.compare(before, look(world, [])) == []
+
+
+@pytest.mark.parametrize("kind", [Sale, Purchase])
+def test_a_contract_that_was_taken_over_at_a_start_shows_nothing_until_it_is_used(world: World, kind: Any) -> None:
+    taken = deal(world, kind, "198.51.100.1", used_from_bytes=84)
+    taken.rate, taken.returned_mono_s = Rate(at_mono_s=world.now.monotonic_s), 0.0  # as `restore` begins it again
+    assert not look(world, []).is_doubtful
+    taken.rate.count(84, world.now.monotonic_s + 1)
+    assert look(world, []).is_doubtful
 
 
 def test_a_contract_that_nobody_sent_through_shows_nothing(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from ipaddress import ip_network
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ngp.core.effects import (
     MakeInvoice,
     PayInvoice,
     RevokeContract,
+    SetElsewhere,
     TrackPayment,
 )
 from ngp.core.events import Event, InvoiceCancelled, InvoiceFailed, InvoiceMade
@@ -195,3 +197,15 @@ def test_a_grant_that_fails_takes_no_other_along(caplog: pytest.LogCaptureFixtur
     executor.carry_out([*map(GrantContract, grants), RevokeContract(b"old")])
     assert table == {b"halting", b"new", b"newer"} and halted == [b"halting"]
     assert caplog.messages == ["refused 1"]
+
+
+def test_what_a_resold_default_route_does_not_cover_is_entered_before_its_contract() -> None:
+    did: list[str] = []
+    unused: Any = None
+    network: Any = SimpleNamespace(
+        grant=lambda _grants: did.append("grant"), set_elsewhere=lambda prefixes: did.append(f"except {prefixes[0]}")
+    )
+    whole = Grant(b"c" * 16, 7, Role.SERVER, PackedPrefix.of(ip_network("0.0.0.0/0")), 1 << 20, 60.0, WHO, resold=True)
+    executor = Executor(unused, network, unused, unused, unused, pytest.fail)
+    executor.carry_out([GrantContract(whole), SetElsewhere(NETWORKS)])
+    assert did == ["except 192.0.2.1/32", "grant"]

@@ -78,7 +78,7 @@ def test_check_warns_of_a_rule_that_a_chosen_route_passes_by() -> None:
 def test_the_core_is_told_at_the_start_after_changes_and_until_all_link_addresses_are_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ngp.daemon.fork_watch.UNKNOWN_AGAIN_S", 0.001)
+    monkeypatch.setattr("ngp.daemon.route_follower.UNKNOWN_AGAIN_S", 0.001)
     network, told, conf = Network(), list[Event](), ON
 
     async def follow() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ import pytest
 
 from ngp import store
 from ngp.config import parse
-from ngp.core.messages import Role
+from ngp.core.kernel import Router
+from ngp.core.messages import Prefix, Role
 from ngp.core.records import AccountRecord
 from ngp.core.rental.rental import Rental, RentalState
 from ngp.core.values import Check
@@ -79,6 +80,28 @@ def test_a_reload_by_which_we_spend_names_what_the_payment_node_does_not_allow(
     said = asyncio.run(broken.reload())
     bare = "there is no mesh interface, so nothing is gated"  # this host has no eth1
     assert said == f"applied: REFUND_WHEN_ASKED; {bare}; WARNING LND's macaroon: does not allow SendPaymentV2"
+
+
+def test_a_reload_warns_of_what_is_free_here_and_bought_from_a_neighbour(
+    broken: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(_spends: bool) -> list[Check]:
+        return []
+
+    async def ways() -> list[tuple[Prefix, Router]]:
+        return [(ip_network("192.0.2.0/24"), Router("eth1", b"mac", ip_address("10.0.0.1")))]
+
+    async def apply(_settings: object) -> None:
+        return
+
+    path = broken.parts.config_path = tmp_path / "net.conf"
+    monkeypatch.setattr(broken.loop, "tell", lambda _: None)
+    monkeypatch.setattr(broken.parts.payment, "check", check, raising=False)
+    for name, instead in (("apply", apply), ("lacks", no_lacks), ("routers_to_free", ways)):
+        monkeypatch.setattr(broken.host, name, instead)
+    path.write_text("MESH_INTERFACES: [eth1]\nFREE_DESTINATIONS: 192.0.2.0/24\n")
+    said = asyncio.run(broken.reload())
+    assert "WARNING free destinations: 192.0.2.0/24: our route leads to 10.0.0.1 on eth1" in said
 
 
 def test_a_reload_that_takes_away_what_is_let_is_refused_whole(

@@ -143,7 +143,8 @@ def a_host_with_a_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(offline.main.NamespaceLock, "is_held", lambda: False)
     monkeypatch.setattr(offline.main, "make_network", lambda *_: network)
-    monkeypatch.setattr(offline.checkup, "look_at_host", lambda *_: SimpleNamespace(mesh_interfaces=()))
+    for where in (offline.checkup, offline.main):
+        monkeypatch.setattr(where, "look_at_host", lambda *_: SimpleNamespace(mesh_interfaces=()))
     monkeypatch.setattr(offline.checkup, "named_interfaces", lambda *_: [])
 
 

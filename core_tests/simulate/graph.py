@@ -169,6 +169,8 @@ def read_graph(path: Path) -> Graph:
     graph = Graph(path.name, [{} for _ in range(nodes)])
     for number, link in enumerate(_list(path, "links", links)):
         _read_link(graph, f"{path}: links[{number}]", link)
+    if not graph.links:
+        raise GraphError(f"{path}: links: none of them carries anything, so no node reaches another one")
     wanted = enumerate(_list(path, "flows", flows))
     graph.flows = tuple(_read_flow(graph, f"{path}: flows[{number}]", flow) for number, flow in wanted)
     _refuse_unreachable(graph, path)

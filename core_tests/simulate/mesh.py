@@ -245,7 +245,7 @@ class Mesh(Simulation):
         links = node.world.peers.links_of(server)
         bought = [key for link in links for key, one in link.contracts.items() if one.role is Role.CLIENT]
         if bought:
-            self.happen(node, ev.UsageRead(node.kernel.read(bought)))
+            self.happen(node, ev.UsageRead(node.kernel.read(node.world.with_sales(bought))))
 
     def onward(self, node: MeshNode, destination: Prefix) -> Onward:
         """Say where packets to a destination go on from a node; not by a router if the destination is the next node."""

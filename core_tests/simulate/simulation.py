@@ -180,6 +180,9 @@ class Simulation(ABC):
             case fx.CountAccount():
                 spent, which = node.kernel.accounts[effect.account].spent, effect
                 self._when_settled(node, lambda: ev.AccountCounted(which.account, spent, read(which.contracts)))
+            case fx.ReadMeters():
+                wanted = effect.contracts
+                self._when_settled(node, lambda: ev.UsageRead(read(wanted)))
             case fx.RecallBills():
                 page = node.ledger.unacknowledged(effect.identity, effect.after, self.bills_a_page)
                 self._soon(node, ev.BillsRecalled(effect.identity, *page))

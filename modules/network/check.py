@@ -274,7 +274,10 @@ def _forwarding(desired: DesiredNetwork) -> Iterator[Check]:
         elif off and _only_lets_others(desired, family):
             yield Check(name, True, f"{found}; not needed, as there is no mesh interface, and no IPv{family} is let")
         else:
-            yield Check(name, not off, found, f"sysctl -w {' '.join(f'{each}=1' for each in off)}" if off else "")
+            mend = f"sysctl -w {' '.join(f'{each}=1' for each in off)}"
+            may_do_without = off == [key] and desired.mesh_interfaces and _forwards(10 - family)
+            alone = onward.or_other_version(family) if may_do_without and len(desired.families) > 1 else ""
+            yield Check(name, not off, found, f"{mend}{alone}" if off else "")
 
 
 def _only_lets_others(desired: DesiredNetwork, family: int) -> bool:

@@ -39,6 +39,7 @@ from ngp.modules.network.layout import (
     MARK,
     ORDERS,
     PRICE,
+    RESOLD,
     TAG,
     USED,
     USED_TO,
@@ -332,7 +333,8 @@ class ContractTable:
         words[line + LIMIT] = min(max(0, base + grant.limit_bytes), _BYTES_MAX)
         words[line + PRICE] = price
         wide = not label.is_host and grant.neighbour != TENANTS
-        tag = layout.make_tag(label.generation, payer, grant.blocked, wide, grant.destination.is_default)
+        is_default = grant.destination.is_default
+        tag = layout.make_tag(label.generation, payer, grant.blocked, wide, is_default, grant.resold)
         before, now = words[line + TAG], tag
         self._accounts.take(payer)
         words[line + TAG] = now
@@ -465,6 +467,7 @@ class ContractTable:
             price_msat_per_gib=price,
             low_water_bytes=low_water - base if low_water else None,
             blocked=bool(tag & BLOCKED),
+            resold=bool(tag & RESOLD),
         )
 
     def _changed(self) -> Iterator[int]:

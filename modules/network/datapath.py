@@ -19,7 +19,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from ngp.core.kernel import (
     HeldPacket,
     Hint,
     KernelNeighbour,
+    MeshRoutes,
     Onward,
     Reading,
     Verdict,
@@ -58,6 +59,12 @@ _EXPIRE_EVERY_S = 1.0
 
 
 _log = logging.getLogger("ngp")
+
+
+def _total(table: Table, counter: Counter) -> int:
+    """Add up a counter of all processors."""
+    value = table.get(struct.pack("=I", counter)) or b""
+    return sum(struct.unpack(f"={len(value) // 8}Q", value))
 
 
 def _size_text(size: int, wanted: int) -> str:
@@ -241,6 +248,19 @@ class Datapath(HostQuestions):
         """
         self._required().contracts.grant(grants)
 
+    def set_elsewhere(self, prefixes: Collection[Prefix]) -> None:
+        """Except these prefixes and no others from contracts for default routes that we resell. Raises KernelError."""
+        running = self._required()
+        for version, name in layout.ELSEWHERE.items():
+            wanted = [layout.elsewhere_key(prefix) for prefix in prefixes if prefix.version == version]
+            running.tables[name].set_many(wanted, [layout.ELSEWHERE_VALUE] * len(wanted))
+            for key in set(running.tables[name].all_keys()).difference(wanted):
+                running.tables[name].delete(key)
+
+    def unsold_bytes(self) -> int:
+        """Return the bytes that came from the mesh to neighbours that didn't buy them, since the tables were made."""
+        return _total(self._required().tables[layout.COUNTERS], Counter.UNSOLD_BYTES)
+
     def block_all(self) -> None:
         """Let nothing more pass on any contract until it is granted again."""
         self._required().contracts.block_all()
@@ -283,6 +303,14 @@ class Datapath(HostQuestions):
         except KernelError:
             return Onward()
 
+    def mesh_routes(self) -> tuple[MeshRoutes, ...]:
+        """Return this host's routes that lead to other routers in the mesh, by IP version. Raises KernelError."""
+        desired = self._required().desired
+        self._open_host().forget()
+        return tuple(
+            self._open_forks().mesh_routes(version, desired.mesh_interfaces) for version in sorted(desired.families)
+        )
+
     def uncovered(self) -> list[tuple[int, Address, float]]:
         """Return what we sent to sellers without a contract: the link's number, the destination, and its age in s."""
         return self._required().contracts.uncovered()
@@ -314,8 +342,7 @@ class Datapath(HostQuestions):
         if self._running is not None:
             table = self._running.tables[layout.COUNTERS]
             for counter in Counter:
-                value = table.get(struct.pack("=I", counter)) or b""
-                counts[counter.name.lower()] = sum(struct.unpack(f"={len(value) // 8}Q", value))
+                counts[counter.name.lower()] = _total(table, counter)
         return counts | (self._queue.counters() if self._queue is not None else {})
 
     def describe(self) -> dict[str, str]:

@@ -76,20 +76,45 @@ INLINE struct contract *contract_of(struct entry *entry)
 	return (tag & VALID) && GENERATION(tag) == entry->generation ? contract : 0;
 }
 
-/* Is this the contract for a default route? It covers what goes upstream or to a LAN of ours, and what comes from
- * there. It doesn't cover what goes on to the mesh, or comes from there: that may cost us more, as we may have to buy it.
- * Such packets need a contract of their own, whose prefix is longer. */
+/* Is this the contract for a default route? */
 INLINE int is_for_default(const struct contract *contract)
 {
 	return contract && (ONCE(contract->tag) & DEFAULT_ROUTE);
 }
 
+/* Does user space say that packets to an address go another way than by the default route that we buy, or at another
+ * price? (`SetElsewhere` in ngp/core/effects.py) */
+APART int is_elsewhere(const struct packet *p, const __u32 *address)
+{
+	if (p->v6) {
+		struct free6 key = { .bits = 128 };
+
+		__builtin_memcpy(key.address, address, 16);
+		return bpf_map_lookup_elem(&ngp_elsewhere6, &key) != 0;
+	} else {
+		struct free4 key = { .bits = 32, .address = { address[0] } };
+
+		return bpf_map_lookup_elem(&ngp_elsewhere4, &key) != 0;
+	}
+}
+
+/* Does a neighbour's contract cover a packet that goes on to the mesh, or comes from there? That for a default route
+ * covers what goes upstream or to a LAN of ours, and what comes from there. What goes to the mesh may cost us more, as
+ * we may have to buy it. So it is covered only if we resell a default route that we buy from a neighbour, and the far
+ * end isn't elsewhere. All other packets need a contract of their own, whose prefix is longer. */
+INLINE int covers_mesh(const struct contract *contract, const struct packet *p, const __u32 *far_end)
+{
+	__u64 tag = ONCE(contract->tag);
+
+	return !(tag & DEFAULT_ROUTE) || ((tag & RESOLD) && !is_elsewhere(p, far_end));
+}
+
 /* Return the contract by which a neighbour pays for what it sends; 0 if it has none that covers the packet. */
-INLINE struct contract *senders_contract(struct entry *entry, int to_mesh)
+INLINE struct contract *senders_contract(struct entry *entry, const struct packet *p, int to_mesh)
 {
 	struct contract *contract = contract_of(entry);
 
-	return to_mesh && is_for_default(contract) ? 0 : contract;
+	return contract && to_mesh && !covers_mesh(contract, p, p->destination) ? 0 : contract;
 }
 
 /* Count early bytes. The seller holds the first few packets that we send before a contract covers them, and charges

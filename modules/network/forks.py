@@ -1,4 +1,4 @@
-"""Forks: prefixes to which the main routing table leads through several routers in the mesh, and our routes there.
+"""Forks: the main routing table's routes to routers in the mesh, and our routes where several lead to one prefix.
 
 Our routes are in a table of our own. A table that is asked before the main one would also hide the main table's routes
 to parts of a prefix. So there are two rules for each length of our prefixes: the first takes from the main table what
@@ -11,10 +11,11 @@ left, and `ngp stop` removes it without a record of what was made.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ngp.core.kernel import Fork, Router
+from ngp.core.kernel import Fork, MeshRoutes, Router
 from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
 from ngp.modules import routing_rules, rtnetlink
@@ -32,6 +33,9 @@ MOST_ROUTES = 16384
 
 MOST_FORKS = 1024
 """Forks that are told of; the operator's routes lead to all further ones."""
+
+MOST_OTHERS = 1024
+"""Routes beside the default route that are read of one IP version; with more, no default route is resold."""
 
 _VERSIONS = (4, 6)
 _IS_GONE = (errno.ENOENT, errno.ESRCH)
@@ -77,6 +81,16 @@ class Forks:
                 is_stale = router is not None and not (prefix in led and self._is_copy(prefix, router, ours[prefix]))
                 forks.append(Fork(prefix, routers, router, is_stale))
         return (*forks, *(Fork(prefix, (), router) for prefix, router in chosen.items()))
+
+    def mesh_routes(self, version: int, mesh: Sequence[str]) -> MeshRoutes:
+        """Return the routes of one IP version that lead to other routers in the mesh. Raises KernelError."""
+        ways = (each for name in mesh for each in self._ways(version, name) if each[0].prefixlen)
+        read = list(itertools.islice(ways, MOST_OTHERS + 1))
+        routers = {(way.interface, way.hop): way for _, way in read}  # few: the kernel is asked about each of them
+        known = {place: self._router(way) for place, way in routers.items()}
+        others = {(prefix, known[way.interface, way.hop]): None for prefix, way in read[:MOST_OTHERS]}
+        default = self._host.default_router(version, mesh)
+        return MeshRoutes(version, default, tuple(others), is_whole=len(read) <= MOST_OTHERS)
 
     def _ways(self, version: int, name: str) -> Iterator[tuple[Prefix, _Way]]:
         """Yield the main table's routes through routers on an interface; a route with several of them, once for each.

@@ -14,7 +14,7 @@ interfaces than others, they are listed, and come first: most packets go there, 
 name costs as much as a look-up in a table. If the program says that the packet is paid, its rule doesn't match, and the
 packet leaves the gate. In NGP_UNPAID the program `unknown` says whether the daemon should see the packet. If so, the
 packet is queued without bypass, which means that it is dropped if nobody listens. All others are dropped. Packets to
-the mesh have a chain of their own for that, since no contract for a default route covers them.
+the mesh have a chain of their own for that, since a contract for a default route doesn't cover all of them.
 
     FORWARD      -i mesh ->     NGP_GATE
     NGP_GATE     -o upstream                 goto NGP_TO_UP

@@ -23,7 +23,7 @@ from ngp.core.kernel import Onward, Router
 from ngp.core.messages import Address, Prefix
 from ngp.core.newest import Newest
 from ngp.core.policy import LEAST_NETWORK_BITS
-from ngp.core.prefixes import sample
+from ngp.core.prefixes import EVERYWHERE, sample
 from ngp.errors import KernelError
 from ngp.modules import routing_rules, rtnetlink
 from ngp.modules.network import layers
@@ -358,6 +358,16 @@ class Host:
             if hop.gateway is not None or not (route.of_own_address or self.has_link_addresses(name)):
                 return Onward(prefix, Router(name, self.router_at(name, hop), hop.gateway))
         return Onward(prefix if route.has_gateway else None)
+
+    def default_router(self, version: int, mesh: Collection[str]) -> Router | None:
+        """Return the router in the mesh to which the default route alone leads; None: there is no such router.
+
+        Raises KernelError if the kernel doesn't answer.
+        """
+        everywhere = EVERYWHERE[version]
+        route = self._route(everywhere)
+        is_one = route is not None and not route.prefix_length and len(route.hops) == 1
+        return self.onward(everywhere, mesh).router if is_one else None
 
     def router_at(self, interface: str, hop: rtnetlink.Hop) -> bytes | None:
         """Return the link address of the router at a hop; empty if the hop has no router or its link no addresses.

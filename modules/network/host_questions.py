@@ -9,7 +9,7 @@ from ngp.core.kernel import Fork, Router
 from ngp.core.messages import Address, Prefix
 from ngp.core.values import Check
 from ngp.modules.network import check as host_check
-from ngp.modules.network import sides
+from ngp.modules.network import onward, sides
 from ngp.modules.network.alarm import Alarm
 from ngp.modules.network.forks import Forks, others_in, rule_behind
 from ngp.modules.network.host import Host
@@ -87,6 +87,13 @@ class HostQuestions:
             if link_address or not host.has_link_addresses(name):
                 found.append((name, address, link_address))
         return found
+
+    def routers_towards(self, desired: DesiredNetwork, destinations: Iterable[Prefix]) -> list[tuple[Prefix, Router]]:
+        """Return the routers in the mesh to which our routes lead for each destination, or for a part of it.
+
+        Raises KernelError.
+        """
+        return list(onward.routers_towards(desired, self._open_host(), destinations))
 
     def forks(self, mesh: Sequence[str], families: Iterable[int]) -> tuple[Fork, ...]:
         """Return the prefixes to which the main routing table leads through several routers in the mesh.

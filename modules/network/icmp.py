@@ -67,21 +67,45 @@ def _prohibited_v6(packet: bytes) -> tuple[Address, bytes] | None:
     return source, struct.pack("!BBHI", 1, 1, 0, 0) + packet[:_V6_QUOTE_BYTES]
 
 
+def is_error(packet: bytes) -> bool:
+    """Say whether a packet is an ICMP error, which answers another packet and begins nothing. Takes hostile bytes.
+
+    Args: packet: from its IP header on; may be cut short.
+    """
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20:
+        header_bytes, later_fragment = (packet[0] & 15) * 4, int.from_bytes(packet[6:8], "big") & 0x1FFF
+        is_icmp = packet[9] == _ICMP and not later_fragment and len(packet) > header_bytes
+        return is_icmp and packet[header_bytes] not in _V4_QUERIES
+    found = _upper_v6(packet) if version == 6 and len(packet) >= 40 else None
+    return found is not None and found[0] == _ICMPV6 and len(packet) > found[1] and packet[found[1]] < 128
+
+
 def _answerable_v6(packet: bytes) -> bool:
     """Say whether a packet is neither a later fragment nor an ICMPv6 error; False if its headers can't be read."""
+    found = _upper_v6(packet)
+    if found is None or found[0] != _ICMPV6:
+        return found is not None
+    at = found[1]
+    return len(packet) > at and packet[at] >= 128 and packet[at] != _REDIRECT_V6
+
+
+def _upper_v6(packet: bytes) -> tuple[int, int] | None:
+    """Find the header behind a packet's extension headers: its protocol, and where it begins.
+
+    Returns None for a later fragment, or if the headers can't be read.
+    """
     following, at = packet[6], 40
     for _ in range(8):
-        if following == _ICMPV6:
-            return len(packet) > at and packet[at] >= 128 and packet[at] != _REDIRECT_V6
         if following not in _V6_OPTIONS | {_FRAGMENT, _AUTHENTICATION}:
-            return True
+            return following, at
         if len(packet) < at + 8:
-            return False
+            return None
         if following == _FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF8:
-            return False
+            return None
         size = {_FRAGMENT: 8, _AUTHENTICATION: (packet[at + 1] + 2) * 4}.get(following, (packet[at + 1] + 1) * 8)
         following, at = packet[at], at + size
-    return False
+    return None
 
 
 def checksum(message: bytes) -> int:

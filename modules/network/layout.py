@@ -19,7 +19,7 @@ from ngp.core.prefixes import PackedPrefix
 from ngp.ports.network import FreeRule
 from ngp.ports.services import SERVICES_A_HOST, free_at, room_for_services
 
-LAYOUT = 12
+LAYOUT = 13
 TABLES_BEGIN, GATE_PROGRAMS_BEGIN = "ngp_", "xt_"
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
@@ -31,9 +31,10 @@ MOST_OURS = 4096
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
 FREE = {4: "ngp_free4", 6: "ngp_free6"}
+ELSEWHERE = {4: "ngp_elsewhere4", 6: "ngp_elsewhere6"}
 TABLES = (
     *(CONFIG, CONTRACTS, LABELS, ACCOUNTS, IDENTITIES, NEIGHBOURS, INTERFACES, HINTS, COUNTERS),
-    *(*HOSTS.values(), *PREFIXES.values(), *FREE.values()),
+    *(*HOSTS.values(), *PREFIXES.values(), *FREE.values(), *ELSEWHERE.values()),
     *(
         LANES,
         UPPERS,
@@ -73,7 +74,7 @@ LIMIT, EXPIRES_NS, LOW_WATER, TAG, PRICE, USED, USED_TO, MARK = range(8)
 CREDIT, CREDIT_UNTIL_NS, ACCOUNT_LOW_WATER, ACCOUNT_TAG, SPENT, RETURNED = 1, 2, 3, 4, 5, 6
 KERNEL_WORDS, LINE_WORDS, LINE_BYTES = 5, 8, 64
 ORDERS = struct.Struct("=5Q")  # the words of a contract's line that user space writes
-VALID, BLOCKED, WIDE, DEFAULT_ROUTE = 1, 2, 4, 8
+VALID, BLOCKED, WIDE, DEFAULT_ROUTE, RESOLD = 1, 2, 4, 8, 16
 GENERATION_MASK, FLAGS_MASK = 0xFFFFFF, 0xFF
 NO_ACCOUNT = 0
 WORD_MASK = (1 << 64) - 1
@@ -88,6 +89,7 @@ IDENTITY = struct.Struct("=32sQqI12x")
 IDENTITY_LIMIT_AT = 40
 ENTRY = struct.Struct("=II")
 OWN_ENTRY = ENTRY.pack(0xFFFFFFFF, 0)
+ELSEWHERE_VALUE = struct.pack("=I", 1)
 NEIGHBOUR = struct.Struct("=IIIIQQ12s4x")
 FLOW_MEMORY, FLOW_PLACE = struct.Struct("=IIQ"), struct.Struct("=II")
 FLOW_NS = 600 * 10**9
@@ -110,7 +112,7 @@ _THIS_HOST: tuple[Prefix, ...] = (ip_network("127.0.0.1"), ip_network("::1"))  #
 
 
 class Counter(IntEnum):
-    """The kernel's own counters. They count packets, except for HINTS_LOST, LANE_BYTES and UNPAID_BYTES."""
+    """The kernel's own counters. They count packets, except for HINTS_LOST and those whose names end with BYTES."""
 
     REFUSED_EXHAUSTED = 0  # the contract's data was used up
     REFUSED_EXPIRED = 1  # the contract's time was over
@@ -126,6 +128,7 @@ class Counter(IntEnum):
     REFUSED_UNPAID = 11  # the account had neither money nor credit left; UNPAID_RATE may still let the packet pass
     UNPAID_BYTES = 12  # bytes that passed uncharged by UNPAID_RATE
     UNPAID_OVER_RATE = 13  # dropped, as UNPAID_RATE had no room
+    UNSOLD_BYTES = 14  # bytes that came from the mesh, so that we paid for them, to a neighbour that didn't buy them
 
 
 class Label(NamedTuple):
@@ -161,15 +164,21 @@ class Label(NamedTuple):
 
 
 def make_tag(
-    generation: int, slot: int = NO_ACCOUNT, blocked: bool = False, wide: bool = False, default_route: bool = False
+    generation: int,
+    slot: int = NO_ACCOUNT,
+    blocked: bool = False,
+    wide: bool = False,
+    default_route: bool = False,
+    resold: bool = False,
 ) -> int:
     """Return the tag of a slot in use.
 
     Args:
         slot: for a contract, the slot of the account that pays for it.
         wide: its bytes are counted by address too. default_route: it is for 0.0.0.0/0 or ::/0.
+        resold: a default route that we buy ourselves.
     """
-    flags = VALID | BLOCKED * blocked | WIDE * wide | DEFAULT_ROUTE * default_route
+    flags = VALID | BLOCKED * blocked | WIDE * wide | DEFAULT_ROUTE * default_route | RESOLD * resold
     return flags | generation << 8 | slot << 32
 
 
@@ -241,7 +250,7 @@ _BOOKS_7 = Books(
     used_to=6,
     label=struct.Struct("=16sqq16sIBBBxI4x"),
 )
-BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7, 12: _BOOKS_7}
+BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7, 12: _BOOKS_7, 13: _BOOKS_7}
 """Books by LAYOUT. Never change or remove an entry: `former.last_readings` reads the tables of old versions by it."""
 
 
@@ -268,6 +277,11 @@ def host_key(link: bytes, role: Role, address: bytes) -> bytes:
 def prefix_key(number: int, role: Role, address: bytes, bits: int) -> bytes:
     """Return the key of a destination that is a prefix. Args: number: that of the neighbour's first link."""
     return struct.pack("=II", 32 + bits, number | ROLE[role] << 31) + address
+
+
+def elsewhere_key(prefix: Prefix) -> bytes:
+    """Return the key of a prefix that a resold default route doesn't cover."""
+    return struct.pack("=I", prefix.prefixlen) + address_bytes(prefix)
 
 
 def our_key(address: Address) -> bytes:

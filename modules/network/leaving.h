@@ -40,6 +40,15 @@ APART int may_be_from_mesh(struct __sk_buff *skb)
 	return !skb->ingress_ifindex || (class_of(skb->ingress_ifindex) & MESH);
 }
 
+/* Refuse a download that no contract covers. If it came from the mesh, it is a return, for which we have paid: user space
+ * bounds that loss (ngp/core/default_resale.py). */
+INLINE int refuse_unsold(struct __sk_buff *skb, const struct packet *p)
+{
+	if (class_of(skb->ingress_ifindex) & MESH)
+		count_by(UNSOLD_BYTES, p->bytes);
+	return refuse_uncovered();
+}
+
 /* Let a download of a neighbour pass if the neighbour's contract covers and pays for it, or by UNPAID_RATE. A
  * neighbour's contract for a prefix may include an address of this host. But a packet that is forwarded with such a
  * source is forged (Linux accepts that over IPv6), and the neighbour counts nothing from there. So it is refused. */
@@ -48,10 +57,10 @@ INLINE int sell(struct __sk_buff *skb, const struct config *config, const struct
 	struct entry *entry = find_entry(config, p, SERVER, remote(p));
 	struct contract *contract = contract_of(entry);
 
-	if (is_for_default(contract) && may_be_from_mesh(skb))
+	if (contract && may_be_from_mesh(skb) && !covers_mesh(contract, p, remote(p)))
 		contract = 0;
 	if (!contract || (p->v6 && (config->flags & PREFIXES(SERVER, 1)) && is_ours(p, p->source) && !p->error))
-		return passes_unpaid(skb, p) ? PASS : refuse_uncovered();
+		return passes_unpaid(skb, p) ? PASS : refuse_unsold(skb, p);
 	return charge(contract, entry->slot, p, FROM, SERVER) || passes_unpaid(skb, p) ? PASS : SHOT;
 }
 

@@ -137,7 +137,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 	if (rewritten && way != TO_MESH && is_ours(&p, p.destination))
 		return passes_as_own(skb, config, &p);
 	entry = find_entry(config, &p, SERVER, p.destination);
-	contract = senders_contract(entry, way == TO_MESH);
+	contract = senders_contract(entry, &p, way == TO_MESH);
 	if (contract) {                                           /* 3: its sender's contract */
 		if (!charge(contract, entry->slot, &p, TO, SERVER))
 			return 0;
@@ -226,7 +226,7 @@ INLINE int unknown(struct __sk_buff *skb, enum way way)
 	rewritten = (config->flags & REWRITES) && restore_sent(skb, &p);
 	if (is_for_full_lane(skb, config, &p, rewritten))
 		return 0;
-	contract = senders_contract(find_entry(config, &p, SERVER, p.destination), way == TO_MESH);
+	contract = senders_contract(find_entry(config, &p, SERVER, p.destination), &p, way == TO_MESH);
 	if (contract && !could_pay(contract, &p))
 		return 0;
 	now = bpf_ktime_get_coarse_ns();

@@ -16,7 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 12
+#define LAYOUT 13
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -44,7 +44,8 @@ enum role { SERVER, CLIENT };
 #define VALID 1
 #define BLOCKED 2
 #define WIDE 4                                                /* a neighbour's contract for several addresses: see note_host */
-#define DEFAULT_ROUTE 8                                       /* one for 0.0.0.0/0 or ::/0: see is_for_default */
+#define DEFAULT_ROUTE 8                                       /* one for 0.0.0.0/0 or ::/0: see covers_mesh */
+#define RESOLD 16                                             /* one of those, and we buy the default route ourselves */
 #define GENERATION(tag) ((__u32)(tag) >> 8)
 #define ACCOUNT(tag) ((__u32)((tag) >> 32))
 #define ACCOUNTS 65536
@@ -65,7 +66,7 @@ enum role { SERVER, CLIENT };
 enum hint_kind { LOW = 1, EXHAUSTED, ACCOUNT_LOW, ACCOUNT_EXHAUSTED, UNBOUGHT };
 enum counter {                                                /* layout.py says what each of them counts */
 	REFUSED_EXHAUSTED, REFUSED_EXPIRED, REFUSED_BLOCKED, UNCOVERED, HELD, HELD_BEFORE, OVER_RATE, CONTENDED, HINTS_LOST,
-	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, UNPAID_BYTES, UNPAID_OVER_RATE, COUNTERS
+	LANE_BYTES, LANE_OVER_RATE, REFUSED_UNPAID, UNPAID_BYTES, UNPAID_OVER_RATE, UNSOLD_BYTES, COUNTERS
 };
 
 struct config {
@@ -124,6 +125,8 @@ struct prefix4 { __u32 bits, who, address[1]; };              /* who: number | r
 struct prefix6 { __u32 bits, who, address[4]; };
 struct entry { __u32 slot, generation; };
 #define OWN 0xffffffff                                        /* entry.slot: the neighbour's own address */
+
+#define ELSEWHERE 4096                                        /* prefixes that a resold default route doesn't cover */
 
 struct free4 { __u32 bits, address[1]; };
 struct free6 { __u32 bits, address[4]; };
@@ -194,6 +197,8 @@ TABLE(ngp_interfaces, HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
 TABLE(ngp_uppers, HASH, struct link, __u32, 4096, BPF_F_NO_PREALLOC); /* the mesh interface, and its macvlan's MAC */
 TABLE(ngp_free4, LPM_TRIE, struct free4, struct free_rule, 65536, BPF_F_NO_PREALLOC);
 TABLE(ngp_free6, LPM_TRIE, struct free6, struct free_rule, 65536, BPF_F_NO_PREALLOC);
+TABLE(ngp_elsewhere4, LPM_TRIE, struct free4, __u32, ELSEWHERE, BPF_F_NO_PREALLOC); /* see covers_mesh */
+TABLE(ngp_elsewhere6, LPM_TRIE, struct free6, __u32, ELSEWHERE, BPF_F_NO_PREALLOC);
 TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);
 TABLE(ngp_inside, LRU_HASH, struct inside, struct host_bytes, 16384, 0);
 TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
+from ngp.core.kernel import Router
 from ngp.core.messages import Address, Prefix
-from ngp.core.prefixes import EVERYWHERE
+from ngp.core.prefixes import EVERYWHERE, covers, sample
 from ngp.core.values import Check
 from ngp.modules.network.host import Host
 from ngp.ports.network import DesiredNetwork
@@ -22,6 +23,7 @@ from ngp.ports.network import DesiredNetwork
 # exist drop those on purpose.
 SAMPLES = {4: (str(EVERYWHERE[4]), "202.12.27.33"), 6: (str(EVERYWHERE[6]), "2001:dc3::35")}
 _INTERFACES_ASKED = 20
+_PARTS_ASKED = 20  # routes to parts of one destination
 _HOPS_ASKED, _HOPS_S = 20, 4.0  # routers that are asked for their MAC, and the wait; the kernel gives up after 3 s
 _WHY = {
     errno.EACCES: "a rule or route `prohibit`",
@@ -48,12 +50,12 @@ def check(desired: DesiredNetwork, host: Host, forwarded: frozenset[int]) -> Ite
             found = f"{without}: answers to neighbours find no way, so nothing is sold"
             name = desired.mesh_interfaces[0]
             add = f"ip address add ADDRESS/LENGTH dev {name}"
-            yield Check(f"way back IPv{version}", True, found, f"{add}{_or(version)}")
+            yield Check(f"way back IPv{version}", True, found, f"{add}{or_other_version(version)}")
         elif not leading[version] and sending and any(leading.values()):
             found = f"no default route, but IPv{10 - version} has one: neighbours reach nothing by IPv{version}"
             found += " except networks with routes of their own"
             add = f"ip {'-6 ' * (version == 6)}route add default via ADDRESS dev UPLINK"
-            yield Check(f"way out IPv{version}", True, found, f"{add}{_or(version)}")
+            yield Check(f"way out IPv{version}", True, found, f"{add}{or_other_version(version)}")
         elif leading[version]:
             yield from _dropped(host, version, sending)
 
@@ -84,6 +86,21 @@ def next_hops(desired: DesiredNetwork, host: Host) -> Iterator[Check]:
         yield Check(f"next hop {address}", True, found, remedy)
 
 
+def routers_towards(
+    desired: DesiredNetwork, host: Host, destinations: Iterable[Prefix]
+) -> Iterator[tuple[Prefix, Router]]:
+    """Yield the routers in the mesh to which our routes lead for each destination, or for a part of it."""
+    routed = {
+        version: host.routed_networks(version, desired.mesh_interfaces) if desired.mesh_interfaces else ()
+        for version in desired.families
+    }
+    for destination in destinations:
+        inside = (network for network in routed.get(destination.version, ()) if covers(destination, network))
+        asked = (sample(destination), *map(sample, itertools.islice(inside, _PARTS_ASKED)))
+        ways = (host.onward(address, desired.mesh_interfaces).router for address in asked)
+        yield from dict.fromkeys((destination, way) for way in ways if way is not None)
+
+
 def senders(desired: DesiredNetwork, host: Host, version: int) -> dict[str, Address]:
     """Return an address that a neighbour could have on each mesh interface."""
     own, found = set(host.local_addresses()), dict[str, Address]()
@@ -105,5 +122,6 @@ def _has_route(host: Host, interface: str, version: int) -> bool:
     return any(network.version == version for network in host.routes_beyond(interface, (), 1))
 
 
-def _or(version: int) -> str:
+def or_other_version(version: int) -> str:
+    """Return the other remedy if an IP version lacks something: to sell the other version alone."""
     return f"; or NETWORK_INTERFACE: ip{10 - version}, if IPv{version} isn't for sale"

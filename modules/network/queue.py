@@ -31,7 +31,7 @@ from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.messages import Address
 from ngp.core.values import Check
 from ngp.errors import KernelError
-from ngp.modules.network.icmp import Prohibiter
+from ngp.modules.network.icmp import Prohibiter, is_error
 
 HELD_MAX = 4096
 HELD_PER_NEIGHBOUR_MAX = 512
@@ -228,6 +228,12 @@ class HeldQueue:
         interface = self._name(packet.indev)
         if addresses is None or not interface:
             self._refuse(packet, "malformed")
+            return
+        # An error belongs to the contract of the packet that it quotes. By itself it begins none: else forged sources
+        # would make a router that refuses packets buy a contract for each of them, with its own ICMP answers.
+        if is_error(payload):
+            packet.drop()
+            self._counts["dropped"] += 1
             return
         link_address = self._link_address(packet, interface)
         neighbour = (interface, link_address)

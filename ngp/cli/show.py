@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ngp.cli import streams
-from ngp.core.pricing import show_price
+from ngp.core.pricing import KILOBYTES_PER_GIB
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,8 +85,17 @@ def about(amount: float) -> str:
 
 
 def price(value: object) -> str:
-    """Write msat per GiB exactly, as net.conf does: per kB if that is short, else per GB."""
-    return show_price(value) if isinstance(value, int) else clean(value)
+    """Write msat per GiB per kB, with three decimals at most, so that the prices of a table can be compared.
+
+    A rounded price has a ~ before it. One below 0.001 msat/kB has as many decimals as its first two figures need.
+    """
+    if not isinstance(value, int):
+        return clean(value)
+    exact = Decimal(value) / KILOBYTES_PER_GIB
+    decimals = max(3, 1 - exact.adjusted()) if value else 0
+    rounded = round(exact, decimals)
+    text = f"{rounded:f}"
+    return f"{'' if rounded == exact else '~'}{text.rstrip('0').rstrip('.') if '.' in text else text} msat/kB"
 
 
 def duration(value: object) -> str:

@@ -31,7 +31,7 @@ def _rate(name: str) -> Column:
 
 
 _CONTRACTS = (
-    Column("role", field("role"), spare=3),
+    Column("role", field("role")),  # what is sold and what is bought look alike otherwise
     Column("neighbour", field("neighbour", key), spare=2),
     Column("destination", field("destination")),
     Column("state", field("state"), spare=4),

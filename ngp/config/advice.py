@@ -11,9 +11,11 @@ from collections.abc import Iterator
 
 from ngp.config.units import show_data
 from ngp.core.kernel import FULL_PACKET_BYTES
+from ngp.core.listing import listed
+from ngp.core.policy import is_sold_whole
 from ngp.core.pricing import amount_due_msat, show_money
 from ngp.core.rental.terms import Offer
-from ngp.core.settings import Settings
+from ngp.core.settings import FreeDestination, PriceRule, Settings
 from ngp.core.values import Check
 
 _KEPT_CREDIT_MSAT = 6_000_000  # as the published StaticWire client keeps it by default; `_unsellable` has its limits
@@ -40,8 +42,33 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     if cost_msat > settings.payment_amount_msat:
         why = f"is less than the price of {_FULL}, {show_money(cost_msat)}: traffic waits for payments"
         yield "PAYMENT_AMOUNT", show_money(settings.payment_amount_msat), why, "a multiple of that, or lower prices"
+    if settings.sells and (given := list(filter(_is_nearly_all, settings.free_destinations))):
+        named = listed(" ".join(filter(None, (str(one.prefix), one.protocol))) for one in given)
+        why = "leaves nearly nothing to sell: what neighbours send there, and the answers, pass for nothing"
+        yield "FREE_DESTINATIONS", named, why, "the prefixes alone that are to cost nothing, or none"
+    yield from _of_other_version(settings)
     if settings.letting is not None and settings.letting.https:
         yield from _unsellable(settings.letting.offers[0])
+
+
+def _is_nearly_all(free: FreeDestination) -> bool:
+    """Say whether an entry gives away a default route, or a part of one such as 0.0.0.0/1."""
+    return not is_sold_whole(free.prefix) and free.port is None and free.protocol in (None, "tcp", "udp")
+
+
+def _of_other_version(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    """Find entries for the IP version that isn't gated, since NETWORK_INTERFACE is ip4 or ip6."""
+    gated = {"ip4": 4, "ip6": 6}.get(settings.network_module)
+    entries: tuple[tuple[str, tuple[PriceRule, ...] | tuple[FreeDestination, ...]], ...] = (
+        ("PRICES", settings.prices),
+        ("FREE_DESTINATIONS", settings.free_destinations),
+        ("PAYMENT_SERVICES", settings.payment_services),
+    )
+    for key, all_of_key in entries if gated else ():
+        other = dict.fromkeys(str(one.prefix) for one in all_of_key if one.prefix.version != gated)
+        if other:
+            without = f"NETWORK_INTERFACE: {settings.network_module} neither gates nor charges IPv{10 - (gated or 0)}"
+            yield key, listed(other), f"has no effect: {without}", "NETWORK_INTERFACE: ip, or take it out"
 
 
 def _unsellable(offer: Offer) -> Iterator[tuple[str, str, str, str]]:

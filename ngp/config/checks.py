@@ -190,8 +190,8 @@ def _rules_selling(written: Written) -> Iterator[Finding]:
     for rule, node in _rules(written, general.sell_min <= general.sell):
         sell, least = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
         if least > sell:
-            message = f"for {rule.prefix} has sell_min {show_price(least)} above sell {show_price(sell)}: lower it"
-            yield written.finding(keys.PRICES, message, node)
+            message = f"for {rule.prefix} has sell_min {show_price(least)} above sell {show_price(sell)}"
+            yield written.finding(keys.PRICES, f"{message}: lower sell_min, or raise sell", node)
 
 
 def _rules_buying(written: Written) -> Iterator[Finding]:
@@ -199,8 +199,8 @@ def _rules_buying(written: Written) -> Iterator[Finding]:
     for rule, node in _rules(written, general.buy <= general.buy_max):
         buy, most = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
         if buy > most:
-            message = f"for {rule.prefix} has buy {show_price(buy)} above buy_max {show_price(most)}: lower it"
-            yield written.finding(keys.PRICES, message, node)
+            message = f"for {rule.prefix} has buy {show_price(buy)} above buy_max {show_price(most)}"
+            yield written.finding(keys.PRICES, f"{message}: lower buy, or write a higher buy_max", node)
 
 
 def _rules(written: Written, general_agree: bool) -> list[tuple[PriceRule, Node]]:

@@ -63,7 +63,8 @@ def _free_destination(node: Node) -> FreeDestination:
     if isinstance(node, Scalar) and (joined := _WITH_PORT.fullmatch(node.text)):
         raise refuse(node, f"has its port behind a colon: write {joined[1].strip('[]')} tcp {joined[2]}")
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a prefix"))
-    fields = fields_of(entry, {"prefix": prefix, "protocol": _protocol, "port": _port})
+    parsers = {"prefix": prefix, "protocol": _protocol, "port": _port}
+    fields = fields_of(entry, parsers, has_names=entry is node)
     if "prefix" not in fields:
         raise refuse(node, "has no prefix: write {prefix: 192.0.2.53, protocol: udp, port: 53}")
     where: Prefix = fields["prefix"]
@@ -127,7 +128,8 @@ def payment_services(node: Node) -> tuple[FreeDestination, ...]:
 def _payment_service(node: Node) -> FreeDestination:
     """Read one port of one host. Nothing wider is allowed, since traffic to it is free."""
     entry = node if isinstance(node, Entries) else _from_words(scalar(node, "a payment service"), "address", 2)
-    fields = fields_of(entry, {"address": _host, "protocol": _service_protocol, "port": _port})
+    parsers = {"address": _host, "protocol": _service_protocol, "port": _port}
+    fields = fields_of(entry, parsers, has_names=entry is node)
     protocol: str = fields.get("protocol", "tcp")
     if "address" not in fields or "port" not in fields:
         raise refuse(node, "is not a port of a host: write 192.0.2.7 9735 or {address: 192.0.2.7, port: 9735}")

@@ -97,7 +97,7 @@ def show(node: Node) -> str:
     if isinstance(node, Items):
         return "[]" if not node.items else "the list"
     if isinstance(node, Entries):
-        return "{}" if not node.pairs else "the mapping"
+        return "{}" if not node.pairs else "the entry"
     return show_text(node.text) if node.text else ""
 
 

@@ -216,7 +216,7 @@ BUY_DEFAULT_ROUTE = Key(
     "yes or no",
     values.yes_or_no,
     "no",
-    "buy all that the default route leads to by one contract, from a gateway with an uplink; needs SELL: no",
+    "buy all that the default route leads to by one contract, as far as the neighbour there sells it; needs SELL: no",
     ("buys_default_route",),
 )
 RESALE_MARGIN = Key(
@@ -224,7 +224,7 @@ RESALE_MARGIN = Key(
     "share, price, or both",
     values.quantity(prices.margin),
     "10 %",
-    "added to the cost of what we buy ourselves to sell it; we never sell it for less",
+    "added to the cost of what we buy ourselves to sell it; we never sell it for less; a share is at most 100 %",
     ("resale_margin",),
 )
 SELL_PRICE_LOAD = Key(
@@ -299,6 +299,14 @@ PAYMENT_AMOUNT = Key(
     "100 sat",
     "how much a client prepays at a time",
     ("payment_amount_msat",),
+)
+TRUST_AMOUNT = Key(
+    "TRUST_AMOUNT",
+    "money or auto",
+    values.or_word("auto", _money),
+    "auto",
+    "most prepaid to a neighbour that has carried nothing yet; auto = the worth of GRACE_DATA",
+    ("trust_amount_msat",),
 )
 GRACE_DATA = Key(
     "GRACE_DATA",
@@ -385,7 +393,7 @@ FREE_DESTINATIONS = Key(
     "list of prefix, prefix protocol, or prefix protocol port",
     values.or_none(destinations.free_destinations),
     "none",
-    "destinations that cost nothing: packets to them, and their answers",
+    "destinations that cost neighbours nothing: packets to them, and their answers; what we buy costs what it did",
     ("free_destinations",),
 )
 PAYMENT_SERVICES = Key(
@@ -454,7 +462,8 @@ KEYS: tuple[Key[Any], ...] = (
     NGP_INTERFACE, ACCOUNT_ID, CSV_DELAY,
     DEFAULT_PRICE, SELL, SELL_PRICE, SELL_PRICE_MIN, BUY, BUY_PRICE, BUY_PRICE_MAX, BUY_DEFAULT_ROUTE,
     RESALE_MARGIN, SELL_PRICE_LOAD, CHOOSE_ROUTES, ROUTE_TABLE, ROUTE_PRIORITY, PRICES,
-    CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, GRACE_DATA, GRACE_TIME, REFUND_WHEN_ASKED,
+    CONTRACT_DATA, CONTRACT_TIME, DATA_RENEWAL, TIME_RENEWAL, PAYMENT_AMOUNT, TRUST_AMOUNT, GRACE_DATA, GRACE_TIME,
+    REFUND_WHEN_ASKED,
     BUDGET_PAYMENT, BUDGET_NEIGHBOUR, BUDGET_HOUR, BUDGET_DAY, BUDGET_TOTAL, FEE_LIMIT, VERIFY_TOLERANCE,
     FREE_DESTINATIONS, PAYMENT_SERVICES, PAYMENT_SERVICES_RATE, UNPAID_RATE, WHEN_STOPPED, QUEUE_NUMBER,
     STATE_DIR, CONTRACTS_MAX, *landlord_keys.KEYS, *tenant_keys.KEYS,

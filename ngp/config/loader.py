@@ -212,6 +212,7 @@ def _settings(written: Written) -> Settings:
         data_renewal_bytes=written[keys.DATA_RENEWAL],
         time_renewal_s=written[keys.TIME_RENEWAL],
         payment_amount_msat=written[keys.PAYMENT_AMOUNT],
+        trust_amount_msat=written[keys.TRUST_AMOUNT],
         grace_data_bytes=written[keys.GRACE_DATA],
         grace_time_s=written[keys.GRACE_TIME],
         refund_when_asked=written[keys.REFUND_WHEN_ASKED],

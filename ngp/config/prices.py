@@ -120,11 +120,35 @@ def price_rules(node: Node) -> tuple[WrittenRule, ...]:
         others = of_prefix.setdefault(written.rule.prefix, [])
         for earlier in others:
             if written.rule.rivals(earlier.rule):
-                same = f"as the entry in line {earlier.node.line}, for the same neighbour, interface and time of day"
-                message = f"gives {written.rule.prefix} a second price, {same}: remove one, or give it another of these"
-                raise refuse(written.node, message)
+                second = f"gives {written.rule.prefix} a second price, as the entry in line {earlier.node.line},"
+                raise refuse(written.node, f"{second} for the same {_shared(earlier.rule.hours, written.rule.hours)}")
         others.append(written)
     return rules
+
+
+def _shared(one: Hours | None, other: Hours | None) -> str:
+    """Say what two entries of PRICES share, and how to tell them apart."""
+    if one is None or other is None or one == other:
+        return "neighbour, interface and time of day: remove one, or give it another of these"
+    both = " and ".join(map(_show_hours, _common(one, other)))
+    times = f"{_show_hours(one)} there and {_show_hours(other)} here both hold {both}"
+    return f"neighbour and interface at times of day that overlap ({times}): remove one, or change its times"
+
+
+def _common(one: Hours, other: Hours) -> list[Hours]:
+    """Return the parts of the day that two parts share: two if each begins within the other."""
+    found = []
+    for from_s in dict.fromkeys((one.from_s, other.from_s)):
+        if one.include(from_s) and other.include(from_s):
+            lasts_s = min((to_s - from_s) % DAY_S or DAY_S for to_s in (one.to_s, other.to_s))
+            found.append(Hours(from_s, (from_s + lasts_s) % DAY_S))
+    return found
+
+
+def _show_hours(hours: Hours) -> str:
+    """Write a part of the day as net.conf does; its end at midnight is 24:00."""
+    times = (hours.from_s, hours.to_s % DAY_S or DAY_S)
+    return " to ".join(f"{time_s // 3600:02}:{time_s % 3600 // 60:02}" for time_s in times)
 
 
 def _price_rule(node: Node) -> WrittenRule:
@@ -156,6 +180,8 @@ def _hours(node: Node, from_s: int | None, to_s: int | None) -> Hours | None:
     if from_s is None or to_s is None:
         has, lacks = ("to", "from") if from_s is None else ("from", "to")
         raise refuse(node, f"has `{has}` without `{lacks}`: write both, for example from: 18:00, to: 23:00")
+    if to_s - from_s == DAY_S:
+        raise refuse(node, "holds for the whole day: leave out both `from` and `to`")
     if (to_s - from_s) % DAY_S == 0:
         raise refuse(node, "begins and ends at the same time of day: write another `to`, or neither for the whole day")
     return Hours(from_s % DAY_S, to_s)

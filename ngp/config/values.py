@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeVar
 
@@ -284,19 +285,32 @@ def one_or_list(node: Node, parse: Callable[[Node], T]) -> tuple[T, ...]:
     return values
 
 
-def fields_of(node: Entries, parsers: Mapping[str, Callable[[Node], object]]) -> dict[str, Any]:
-    """Read an inner mapping. Refuses unknown and repeated names, and reports all bad values together."""
+def fields_of(node: Entries, parsers: Mapping[str, Callable[[Node], object]], has_names: bool = True) -> dict[str, Any]:
+    """Read an inner mapping. Refuses unknown and repeated names, and reports all bad values together.
+
+    Args: has_names: the names are in the file, so that errors should have them too.
+    """
     fields: dict[str, Any] = {}
     findings: list[Finding] = []
     for name, value in node.pairs:
         try:
             if name.text not in parsers:
-                raise refuse(name, f"is not possible here: known are {', '.join(parsers)}")
+                is_decimals = "; decimals take a point (1.5), not a comma" if name.text[:1].isdigit() else ""
+                raise refuse(name, f"is not possible here: known are {', '.join(parsers)}{is_decimals}")
             if name.text in fields:
                 raise refuse(name, "is given twice: remove one")
-            fields[name.text] = parsers[name.text](value)
+            fields[name.text] = _field(name.text if has_names else "", parsers[name.text], value)
         except Refused as refused:
             findings.extend(refused.findings)
     if findings:
         raise Refused(*findings)
     return fields
+
+
+def _field(name: str, parse: Callable[[Node], object], value: Node) -> object:
+    """Read one value of an inner mapping; an error has the value's name, unless that is ""."""
+    try:
+        return parse(value)
+    except Refused as refused:
+        before = f"{name}: " if name else ""
+        raise Refused(*(replace(one, value=f"{before}{one.value}".strip()) for one in refused.findings)) from refused

@@ -87,6 +87,11 @@ class Account:
         return self.charged_msat
 
     @property
+    def served_msat(self) -> int:
+        """The worth of what the seller has shown to have carried. We know it of ourselves: it is what we charged."""
+        return self.charged_msat
+
+    @property
     def empty(self) -> bool:
         """True if nothing would be lost by forgetting the account."""
         return not (self.worth_keeping or self.used_msat)

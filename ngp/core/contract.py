@@ -60,6 +60,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.CLOSED: frozenset(),
 }
 
+IN_USE_S = 10.0  # a contract that carried traffic within this time is in use
 RUNNING = frozenset({State.ACCEPTED, State.ACTIVE, State.RENEWING})
 _RESUMED = {state.value: state for state in State} | dict.fromkeys((State.RENEWING, State.HALTING), State.ACTIVE)
 
@@ -140,6 +141,10 @@ class Contract:
     def open(self) -> bool:
         """True while the contract is running, or while its last bytes aren't counted yet."""
         return self.state in RUNNING or self.state is State.HALTING
+
+    def in_use(self, now_mono_s: float) -> bool:
+        """Say whether the contract carried traffic, or was agreed, within the last seconds."""
+        return now_mono_s - self.rate.at_mono_s <= IN_USE_S
 
     def move(self, state: State) -> None:
         """Change state.

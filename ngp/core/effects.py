@@ -124,6 +124,13 @@ class SetRoutes:
 
 
 @dataclass(frozen=True, slots=True)
+class SetElsewhere:
+    """Except these prefixes and no others from clients' contracts for default routes that we resell."""
+
+    prefixes: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadMeters:
     """Read what these contracts used up to now. Answered by `UsageRead`."""
 
@@ -241,6 +248,7 @@ Effect = (
     | ForgetAccount
     | CountAccount
     | SetRoutes
+    | SetElsewhere
     | ReadMeters
     | MakeInvoice
     | PayInvoice

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ngp.core.channels import Channel
-from ngp.core.kernel import AccountReading, Fork, HeldPacket, Hint, Onward, Reading
+from ngp.core.kernel import AccountReading, Fork, HeldPacket, Hint, MeshRoutes, Onward, Reading
 from ngp.core.messages import Message, Prefix, StatementLine
 from ngp.core.payment_node import DecodedInvoice, PaymentOutcome, Settlement
 from ngp.core.records import PaymentKind
@@ -25,6 +25,8 @@ class MessageReceived:
     `onward` belongs to an Ask: where packets to an address of its destination (`prefixes.sample`) go on from here.
     `sends_all` belongs to a Propose: whether our default route leads through this neighbour. It is False unless
     BUY_DEFAULT_ROUTE is set.
+    `routes` belongs to an Ask for a default route that leads into the mesh: our routes there, as they are now; empty if
+    they were told a moment ago.
     """
 
     identity: bytes
@@ -36,6 +38,7 @@ class MessageReceived:
     sends_to: Prefix | None = None
     onward: Onward = Onward()
     sends_all: bool = False
+    routes: tuple[MeshRoutes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,23 @@ class ForksSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesSeen:
+    """The host's routes into the mesh were looked at, after a change; only while a default route is resold."""
+
+    routes: tuple[MeshRoutes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnsoldSeen:
+    """The kernel's counter of bytes that came from the mesh and were dropped, as their receivers hadn't bought them.
+
+    It is read each second while a default route is resold.
+    """
+
+    counted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlockNeighbour:
     """The operator blocks or unblocks a neighbour."""
 
@@ -225,6 +245,8 @@ Event = (
     | Stopping
     | SettingsChanged
     | ForksSeen
+    | RoutesSeen
+    | UnsoldSeen
     | BlockNeighbour
     | RefundNeighbour
     | AskRefund

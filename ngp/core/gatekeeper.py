@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import blocking, invoices, meeting, orders, settlements, upstream
-from ngp.core.buying import bills, choosing, default_route, payments, renewal
+from ngp.core import blocking, default_resale, invoices, meeting, orders, rerouting, settlements, unsold, upstream
+from ngp.core.buying import bills, choosing, default_route, endings, payments, renewal
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying import negotiation as buyer
 from ngp.core.buying import refunds as buyer_refunds
@@ -36,13 +36,15 @@ from ngp.core.events import (
     LoadSeen,
     MessageReceived,
     RefundNeighbour,
+    RoutesSeen,
     SettingsChanged,
     Stopping,
     Tick,
     Undelivered,
+    UnsoldSeen,
     UsageRead,
 )
-from ngp.core.kernel import HeldPacket, HintKind
+from ngp.core.kernel import HeldPacket, HintKind, Reading
 from ngp.core.messages import (
     Accept,
     Ack,
@@ -62,11 +64,12 @@ from ngp.core.messages import (
     Statement,
 )
 from ngp.core.payment_node import PaymentOutcome, Settlement
-from ngp.core.peers import Neighbour
+from ngp.core.peers import Link, Neighbour
 from ngp.core.prefixes import host_prefix
 from ngp.core.records import PaymentKind
 from ngp.core.rental import dispatch as rental_dispatch
 from ngp.core.rental import landlord
+from ngp.core.selling import endings as seller_endings
 from ngp.core.selling import first_packets, grace, invoicing, quoting, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
@@ -111,6 +114,12 @@ class Gatekeeper:
         while world.buying.forks.moved:
             prefix, seller_there = world.buying.forks.moved.pop()
             seller.goes_through(world, seller_there, prefix)
+            default_resale.moved(world, prefix, seller_there)
+        while world.buying.bought:
+            purchase = world.buying.bought.pop()
+            seller.leads_elsewhere(world, purchase.id)
+            unsold.bought(world, purchase)
+        default_resale.settle(world)
         if any(isinstance(effect, Log) for effect in world.effects):
             self._limit_lines(event)
         self._flush_later()
@@ -169,11 +178,15 @@ class Gatekeeper:
                 invoicing.channels_seen(world, event)
             case PaymentOutcome():
                 orders.payment_result(world, event)
+                if (ordered := world.money.payments.get(event.payment_hash)) is not None:
+                    upstream.end_unpayable(world, ordered.identity)
             case Undelivered():
                 self._undelivered(event)
             case Delivered():
                 if isinstance(event.message, Statement):
                     statements.delivered(world, event.identity, event.message)
+                elif isinstance(event.message, Cancel):
+                    seller_endings.told(world, event.identity, event.message.contract)
             case BillsRecalled():
                 statements.recalled(world, event)
             case SettingsChanged():
@@ -187,6 +200,10 @@ class Gatekeeper:
                     default_route.switched(world)
             case ForksSeen():
                 choosing.forks_seen(world, event.forks)
+            case RoutesSeen():
+                default_resale.routes_seen(world, event.routes)
+            case UnsoldSeen():
+                default_resale.unsold_seen(world, event.counted_bytes)
             case LoadSeen():
                 world.load_ppm = event.load_ppm
             case BlockNeighbour():
@@ -202,7 +219,10 @@ class Gatekeeper:
     def _message(self, event: MessageReceived) -> None:
         world = self.world
         if isinstance(event.message, Hello):
+            before = self._seller_at(event.link)
             meeting.hello_heard(world, event, event.message)
+            if world.resold.purchases and self._seller_at(event.link) != before:
+                default_resale.follow(world)
             return
         neighbour = world.peers.neighbours.get((event.identity, event.link))
         if neighbour is None or world.peers.by_link.get(event.link) is not neighbour:
@@ -219,6 +239,11 @@ class Gatekeeper:
             neighbour.missed |= was_away
             meeting.tell_missed(world, neighbour)
 
+    def _seller_at(self, link: Link) -> tuple[bytes, bool] | None:
+        """Return who is on a link, and whether it sells to us; None: nobody is known there."""
+        found = self.world.peers.by_link.get(link)
+        return None if found is None else (found.identity, found.sells)
+
     def _answered(self, neighbour: Neighbour, event: MessageReceived) -> bool:
         """Handle a message. Returns whether a reply was sent, so that no acknowledgement is needed."""
         world, message, number = self.world, event.message, event.message_id
@@ -228,18 +253,23 @@ class Gatekeeper:
             case Accept():
                 return seller.accepted(world, neighbour, message, number)
             case Ask():
+                if message.destination.prefixlen == 0 and event.onward.router is not None:
+                    default_resale.asked(world, event.routes)
                 seller.asked(world, neighbour, message, number, event.onward)
                 return True
             case Reject():
                 return self._rejected(neighbour, message, number)
             case Invoice():
-                return payments.invoice_received(world, neighbour, message, event.decoded)
+                replied = payments.invoice_received(world, neighbour, message, event.decoded)
+                upstream.end_unpayable(world, neighbour.identity)
+                return replied
             case Paid():
                 settlements.proof_received(world, message)
             case Statement():
                 bills.stated(world, neighbour, message)
             case Cancel():
-                buyer_meter.cancelled(world, neighbour, message)
+                endings.cancelled(world, neighbour, message)
+                seller.taken_back(world, neighbour, message.contract)
                 seller.cancelled(world, neighbour, message.contract)
             case Declined():
                 self._declined(neighbour, message)
@@ -257,16 +287,19 @@ class Gatekeeper:
     def _proposed(self, neighbour: Neighbour, propose: Propose, event: MessageReceived) -> bool:
         """Handle a proposal, then go on with the sales that waited for it."""
         world, purchase = self.world, self.world.running_purchase(propose.contract)
+        sends_to = event.sends_to
+        if world.resold.purchases and default_resale.declines(world, neighbour, propose, event.message_id, sends_to):
+            return True
         limit = purchase.data_limit_bytes if purchase is not None else 0
         cost = upstream.cost(world, neighbour.identity, propose)
-        replied = buyer.proposed(world, neighbour, propose, event.message_id, event.sends_to)
+        replied = buyer.proposed(world, neighbour, propose, event.message_id, sends_to)
         if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
             seller.costs_more(world, propose.contract, costs_now)
         bought = world.running_purchase(propose.contract)
-        if purchase is None and bought is not None:
-            seller.leads_elsewhere(world, bought.identity, bought.destination.prefix, bought.price_msat_per_gib)
-            if event.sends_all:
-                default_route.ask(world, neighbour, propose.destination.version)
+        if purchase is None and bought is not None and event.sends_all:
+            default_route.ask(world, neighbour, propose.destination.version)
+        if world.resold.purchases and bought is not None:  # it may be dearer than the default route now
+            default_resale.follow(world)
         grew = purchase is not None and purchase.data_limit_bytes > limit
         seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:
@@ -319,14 +352,26 @@ class Gatekeeper:
 
     def _usage(self, event: UsageRead) -> None:
         touched: dict[bytes, ClientAccount] = {}
+        bought: list[Purchase] = []
+        sold: list[tuple[Sale, Reading]] = []
         for reading in event.readings:
             contract = self.world.contracts.get(reading.contract)
             if isinstance(contract, Purchase):
                 choosing.carried(self.world, contract, reading)
+                unsold.brings(self.world, contract)
                 buyer_meter.usage_read(self.world, contract, reading)
-                upstream.keep_up(self.world, contract)
-            elif contract is not None and (account := seller_meter.contract_read(self.world, contract, reading)):
+                bought.append(contract)
+            elif contract is not None:
+                sold.append((contract, reading))
+        for sale, reading in sold:  # after what they rest on: so it is known by which of several ways they went
+            if account := seller_meter.contract_read(self.world, sale, reading):
                 touched[account.identity] = account
+        for purchase in bought:  # when its sales are read, too: what they carried isn't our own traffic
+            upstream.keep_up(self.world, purchase)
+            default_resale.lapse(self.world, purchase)
+            unsold.brought(self.world, purchase)
+        for server in {purchase.identity for purchase in bought}:
+            upstream.end_unpayable(self.world, server)
         for account in touched.values():
             seller_meter.account_read(self.world, account)
         for spent in event.accounts:
@@ -356,7 +401,7 @@ class Gatekeeper:
         if contract is None or contract.state is not State.HALTING:
             return
         if isinstance(contract, Purchase):
-            buyer_meter.halted(self.world, contract, event.reading)
+            endings.halted(self.world, contract, event.reading)
         else:
             seller_meter.halted(self.world, contract, event.reading)
 
@@ -407,6 +452,12 @@ class Gatekeeper:
                     first_packets.strangers_due(world)
                 case Due.FORKS:
                     choosing.look(world)
+                case Due.UNSOLD:
+                    unsold.look(world)
+                case Due.MISSED:
+                    endings.look_for_missed(world)
+                case Due.LEFT:
+                    rerouting.look(world)
                 case Due.FLUSH:
                     self.flush()
                 case Due.STATEMENT | Due.CREDIT | Due.UNPAID:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from ngp.core.messages import Address, Prefix, Role
 from ngp.core.prefixes import PackedPrefix
 
+LARGEST_PACKET_BYTES = 65_535
+"""The largest packet. With an account that can't pay for so much, packets may be refused."""
 FULL_PACKET_BYTES = 1500
 """A packet of the usual MTU, as the meter counts it: from the IP header on. A contract with less room than this is as
 good as used up. It needs no room for a GSO superpacket: if one is dropped, TCP sends its parts again as packets."""
@@ -100,6 +102,7 @@ class LastingTerms(NamedTuple):
     price_msat_per_gib: int
     low_water_bytes: int | None
     blocked: bool
+    resold: bool
 
 
 class Grant(NamedTuple):
@@ -118,6 +121,8 @@ class Grant(NamedTuple):
         low_water_bytes: the kernel raises one `low` hint when the cumulative count crosses this; None: no hint.
         expires_in_s: from now; 0 or less blocks at once. The kernel keeps it as an instant of its monotonic clock.
         blocked: drop all packets to this destination in the kernel and never queue them (a remembered refusal).
+        resold: a sale of a default route that we buy ourselves: it also covers what goes on to the mesh or comes from
+            there, except for the prefixes that `Network.set_elsewhere` names.
         used_to_base_bytes, used_from_base_bytes: where the counters start if the contract is new to the kernel, as
             after a reboot; else ignored.
     """
@@ -132,6 +137,7 @@ class Grant(NamedTuple):
     price_msat_per_gib: int = 0
     low_water_bytes: int | None = None
     blocked: bool = False
+    resold: bool = False
     used_to_base_bytes: int = 0
     used_from_base_bytes: int = 0
 
@@ -215,6 +221,22 @@ class Onward:
 
     route: Prefix | None = None
     router: Router | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeshRoutes:
+    """This host's routes of one IP version that lead to other routers in the mesh.
+
+    Attributes:
+        default: the next router of the default route; None: that isn't one router on a mesh interface.
+        others: all other routes of the main table, with their next routers. Of a prefix there may be several.
+        is_whole: False if there are more routes than were read.
+    """
+
+    version: int
+    default: Router | None = None
+    others: tuple[tuple[Prefix, Router], ...] = ()
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

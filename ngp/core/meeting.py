@@ -13,7 +13,7 @@ from ngp.core.effects import Greet, Persist
 from ngp.core.events import MessageReceived
 from ngp.core.messages import Hello
 from ngp.core.peers import Neighbour
-from ngp.core.selling import first_packets, negotiation, statements
+from ngp.core.selling import endings, first_packets, negotiation, statements
 from ngp.core.world import World
 
 
@@ -66,6 +66,7 @@ def tell_missed(world: World, neighbour: Neighbour) -> None:
     if account is not None:
         invoices.send_again(world, account)
         statements.came_back(world, neighbour, account)
+        endings.came_back(world, neighbour, account)
     bills.came_back(world, neighbour)
     negotiation.quote_again(world, neighbour)
     recent = world.now.utc_s - invoices.INVOICE_EXPIRY_S

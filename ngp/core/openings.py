@@ -10,11 +10,14 @@ used, and these are taken off its count. The count of contracts that stay unused
 A neighbour must not be able to escape its count by changing its key or link address, which cost nothing. So the count
 is kept by identity only if money has passed between us. Other neighbours are counted by link address, and all of an
 interface's other neighbours also together.
+
+What we buy for a client counts against the server, which counts it against us. So clients that never paid may fill only
+half of a server's count with what we buy for them: the rest is for clients that pay.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ngp.core.messages import Role
 
@@ -27,9 +30,11 @@ FORGIVEN_AN_HOUR = 1024
 _FORGIVEN_A_SECOND = FORGIVEN_AN_HOUR / 3600
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A count of openings and its limit. `holder`: an identity, a link address, or None for the whole interface."""
+class Pool(NamedTuple):
+    """A count of openings and its limit. `holder`: an identity, a link address, or None for the whole interface.
+
+    It is a tuple since that is hashed fast: a negotiation looks into the pools some thirty times.
+    """
 
     role: Role
     interface: str
@@ -70,9 +75,10 @@ class Openings:
         level, then = self._levels.get(pool, (0.0, now_mono_s))
         return max(0.0, level - (now_mono_s - then) * _FORGIVEN_A_SECOND)
 
-    def has_room(self, pools: Pools, now_mono_s: float) -> bool:
-        """Say whether one more contract may be opened."""
-        return all(self.level(pool, now_mono_s) + 1 <= pool.most for pool in pools)
+    def has_room(self, pools: Pools, now_mono_s: float, for_stranger: bool = False) -> bool:
+        """Say whether one more contract may be opened. Args: for_stranger: for a client that never paid."""
+        share = 2 if for_stranger else 1
+        return all(self.level(pool, now_mono_s) + 1 <= pool.most // share for pool in pools)
 
     def count(self, pools: Pools, now_mono_s: float, by: int = 1) -> None:
         """Add openings to the counts of some pools; a negative number takes them off."""

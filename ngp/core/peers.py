@@ -20,6 +20,7 @@ TELL_EVERY_S, TOLD_IN_A_ROW = 3.0, 4
 # For a neighbour's own household and each client behind it; all together may have us ask four times as much.
 QUESTIONS_A_SECOND, QUESTIONS_IN_A_ROW, ASKERS = 100, 256, 4
 MOST_ASKERS_KNOWN = 64
+MOST_ASKED_A_SECOND = 32
 
 
 def _questions(in_a_row: int = QUESTIONS_IN_A_ROW) -> SharedAllowance:
@@ -42,6 +43,9 @@ class Neighbour:
         tells: how often we may send what the neighbour may have missed.
         questions: how often we may ask others for quotes on the neighbour's behalf. Each node for which it asks has a
             part of its own, so none of them can use up what the others need.
+        asked: how often we may ask the neighbour for contracts that no client of ours asked for. The hosts that send
+            through us, and the server that ends contracts, choose the destinations. Each neighbour has its own, so
+            none of them can use up the questions that the others need.
         quotes: number of contracts that aren't running yet or were refused; each costs us memory and earns nothing.
         kept: the neighbour is in the ledger; one that only said hello isn't.
         why_not_bought: why the last contract that we wanted from the neighbour wasn't agreed; "" if it was.
@@ -68,6 +72,7 @@ class Neighbour:
     missed: bool = False
     tells: Allowance = field(default_factory=lambda: Allowance(1 / TELL_EVERY_S, TOLD_IN_A_ROW))
     questions: SharedAllowance = field(default_factory=_questions)
+    asked: Allowance = field(default_factory=lambda: Allowance(MOST_ASKED_A_SECOND))
     quotes: int = 0
     kept: bool = False
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)

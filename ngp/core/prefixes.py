@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, Self
 
 from ngp.core.messages import Address, Prefix
+
+MOST_UNPACKED = 4096  # a negotiation asks for its prefix some twenty times in a few milliseconds
 
 
 class PackedPrefix(NamedTuple):
@@ -31,10 +34,15 @@ class PackedPrefix(NamedTuple):
     @property
     def prefix(self) -> Prefix:
         """The prefix, for those who compute with it or send it."""
-        return (IPv4Network if self.version == 4 else IPv6Network)((self.address, self.bits))
+        return _unpacked(self)
 
     def __str__(self) -> str:
         return f"{(IPv4Address if self.version == 4 else IPv6Address)(self.address)}/{self.bits}"
+
+
+@lru_cache(MOST_UNPACKED)
+def _unpacked(packed: PackedPrefix) -> Prefix:
+    return (IPv4Network if packed.version == 4 else IPv6Network)((packed.address, packed.bits))
 
 
 EVERYWHERE: dict[int, Address] = {4: IPv4Address("198.41.0.4"), 6: IPv6Address("2001:503:ba3e::2:30")}

@@ -125,6 +125,11 @@ class ContractRecord(NamedTuple):
     path: bytes = b""
     rests_on: bytes = b""
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes carried so far, both directions."""
+        return self.used_to_bytes + self.used_from_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:

@@ -7,18 +7,19 @@ counting goes on from the ledger's counters. Contracts that the ledger doesn't k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_network
 from operator import attrgetter
 
-from ngp.core import invoices
-from ngp.core.buying import bills, default_route, service
+from ngp.core import default_resale, invoices, unsold
+from ngp.core.buying import bills, default_route, endings, service
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
-from ngp.core.contract import CloseReason, State
+from ngp.core.contract import IN_USE_S, CloseReason, State
 from ngp.core.effects import Effect, ForgetAccount, Persist, RevokeContract
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import Adopted, AdoptedAccount, AdoptedContract, LastingTerms
+from ngp.core.kernel import Adopted, AdoptedAccount, AdoptedContract, LastingTerms, MeshRoutes
 from ngp.core.messages import Role
 from ngp.core.peers import Link, Neighbour
 from ngp.core.prefixes import PackedPrefix
@@ -34,6 +35,7 @@ from ngp.core.records import (
 )
 from ngp.core.rental import landlord
 from ngp.core.reputation import Reputation
+from ngp.core.selling import endings as seller_endings
 from ngp.core.selling import grace
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling.account import ClientAccount
@@ -53,7 +55,9 @@ The ledger has whole seconds, and a start with very many contracts grants the la
 _LASTING = attrgetter(*LastingTerms._fields)
 
 
-def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now) -> list[Effect]:
+def restore(
+    gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: Now, routes: Sequence[MeshRoutes] = ()
+) -> list[Effect]:
     """Rebuild the world.
 
     Args:
@@ -61,6 +65,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
         snapshot: what the ledger holds.
         adopted: what was found running in the kernel.
         now: the present time, UTC and monotonic.
+        routes: the host's routes into the mesh, if it may resell a default route.
 
     Returns:
         The effects to carry out, as from `Gatekeeper.step`.
@@ -76,7 +81,7 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
     _neighbours(world, snapshot, running)
     found_as_is: set[bytes] = set()
     halting: list[Sale | Purchase] = []
-    for contract_record in snapshot.contracts:
+    for contract_record in sorted(snapshot.contracts, key=attrgetter("closed_at_s")):
         if contract_record.role is Role.CLIENT and contract_record.used_to_bytes:
             world.server(contract_record.identity).sent = True
         if not contract_record.closed_at_s:
@@ -88,6 +93,8 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
                 world.grant(contract)
             if contract_record.state == State.HALTING:
                 halting.append(contract)
+        elif contract_record.role is Role.SERVER:
+            seller_endings.restore(world, contract_record)
     _payments(world, snapshot)
     world.letting.others = snapshot.others
     accounts = {found.limit.account: found for found in adopted.accounts}
@@ -96,8 +103,14 @@ def restore(gatekeeper: Gatekeeper, snapshot: Snapshot, adopted: Adopted, now: N
         world.do(RevokeContract(left_over))
     _limits(world, snapshot, accounts, adopted.at_mono_s, found_as_is)
     for contract in halting:  # the last process died before the kernel's last reading closed them
+        if isinstance(contract, Purchase):
+            endings.restore(world, contract)
         world.halt(contract, CloseReason(contract.reason))
+    _outlive(world, snapshot)
+    _ask_anew(world, snapshot)
     default_route.switched(world)
+    default_resale.routes_seen(world, routes)
+    default_resale.settle(world)
     gatekeeper.flush()
     return world.effects
 
@@ -136,6 +149,25 @@ def _neighbours(world: World, snapshot: Snapshot, running: dict[bytes, AdoptedCo
     for record in forgotten:  # the ledger forgets these links too; accounts with money and blocks stay
         world.do(Persist(ForgetLink(record.identity, record.interface, record.link_address)))
         world.forget_if_gone(record.identity)
+
+
+def _outlive(world: World, snapshot: Snapshot) -> None:
+    """Note the purchases that may have outlived those who bought from us: what they bring may be for nobody."""
+    for record in snapshot.contracts:
+        purchase = world.running_purchase(record.rests_on) if record.role is Role.SERVER else None
+        if purchase is not None:
+            purchase.needed_at = purchase.unsold_bytes, purchase.ours_bytes
+
+
+def _ask_anew(world: World, snapshot: Snapshot) -> None:
+    """Ask anew for what ended by itself a moment ago: the last process may have died before it could ask."""
+    sold = {record.rests_on for record in snapshot.contracts if record.role is Role.SERVER and record.used_bytes}
+    for record in snapshot.contracts:
+        is_recent = 0 <= world.now.utc_s - record.closed_at_s <= IN_USE_S
+        if record.role is Role.CLIENT and is_recent and record.contract not in sold:
+            purchase = Purchase.of_record(record, *_place(world, record, None))
+            purchase.rate.at_mono_s = world.now.monotonic_s
+            endings.restore(world, purchase)
 
 
 def _account(world: World, record: AccountRecord) -> None:
@@ -186,8 +218,12 @@ def _purchase(world: World, record: ContractRecord, found: AdoptedContract | Non
     if purchase.state is State.ACCEPTED:
         account.unpaid[purchase.id] = purchase
     if found is not None and found.reading.used_bytes > purchase.used_bytes:
+        came_back = found.reading.used_from_bytes > purchase.used_from_bytes
         buyer_meter.meter(world, purchase, found.reading)
+        if came_back:  # else a daemon that was killed wouldn't pay a server that waits for a payment
+            account.seen.served_msat = max(account.seen.served_msat, account.metered_msat + account.tolerated_msat)
         world.save_later(purchase.id)
+    purchase.sold_to_bytes, purchase.sold_from_bytes = purchase.used_to_bytes, purchase.used_from_bytes
     if not world.settings.never_renews:
         world.timers.set(Due.RENEWAL, purchase.id, min(purchase.expires_mono_s, world.now.monotonic_s + 1.0))
     if purchase.identity in world.peers.blocked:  # the last process died before the kernel's last reading closed it
@@ -266,14 +302,17 @@ def _limit(
     first = (unpaid or contracts)[:1]
     links = [contract.link for contract in first] or list(world.peers.by_identity.get(account.identity, ()))
     lasts_s = float(record.grace_until_s - world.now.utc_s)
-    if found is not None:
+    if found is not None and found.limit.credit_units:
         lasts_s = at_mono_s + found.limit.credit_ends_in_s - world.now.monotonic_s
+    elif found is not None:
+        lasts_s = min(0.0, lasts_s)  # when it ended, only the ledger knows
     grace.restore(world, account, record, next(iter(links), ("", b"")), lasts_s)
     if found is not None:
         account.count_from(found.reading.spent_units, contracts)
         account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
         if found.reading.exhausted:
             seller_meter.lend(world, account)
+            unsold.exhausted(world, account)
     if found is not None or contracts:
         world.limit(account)
 

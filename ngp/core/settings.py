@@ -148,7 +148,7 @@ class Settings:
 
     `default_msat_per_gib` is kept only so that a reload can name its change. The four prices below it are complete:
     those that net.conf doesn't set were computed from it.
-    `lan_interfaces`, `data_renewal_bytes` and `time_renewal_s` are None for `auto`.
+    `lan_interfaces`, `data_renewal_bytes`, `time_renewal_s` and `trust_amount_msat` are None for `auto`.
     `mesh_interfaces` may be empty only if addresses are let.
     `letting` is None unless LANDLORD is yes.
     `buys_default_route` is only set if `buys` is, and `sells` isn't (`ngp.core.buying.default_route` says why).
@@ -181,6 +181,7 @@ class Settings:
     data_renewal_bytes: int | None
     time_renewal_s: int | None
     payment_amount_msat: int
+    trust_amount_msat: int | None
     grace_data_bytes: int
     grace_time_s: int
     refund_when_asked: bool

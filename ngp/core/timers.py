@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from enum import IntEnum, auto
 
 
@@ -25,6 +26,9 @@ class Due(IntEnum):
     STRANGERS = auto()  # packets of unknown neighbours were held long enough
     RENTAL = auto()  # a rental's credit or its reserved time ends
     FORKS = auto()  # look after the forks in use
+    UNSOLD = auto()  # look after what purchases bring that no client pays for
+    MISSED = auto()  # ask again for what servers ended while it carried traffic
+    LEFT = auto()  # look whether purchases whose traffic goes another way are idle
     FLUSH = auto()  # running totals go to the ledger
 
 
@@ -54,6 +58,10 @@ class Timers:
         """Set a timer to an instant, unless it is set already."""
         if (due, key) not in self._at:
             self.set(due, key, at_mono_s)
+
+    def at_mono_s(self, due: Due, key: bytes) -> float:
+        """Return when a timer is due; infinite if it isn't set."""
+        return self._at.get((due, key), math.inf)
 
     def clear(self, due: Due, key: bytes) -> None:
         """Remove a timer, if it is set."""

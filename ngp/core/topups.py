@@ -4,6 +4,10 @@ A top-up is PAYMENT_AMOUNT, or what ten seconds at the present rate cost if that
 pays once in several seconds, and a client with little traffic never prepays more than PAYMENT_AMOUNT. Payments are
 whole sat; charges are msat, and the remainder stays in the balance.
 
+Trust. If the seller is a cheat, what was prepaid is lost, and new keys cost nothing. So a buyer never pays further
+ahead than the worth of what the seller has shown to have carried, and a stranger gets no more than the grace that it
+would give (`World.trust_msat`). So the first top-ups are small, and double with what is carried.
+
 Dust. A payment below the channel's dust limit (some 354 sat) arrives like any other. But while it is on its way, it has
 no output on the chain: if the channel is closed in just those seconds, the miners get it. At most one top-up is lost,
 and a client trusts its server with that much anyway. So small top-ups aren't raised to the dust limit, except when
@@ -26,6 +30,8 @@ DUST_LASTS_S = 60
 REMEMBERED_S = 86_400.0
 """How long invoices and payments that are over stay in memory, so that a late or repeated message finds its record."""
 MOST_PAUSE_S = 60.0
+MOST_AHEAD = 2
+"""Number of top-ups that a buyer leaves unspent with a server, at most."""
 
 
 def pause_s(first_s: float, failures: int) -> float:
@@ -68,6 +74,24 @@ def grows(world: World, account: Account) -> bool:
     used_msat = account.used_msat - account.top_up.used_msat
     soon = world.now.monotonic_s - account.top_up.at_mono_s < TOP_UP_LASTS_S / 2
     return soon and used_msat * 2 >= account.top_up.amount_msat > 0
+
+
+def most_ahead_msat(world: World, account: Account, bounds: Bounds) -> int:
+    """Return how much may be prepaid beyond what was carried: two top-ups, three if they grow, but no more than trust.
+
+    The smallest possible payment is always allowed, also while up to an eighth of one is left: that may be too little
+    for the next packet, or the buyer's meter lacks as much of the bill. Without grace both would wait for ever.
+    """
+    most = MOST_AHEAD * usual_msat(world, account, bounds)
+    if grows(world, account):
+        most = max(most, 3 * account.top_up.amount_msat)
+    return min(most, max(world.trust_msat(account), bounds.least_msat * 9 // 8))
+
+
+def ahead_msat(world: World, account: Account, bounds: Bounds) -> int:
+    """Return how much more may be prepaid now; negative if it is too much already."""
+    unserved_msat = account.paid_msat - account.refunded_msat - account.served_msat
+    return most_ahead_msat(world, account, bounds) - unserved_msat
 
 
 def add_top_up(world: World, account: Account, amount_msat: int) -> None:

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core import networks
-from ngp.core.buying import choosing
+from ngp.core import elsewhere, networks
+from ngp.core.buying import choosing, means
 from ngp.core.buying.memory import Quote
 from ngp.core.buying.negotiation import accept_quote
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
-from ngp.core.contract import State
-from ngp.core.kernel import Router
-from ngp.core.messages import MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose, mark
+from ngp.core.contract import CloseReason, State
+from ngp.core.kernel import FULL_PACKET_BYTES, Router
+from ngp.core.messages import MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose, Role, mark
 from ngp.core.peers import Neighbour
 from ngp.core.prefixes import covers
 from ngp.core.selling.sale import Sale
@@ -83,7 +83,8 @@ def basis(world: World, sale: Sale) -> Basis | None:
     if running is not None:
         left_s = int(running.expires_mono_s - now)
         free_bytes = free(world, running)
-        cost = running.highest_msat_per_gib
+        others = other_ways(world, sale, running) if sale.running else ()  # what isn't sold yet goes by the new way
+        cost = max(one.highest_msat_per_gib for one in (running, *others))
         lasts = left_s >= min(LEAST_LIFETIME_S, running.lifetime_s // 2)
         return Basis(running.id, cost, free_bytes, left_s, float("inf"), running.path, True, lasts)
     quote = _quote(world, sale)
@@ -103,7 +104,31 @@ def _purchase(world: World, sale: Sale) -> Purchase | None:
     if exact is not None and exact.running:
         return exact
     found = world.purchases.find(sale.seller, destination.network_address)
-    return found if found is not None and found.running and covers(found.destination.prefix, destination) else None
+    if found is None or not found.running or not covers(found.destination.prefix, destination):
+        return None
+    return None if found.destination.is_default and elsewhere.is_elsewhere(world, destination) else found
+
+
+def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
+    """List the purchases in use, beside the one on which a sale rests, by which its traffic may go too.
+
+    There are some after a change of routes, or while a route has several next routers. A narrower purchase is counted,
+    as a route to a narrower prefix comes first.
+    """
+    return [
+        one
+        for one in ways(world, sale)
+        if one is not purchase
+        and one.in_use(world.now.monotonic_s)
+        and covers(purchase.destination.prefix, one.destination.prefix)
+    ]
+
+
+def ways(world: World, sale: Sale) -> list[Purchase]:
+    """List the purchases that cover a sale's destination: more than one after a change of routes."""
+    destination = sale.destination.prefix
+    found = (world.purchases.find(server, destination.network_address) for server in world.servers)
+    return [one for one in found if one is not None and one.running and covers(one.destination.prefix, destination)]
 
 
 def _quote(world: World, sale: Sale) -> Quote | None:
@@ -169,7 +194,8 @@ def ask(world: World, sale: Sale, wait_s: float) -> bool:
         return False
     key = sale.seller, sale.destination.prefix
     choosing.wanted(world, key[1])
-    if not world.awaited.get(key):
+    # Two clients may take turns to wait, so that somebody always does: that mustn't hide that an answer was lost.
+    if not world.awaited.get(key) or world.now.monotonic_s >= world.buying.asked.get(key, 0.0) - LATE_S:
         path = (*sale.asked_by, mark(world.identity))
         world.buying.asked.note(key, world.now.monotonic_s + wait_s + LATE_S)
         world.send(seller, Ask(key[1], 0, 0, wait_ms=int((wait_s - HOP_S) * 1000), path=path))
@@ -187,9 +213,31 @@ def extend(world: World, sale: Sale, more_bytes: int) -> bool:
         return False
     if purchase.state is not State.RENEWING:
         limit = min(purchase.data_limit_bytes + max(0, more_bytes), MOST_DATA_BYTES)
-        if not ask_renewal(world, purchase, limit):
+        if not ask_renewal(world, purchase, limit, _is_strangers(world, sale)):
             return False
     world.wait_for(sale, purchase.identity, purchase.destination.prefix)
+    return True
+
+
+def move(world: World, sale: Sale, purchase: Purchase) -> bool:
+    """Rest a running sale on the purchase by which its traffic goes now; its price follows at the next renewal.
+
+    Returns False if it can't rest there, as it may carry more or lasts longer: then it must be agreed anew.
+    """
+    seller, sale.seller = sale.seller, purchase.identity
+    lacks = sale.reserved_bytes - free(world, purchase)
+    fits = lacks <= 0 or (
+        not world.settings.never_renews
+        and ask_renewal(world, purchase, purchase.data_limit_bytes + lacks, _is_strangers(world, sale))
+    )
+    if not fits or sale.expires_mono_s > purchase.expires_mono_s or is_loop(world, sale, purchase.path):
+        sale.seller = seller
+        return False
+    world.stop_waiting(sale)
+    sale.wanted = None
+    sale.path = (mark(world.identity), *purchase.path)
+    world.rest(sale, purchase.id)
+    world.save_contract(sale)
     return True
 
 
@@ -199,11 +247,44 @@ def keep_up(world: World, purchase: Purchase) -> None:
         ask_renewal(world, purchase, purchase.data_limit_bytes + lacks + world.settings.contract_data_bytes)
 
 
+def is_unpayable(world: World, sale: Sale) -> bool:
+    """Say whether the server from which we would buy carries nothing for us, since we can't pay it now."""
+    return bool(means.why_unpayable(world, sale.seller))
+
+
+def end_unpayable(world: World, identity: bytes) -> None:
+    """End the sales that rest on a server's purchases if it carries nothing more for us until we pay, and we can't.
+
+    Otherwise our clients would pay us for packets that the server drops.
+    """
+    why = means.why_unpayable(world, identity) if world.resting else ""
+    if not why:
+        return
+    bought = (world.running_purchase(contract) for contract in world.resting)
+    theirs = [one for one in bought if one is not None and one.identity == identity]
+    sales = [sale for one in theirs for sale in world.resting[one.id].values() if sale.running]
+    if sales:
+        world.log_seldom(
+            ("unpayable", identity),
+            f"our money with {identity.hex()[:8]} is used up and we can't pay: {why}. The contracts that rest on what "
+            f"we buy there end, and no new ones are agreed until we can pay",
+        )
+    for sale in sales:
+        world.halt(sale, CloseReason.UPSTREAM)
+
+
 def too_dear(world: World, sale: Sale) -> None:
-    """End the idle purchase under a quote that its client found too dear: its server may ask less by now."""
+    """End the idle purchase under a quote that its client found too dear: its server may ask less by now.
+
+    Not one that we used ourselves: our hosts may wait for something to come by it.
+    """
     purchase = world.running_purchase(sale.rests_on)
-    if purchase is not None:
+    if purchase is not None and purchase.ours_bytes <= FULL_PACKET_BYTES:
         choosing.end_if_idle(world, purchase)
+
+
+def _is_strangers(world: World, sale: Sale) -> bool:
+    return not world.has_traded(Role.SERVER, sale.identity)
 
 
 def secure(world: World, sale: Sale) -> bool:
@@ -213,4 +294,13 @@ def secure(world: World, sale: Sale) -> bool:
     quote = _quote(world, sale)
     if quote is None or quote.until_mono_s <= world.now.monotonic_s:
         return False
-    return accept_quote(world, sale.seller, quote)
+    server = world.peers.neighbours.get((sale.seller, quote.link))
+    if server is None or not world.may_open(Role.CLIENT, server, _is_strangers(world, sale)):
+        return False
+    destination = sale.destination
+    if destination.is_default and not elsewhere.may_resell(world, destination.version, sale.seller):
+        return False
+    accepted = accept_quote(world, sale.seller, quote)
+    if world.resold.purchases:
+        elsewhere.tell(world)
+    return accepted

@@ -8,7 +8,7 @@ All functions that add a contract to these or remove it are in this one class, s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ngp.core.account import Account
@@ -38,11 +38,14 @@ from ngp.core.openings import Openings, Pools, pools_of
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Link, Neighbour, Peers
 from ngp.core.policy import Occasion
+from ngp.core.pricing import amount_due_msat, show_price
 from ngp.core.records import BilledRecord, ForgetNeighbours, JournalRecord
 from ngp.core.rental.letting import Letting
+from ngp.core.resold import Resold
 from ngp.core.selling.account import ClientAccount, CreditLine
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
+from ngp.core.streams import Streams
 from ngp.core.timers import CONTRACT_TIMERS, Due, Timers
 from ngp.core.values import Now
 
@@ -62,7 +65,9 @@ class World:
         clients: accounts of neighbours that buy from us; servers: our accounts with neighbours that sell to us.
         contracts: all sales and purchases that aren't closed; sales, purchases: find the one that covers an address.
         credit: outstanding grace, by link and interface.
+        streams: what purchases bring that no client pays for.
         letting: what is let to tenants, whose accounts are among `clients`.
+        resold: default routes that we buy to resell them.
         acknowledged: bills of closed sales that clients acknowledged lately, with the time.
         logged: when `log_seldom` last wrote a line about something.
         lines: how many lines of the log neighbours may cause.
@@ -89,7 +94,9 @@ class World:
     money: Money = field(default_factory=Money)
     buying: BuyingMemory = field(default_factory=BuyingMemory)
     credit: CreditLine = field(default_factory=CreditLine)
+    streams: Streams = field(default_factory=Streams)
     letting: Letting = field(default_factory=Letting)
+    resold: Resold = field(default_factory=Resold)
     openings: Openings = field(default_factory=Openings)
     timers: Timers = field(default_factory=Timers)
     strangers: int = 0
@@ -192,10 +199,29 @@ class World:
             self.do(LimitAccount(limit))
 
     def low_msat(self, account: Account) -> int:
-        """Return the balance below which an account is topped up; after a large top-up it is higher for a while."""
+        """Return the balance below which an account is topped up: half of what may be prepaid, if that is less."""
+        return min(self.ample_msat(account), self.trust_msat(account) // 2)
+
+    def ample_msat(self, account: Account) -> int:
+        """Return the balance that is enough until a top-up arrives; after a large top-up it is higher for a while."""
         low = max(self.settings.payment_amount_msat // 2, int(account.rate.a_second * LOW_LASTS_S))
         lately = self.now.monotonic_s - account.top_up.at_mono_s < 2 * TOP_UP_LASTS_S
         return max(low, account.top_up.amount_msat // 2) if lately else low
+
+    def trust_msat(self, account: Account) -> int:
+        """Return how much a buyer lets its seller have for nothing: as much as the seller has shown to have carried."""
+        return max(self.first_trust_msat(account), account.served_msat)
+
+    def first_trust_msat(self, account: Account) -> int:
+        """Return how much a buyer lets a stranger have for nothing.
+
+        It is TRUST_AMOUNT, usually what we would give as credit: GRACE_DATA at our own price.
+        """
+        settings, first_msat = self.settings, self.settings.trust_amount_msat
+        if first_msat is None:
+            ours = settings.sell_msat_per_gib if account.role is Role.SERVER else settings.buy_msat_per_gib
+            first_msat = amount_due_msat(settings.grace_data_bytes, ((0, ours),))
+        return max(first_msat, self.node.least_amount_msat)
 
     def save_account(self, account: ClientAccount | ServerAccount, durable: bool = False) -> None:
         """Write an account to the ledger."""
@@ -261,9 +287,18 @@ class World:
         return found if found is not None and found.running else None
 
     def rest(self, sale: Sale, contract_id: bytes) -> None:
-        """Rest a sale on a purchase, or on the quote for one."""
+        """Rest a sale on a purchase, or on the quote for one, and no longer on another one."""
+        if sale.rests_on != contract_id:
+            self._rests_no_more(sale)
         sale.rests_on = contract_id
         self.resting.setdefault(contract_id, {})[sale.id] = sale
+
+    def with_sales(self, purchases: Iterable[bytes]) -> list[bytes]:
+        """List purchases, each with the sales that rest on it.
+
+        They are read together: with an old reading of the sales, a purchase seems to carry more than was sold.
+        """
+        return [one for purchase in purchases for one in (purchase, *self.resting.get(purchase, {}))]
 
     def bought(self, contract_id: bytes) -> Purchase | None:
         """Return a contract that we buy, or one that we bought and that ended lately."""
@@ -293,6 +328,8 @@ class World:
                 self.rest(contract, contract.rests_on)
         else:
             self.purchases.add(contract)
+            if contract.destination.is_default:
+                self.resold.purchases[contract.id] = contract
         neighbour = self.peers.of(contract)
         if neighbour is not None:
             neighbour.contracts[contract.id] = contract
@@ -309,6 +346,8 @@ class World:
             self.stop_waiting(contract)
         else:
             self.purchases.remove(contract)
+            if self.resold.purchases.pop(contract.id, None) is not None:
+                self.resold.parts.pop(contract.destination.version, None)
         neighbour = self.peers.of(contract)
         if neighbour is not None:
             neighbour.contracts.pop(contract.id, None)
@@ -387,9 +426,9 @@ class World:
         else:
             low_water = max(0, contract.data_limit_bytes - contract.renewal_bytes(self.settings))
         limit_bytes, blocked = contract.data_limit_bytes, not contract.running
-        return LastingTerms(
-            contract.link_number, contract.role, contract.destination, limit_bytes, account, price, low_water, blocked
-        )
+        resold = contract.destination.is_default and bool(contract.rests_on)
+        where = contract.link_number, contract.role, contract.destination
+        return LastingTerms(*where, limit_bytes, account, price, low_water, blocked, resold)
 
     def save(self, contract: Sale | Purchase) -> None:
         """Write a contract and its account to the ledger."""
@@ -427,10 +466,13 @@ class World:
 
     def tell_state(self, contract: Contract) -> None:
         """Write a contract's state to the log, in one line."""
-        self.log(
-            f"contract {contract.id.hex()[:8]} {contract.role} {contract.identity.hex()[:8]} "
-            f"{contract.destination} {contract.state}{f' ({contract.reason})' if contract.reason else ''}"
-        )
+        self.log(f"{_named(contract)} {contract.state}{f' ({contract.reason})' if contract.reason else ''}")
+
+    def tell_price(self, contract: Contract, before_msat_per_gib: int) -> None:
+        """Write a price that changed by a renewal to the log: so the log says who pays what, and since when."""
+        if contract.price_msat_per_gib != before_msat_per_gib:
+            now, before = show_price(contract.price_msat_per_gib), show_price(before_msat_per_gib)
+            self.log(f"{_named(contract)} renewed at {now}, before at {before}")
 
     def halt(self, contract: Sale | Purchase, reason: CloseReason) -> None:
         """Begin to close a running contract: the kernel stops it first, then its last reading closes the books.
@@ -507,17 +549,23 @@ class World:
     def _pools(self, role: Role, identity: bytes, link: Link) -> Pools:
         return pools_of(role, identity, link, self.has_traded(role, identity))
 
-    def may_open(self, role: Role, neighbour: Neighbour) -> bool:
-        """Say whether a neighbour may open one more contract; if it may not, the log says so."""
+    def may_open(self, role: Role, neighbour: Neighbour, for_stranger: bool = False) -> bool:
+        """Say whether a neighbour may open one more contract; if it may not, the log says so.
+
+        Args: for_stranger: we would buy it for a client that never paid.
+        """
         pools = self._pools(role, neighbour.identity, neighbour.link)
-        if self.openings.has_room(pools, self.now.monotonic_s):
+        if self.openings.has_room(pools, self.now.monotonic_s, for_stranger):
             return True
         self.count("openings_refused")
-        self.log_seldom(
-            ("openings", neighbour.link[0].encode()),
-            f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}: too many of its contracts were never "
-            f"used; it gets no new ones until it uses some, or some time passes",
-        )
+        who = f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}"
+        if for_stranger:
+            why = "too many of its contracts were never used; none is bought there for clients that never paid"
+        else:
+            why = "too many of its contracts were never used; it gets no new ones"
+        about = "openings for strangers" if for_stranger else "openings"
+        text = f"{who}: {why} until some are used, or some time passes"
+        self.log_seldom((about, neighbour.link[0].encode()), text)
         return False
 
     def count_opening(self, contract: Contract) -> None:
@@ -538,3 +586,8 @@ class World:
         """Count an idle renewal of a contract like an opening; a negative number takes other openings off the count."""
         pools = self._pools(contract.role, contract.identity, contract.link)
         self.openings.count(pools, self.now.monotonic_s, by)
+
+
+def _named(contract: Contract) -> str:
+    who, number = contract.identity.hex()[:8], contract.id.hex()[:8]
+    return f"contract {number} {contract.role} {who} {contract.destination}"

@@ -15,8 +15,9 @@ from itertools import product
 from ngp import identity
 from ngp.config import changes
 from ngp.core.buying import default_route, service
+from ngp.core.kernel import Router
 from ngp.core.listing import listed
-from ngp.core.messages import Address, Role
+from ngp.core.messages import Address, Prefix, Role
 from ngp.core.networks import is_same
 from ngp.core.peers import Neighbour
 from ngp.core.rental.landlord import GIVE_BACK_FIRST, who_would_lose, without_offer
@@ -47,6 +48,14 @@ _HEARD_NOT = (
 _ONE_NETWORK = (
     "both routers must pay on the same network: change PAYMENT_INTERFACE, or the payment node that it names, here or "
     "at the neighbour"
+)
+_SOLD = (
+    "our route leads to {}, which may charge for it, while our own meter doesn't count it: when that is more than we "
+    "trust it with, at most PAYMENT_AMOUNT, its bill is disputed, and nothing more is bought there"
+)
+_FREE_THERE_TOO = (
+    "take it out of FREE_DESTINATIONS here, unless that neighbour's FREE_DESTINATIONS have it too: its operator "
+    "decides what costs nothing there"
 )
 _SEE_STATUS = "the daemon keeps trying; see ngp status"
 
@@ -222,6 +231,36 @@ def strange_hops(world: World, hops: Iterable[tuple[str, Address, bytes]]) -> li
     return [Check("neighbours", True, found, "a default route through the neighbour that sells (ngp neighbours)")]
 
 
+def routers_to_free(settings: Settings, asked: Network, desired: DesiredNetwork) -> list[tuple[Prefix, Router]]:
+    """Return the FREE_DESTINATIONS that our routes reach through routers in the mesh. Raises KernelError."""
+    if not settings.buys or not settings.free_destinations:
+        return []
+    return asked.routers_towards(desired, dict.fromkeys(one.prefix for one in settings.free_destinations))
+
+
+def free_beyond(ways: Iterable[tuple[Prefix, Router]], world: World | None = None) -> list[Check]:
+    """Warn a buyer of FREE_DESTINATIONS that lie behind a neighbour from which it buys.
+
+    That neighbour decides what costs nothing there, and doesn't know our list. What it charges and our meter leaves out
+    looks like a bill that is too high, so some day it is disputed, and then nothing more is bought there.
+
+    Args:
+        ways: as `routers_to_free` returns them.
+        world: what the daemon knows of its neighbours; one that sells nothing charges nothing. None: no daemon runs.
+    """
+    found = dict[str, list[str]]()
+    for prefix, router in ways:
+        neighbour = world.peers.at(router) if world is not None else None
+        if neighbour is None or neighbour.sells:
+            unheard = f"{router.address or 'a router'} on {router.interface}"
+            who = _named(neighbour) if neighbour is not None else unheard
+            found.setdefault(who, []).append(str(prefix))
+    return [
+        Check("free destinations", True, f"{listed(prefixes)}: {_SOLD.format(who)}", _FREE_THERE_TOO)
+        for who, prefixes in found.items()
+    ]
+
+
 def unheard(world: World, now: Now) -> Iterator[Check]:
     """Warn of links whose packets we drop because nobody there says hello; the log has this warning once an hour.
 
@@ -268,7 +307,7 @@ def _not_bought(world: World) -> Iterator[Check]:
     refused = [one for one in world.peers.by_link.values() if one.up and one.why_not_bought]
     if refused:
         found = "nothing new is bought from " + _listed(f"{_named(one)}, {one.why_not_bought}" for one in refused)
-        yield Check("neighbours", True, found, "see Troubleshooting in the operator's guide")
+        yield Check("neighbours", True, found, "raise the limit, if one of ours is named; or ask its operator")
 
 
 def _not_whole(world: World) -> Iterator[Check]:
@@ -277,7 +316,8 @@ def _not_whole(world: World) -> Iterator[Check]:
     if refused:
         named = [f"{identity.short_text(who)} doesn't sell {whole}" for who, whole in refused]
         found = f"{_listed(named)} as a whole: each destination is bought by itself"
-        why = "its default route must lead out of the mesh, and the price of all be within BUY_PRICE_MAX"
+        why = "its default route must lead out of the mesh, or to one neighbour that sells it, and the price of all be "
+        why += "within BUY_PRICE_MAX"
         yield Check("default route", True, found, f"ask its operator: {why}; or BUY_DEFAULT_ROUTE: no")
 
 

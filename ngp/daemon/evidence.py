@@ -28,12 +28,13 @@ _OFFERED_WITHIN_S, _LEAST_UNOFFERED = 60.0, 2
 _ANSWERED_WITHIN_S, _USED_WITHIN_S = 3.0, 60.0
 _NO_OFFER = (
     "`ngp check` on that neighbour: its firewall or routes may drop our packets before its ngp sees them, or our "
-    "messages (UDP port 10325); destinations that are free there need no offer"
+    "messages (UDP port 10325); what is free there needs no offer and passes all the same"
 )
 _NO_RETURN = {
     Role.SERVER: "if these hosts are up: the NAT lines of this check, the upstream's way back, firewall rules for "
     "answers (nft list ruleset), and our routes back: answers reach only the neighbour that paid for them",
-    Role.CLIENT: "if these hosts are up: `ngp check` on that neighbour; and here the NAT lines, if a LAN sends",
+    Role.CLIENT: "if these hosts are up: `ngp accounts`, as it may wait for a payment of ours; `ngp check` on that "
+    "neighbour; and here the NAT lines, if a LAN sends",
 }
 
 Uncovered = Iterable[tuple[int, Address, float]]
@@ -73,7 +74,7 @@ def look(world: World, now: Now, uncovered: Uncovered) -> Seen:
     for contract in world.contracts.values():
         group = _group(contract)
         returned[group] = returned.get(group, 0) + contract.used_from_bytes
-        if contract.running and contract.used_to_bytes and now.monotonic_s - contract.rate.at_mono_s < _USED_WITHIN_S:
+        if _was_used(contract, now):
             used.setdefault(group, []).append(contract)
     silent = {group: tuple(contracts) for group, contracts in used.items() if not any(map(_is_answered, contracts))}
     return Seen(_unoffered(world, now, uncovered), silent, returned)
@@ -90,8 +91,9 @@ def _no_offer(before: Seen, now: Seen) -> Iterator[Check]:
         left = {each for each in both if not _came_back((Role.CLIENT, each.version, neighbour.identity), before, now)}
         if len(left) >= _LEAST_UNOFFERED:
             named = listed(sorted(map(str, left)))
-            found = f"{identity.short_text(neighbour.identity)} on {neighbour.link[0]} offers no contract for what we"
-            yield Check("traffic", True, f"{found} send to {named}: it doesn't pass", _NO_OFFER)
+            who = f"{identity.short_text(neighbour.identity)} on {neighbour.link[0]}"
+            found = f"{who} offers no contract for what we send to {named}: unless it is free there, it doesn't pass"
+            yield Check("traffic", True, found, _NO_OFFER)
 
 
 def _no_return(before: Seen, now: Seen) -> Iterator[Check]:
@@ -112,6 +114,15 @@ def _came_back(group: _Group, before: Seen, now: Seen) -> bool:
 def _group(contract: Sale | Purchase) -> _Group:
     seller = contract.identity if contract.role is Role.CLIENT else b""
     return contract.role, contract.destination.version, seller
+
+
+def _was_used(contract: Contract, now: Now) -> bool:
+    """Say whether a contract carried something lately, since this daemon's start.
+
+    After a start `rate.at_mono_s` is the time of the start, and what came back before it isn't known.
+    """
+    is_late = contract.running and now.monotonic_s - contract.rate.at_mono_s < _USED_WITHIN_S
+    return is_late and contract.used_to_bytes > 0 and contract.rate.a_second > 0
 
 
 def _is_answered(contract: Contract) -> bool:

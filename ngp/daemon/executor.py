@@ -39,6 +39,7 @@ from ngp.core.effects import (
     RecallBills,
     RevokeContract,
     Send,
+    SetElsewhere,
     SetNeighbour,
     SetRoutes,
     TrackPayment,
@@ -206,6 +207,8 @@ class Executor:
                 case ForgetNeighbour():
                     self._flush(wanted)
                     self._in_kernel(partial(self._network.forget_neighbours, [effect.neighbour]))
+                case SetElsewhere():  # before the contracts that it limits
+                    self._in_kernel(partial(self._network.set_elsewhere, effect.prefixes))
                 case SetRoutes():
                     deed = partial(self._network.set_routes, dict(effect.routes), effect.table, effect.priority)
                     self._in_kernel(deed)

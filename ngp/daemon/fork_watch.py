@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from ngp.core.events import Event, ForksSeen
 from ngp.core.kernel import Fork
 from ngp.core.listing import listed
 from ngp.core.settings import Settings
 from ngp.core.values import Check
+from ngp.daemon.route_follower import RouteFollower
 from ngp.errors import KernelError
 from ngp.ports import Network
 from ngp.ports.network import DesiredNetwork
 
 RULES_BELOW = 257  # of ROUTE_PRIORITY: two numbers for each length of an IPv6 prefix
-LOOK_SHARE = 0.1  # of the time, at most, goes to looks: a routing daemon may change a large table all the time
-UNKNOWN_AGAIN_S, AGAIN_S = 1.0, 30.0
-"""The kernel doesn't announce a router's link address: it needs a moment to find it, and a device that takes the
-router's place has another one."""
 
 
-class ForkWatch:
+class ForkWatch(RouteFollower):
     """Follows the host's routes.
 
     Args: settings, desired: return what is in force. tell: receives the events.
@@ -35,28 +30,16 @@ class ForkWatch:
         desired: Callable[[], DesiredNetwork],
         tell: Callable[[Event], None],
     ) -> None:
+        super().__init__()
         self._network, self._settings, self._desired, self._tell = network, settings, desired, tell
-        self._changed = asyncio.Event()
-
-    def changed(self) -> None:
-        """Note that routes, interfaces or settings changed; `follow` handles it."""
-        self._changed.set()
 
     async def follow(self) -> None:
         """Look at the routes now and after each change, for ever. Raises KernelError."""
         if not self._settings().choose_routes:  # a daemon that was killed may have left some
             self._network.set_routes({}, self._settings().route_table, self._settings().route_priority)
-        clock_s = asyncio.get_running_loop().time
-        while True:
-            self._changed.clear()
-            began_s = clock_s()
-            again_s = UNKNOWN_AGAIN_S if self._look() else AGAIN_S
-            await asyncio.sleep((clock_s() - began_s) * (1 / LOOK_SHARE - 1))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), again_s)
+        await super().follow()
 
     def _look(self) -> bool:
-        """Tell the core what there is. Returns whether a router's link address isn't known yet. Raises KernelError."""
         if not self._settings().choose_routes:
             return False
         if (lacks := occupied(self._settings(), self._network)) is not None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import TypeVar
 
-from ngp.core.messages import Address
+from ngp.core.kernel import Router
+from ngp.core.messages import Address, Prefix
 from ngp.core.settings import Settings
 from ngp.core.values import Check
 from ngp.daemon import checkup
@@ -102,6 +103,14 @@ class HostWatch:
         """Return the failures and warnings of `ngp check` on this host that can be found cheaply."""
         settings, links, desired = self._settings, self._post.links, self.desired
         return await self.aside(lambda network: checkup.lacks(settings, network, links, desired))
+
+    async def routers_to_free(self) -> list[tuple[Prefix, Router]]:
+        """Return the FREE_DESTINATIONS that our routes reach through routers in the mesh; none if the kernel fails."""
+        settings, desired = self._settings, self.desired
+        try:
+            return await self.aside(lambda network: checkup.routers_to_free(settings, network, desired))
+        except KernelError:  # `lacks` reports it
+            return []
 
     async def aside(self, look: Callable[[Network], _Found]) -> _Found:
         """Look at the host in a thread, one look at a time.

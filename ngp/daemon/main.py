@@ -43,7 +43,7 @@ from ngp.daemon.api.reading import BOOKS_S
 from ngp.daemon.belongings import refuse_lost_ledger
 from ngp.daemon.clock import SystemClock, boot_number
 from ngp.daemon.control import ControlServer
-from ngp.daemon.desired import LINK_PORT
+from ngp.daemon.desired import LINK_PORT, look_at_host
 from ngp.daemon.landlord import Landlord, endpoints_of, look, tunnel_key
 from ngp.daemon.letting import Letting
 from ngp.daemon.node import Node
@@ -106,7 +106,8 @@ async def check(settings: Settings, state_dir: Path) -> list[Check]:
     try:
         taken = [] if NamespaceLock.is_held() else checkup.taken(settings, network, links)
         letting = [] if settings.letting is None else check_letting(settings.letting, state_dir)
-        return [*checkup.network(settings, network, links), *taken, *lacking, *letting]
+        free = checkup.free_beyond(checkup.routers_to_free(settings, network, look_at_host(settings, network)))
+        return [*checkup.network(settings, network, links), *taken, *lacking, *free, *letting]
     finally:
         network.close()
 

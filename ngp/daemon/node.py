@@ -30,6 +30,7 @@ from ngp.daemon.loop import Loop
 from ngp.daemon.parts import Parts
 from ngp.daemon.payment_watch import PaymentWatch
 from ngp.daemon.post import Post
+from ngp.daemon.route_watch import RouteWatch
 from ngp.errors import ConfigError, KernelError, NgpError, PaymentError
 from ngp.ports import Network
 
@@ -71,6 +72,7 @@ class Node:
         self.calls = LinkCalls(parts.gatekeeper.world, self.post, self._answer_call)
         self._load = LoadWatch(parts.network, lambda: self.settings.load_price, self._ways_on, tell)
         self.forks = ForkWatch(parts.network, lambda: self.settings, lambda: self.host.desired, tell)
+        self.routes = RouteWatch(parts.network, parts.gatekeeper.world, tell)
         self._tasks: list[asyncio.Task[None]] = []
         self._conditions = WhileItLasts()
         self._reloading = asyncio.Lock()
@@ -92,7 +94,8 @@ class Node:
             adopted = parts.network.set_up(self.host.desired)
             self.began_blank = not adopted.contracts
             now = parts.clock.now()
-            effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now)
+            routes = parts.network.mesh_routes() if self.settings.sells and self.settings.buys else ()
+            effects = restore(parts.gatekeeper, parts.ledger.load(now.utc_s), adopted, now, routes)
             gc.freeze()
         finally:
             gc.enable()
@@ -117,6 +120,7 @@ class Node:
                 self.channels.follow,
                 self.host.follow,
                 self.forks.follow,
+                self.routes.follow,
                 self.host.keep_gate,
                 self._load.follow,
             )
@@ -126,6 +130,7 @@ class Node:
     def _host_changed(self) -> None:
         self.host.changed()
         self.forks.changed()
+        self.routes.changed()
 
     def _meters_tenants(self) -> bool:
         """Say whether a tenant's traffic has a price; the others' tunnel is taken over without a meter, undisturbed."""
@@ -271,6 +276,7 @@ class Node:
         self.loop.drain()  # the tunnel gets its tenants from the core, with the terms of now
         await self.host.apply(self.settings)
         self.forks.changed()
+        self.routes.changed()
         try:
             await self._let(self.settings)
         except (ConfigError, KernelError) as error:
@@ -310,8 +316,10 @@ class Node:
         """
         lines = [f"{line.name}: {line.found}; {line.remedy}" for line in await self.host.lacks()]
         lines += [f"{line.name} {line.found}; right: {line.remedy}" for line in unwise(self.settings)]
-        lost = checkup.rentals(self.parts.gatekeeper.world.letting, self.settings)
-        lines += [f"{line.name}: {line.found}; {line.remedy}" for line in lost]
+        world = self.parts.gatekeeper.world
+        free = checkup.free_beyond(await self.host.routers_to_free(), world)
+        lost = checkup.rentals(world.letting, self.settings)
+        lines += [f"{line.name}: {line.found}; {line.remedy}" for line in (*free, *lost)]
         for line in lines:
             _log.warning("%s", line)
         return lines

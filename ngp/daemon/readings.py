@@ -6,17 +6,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ngp.core.default_resale import is_in_use
 from ngp.core.effects import Effect, ReadMeters
-from ngp.core.events import Event, Hinted, MessageReceived, UsageRead
-from ngp.core.kernel import Hint, HintKind, Reading
+from ngp.core.events import Event, Hinted, MessageReceived, UnsoldSeen, UsageRead
+from ngp.core.kernel import Hint, HintKind, MeshRoutes, Reading
 from ngp.core.messages import Ask, Propose, Role
 from ngp.core.prefixes import default_prefix, sample
 from ngp.core.world import World
+from ngp.errors import KernelError
 from ngp.ports import Network
 
 READINGS_AT_ONCE = 32  # in one event, which is then about as much work as one or two events of a neighbour
 MOST_BILLERS = 4096
 BILL_READ_SHARE = 20  # reading the meter for a neighbour's bills takes at most 1/20 of the time
+ROUTES_READ_SHARE = 20  # so does reading our routes for neighbours' questions
 
 
 class Readings:
@@ -25,6 +28,7 @@ class Readings:
     def __init__(self, network: Network, world: World, tell: Callable[[Event], None]) -> None:
         self._network, self._world, self._tell = network, world, tell
         self._bill_read_again: dict[bytes, float] = {}
+        self._routes_read_again = float("-inf")
 
     def read_all(self) -> None:
         """Tell the core what all contracts and accounts used since the last reading."""
@@ -33,6 +37,8 @@ class Readings:
         self._tell_in_parts(readings)
         if accounts:
             self._tell(UsageRead((), accounts))
+        if is_in_use(self._world):
+            self._tell(UnsoldSeen(self._network.unsold_bytes()))
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Read the contracts about which the core wants to know now."""
@@ -59,7 +65,7 @@ class Readings:
             return UsageRead(())
         links = self._world.peers.links_of(identity)
         bought = [key for link in links for key, one in link.contracts.items() if one.role is Role.CLIENT]
-        readings = self._network.read(bought) if bought else ()
+        readings = self._network.read(self._world.with_sales(bought)) if bought else ()
         if len(self._bill_read_again) > MOST_BILLERS:
             self._bill_read_again.clear()
         self._bill_read_again[identity] = loop_time() + (loop_time() - began) * BILL_READ_SHARE
@@ -84,10 +90,31 @@ class Readings:
         return replace(received, sends_to=sends_to, sends_all=sends_all)
 
     def with_onward(self, received: MessageReceived, asked: Ask) -> MessageReceived:
-        """Add to a question for a quote where traffic to its destination goes on from here."""
+        """Add to a question for a quote where traffic to its destination goes on from here.
+
+        If that is a default route into the mesh, add our routes there, too.
+        """
         if asked.contract or not self._world.settings.sells:
             return received
-        return replace(received, onward=self._network.onward(sample(asked.destination)))
+        onward = self._network.onward(sample(asked.destination))
+        is_default = not asked.destination.prefixlen and onward.router is not None
+        return replace(received, onward=onward, routes=self._mesh_routes() if is_default else ())
+
+    def _mesh_routes(self) -> tuple[MeshRoutes, ...]:
+        """Read our routes into the mesh; nothing if they were read a moment ago.
+
+        A flood of questions must not cost more than a twentieth of our time.
+        """
+        loop_time = asyncio.get_running_loop().time
+        began = loop_time()
+        if began < self._routes_read_again:
+            return ()
+        try:
+            return self._network.mesh_routes()
+        except KernelError:
+            return ()
+        finally:
+            self._routes_read_again = loop_time() + (loop_time() - began) * ROUTES_READ_SHARE
 
     def _tell_in_parts(self, readings: Sequence[Reading]) -> None:
         for start in range(0, len(readings), READINGS_AT_ONCE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from ngp.core.kernel import (
     HeldPacket,
     Hint,
     KernelNeighbour,
+    MeshRoutes,
     Onward,
     Reading,
     Router,
@@ -225,6 +226,12 @@ class Network(Protocol):
         A router whose link address isn't known yet is left out. Raises KernelError.
         """
 
+    def routers_towards(self, desired: DesiredNetwork, destinations: Iterable[Prefix]) -> list[tuple[Prefix, Router]]:
+        """Return the routers in the mesh to which our routes lead for each destination, or for a part of it.
+
+        Raises KernelError.
+        """
+
     def kernel_state(self) -> KernelState:
         """Return which parts of ngp are in the kernel; changes nothing. Raises KernelError, also if we aren't root."""
 
@@ -285,6 +292,12 @@ class Network(Protocol):
         Raises: KernelError: the table is full (the text names contracts_max), or a grant's account isn't known.
         """
 
+    def set_elsewhere(self, prefixes: Collection[Prefix]) -> None:
+        """Except these prefixes and no others from all contracts that are `resold`. Raises KernelError."""
+
+    def unsold_bytes(self) -> int:
+        """Return the bytes, since the tables were made, that came from the mesh to neighbours that didn't buy them."""
+
     def block_all(self) -> None:
         """Let nothing more pass on any contract until it is granted again."""
 
@@ -324,6 +337,9 @@ class Network(Protocol):
 
     def onward(self, destination: Address) -> Onward:
         """Say where packets to a destination go on from here."""
+
+    def mesh_routes(self) -> tuple[MeshRoutes, ...]:
+        """Return this host's routes that lead to other routers in the mesh, by IP version. Raises KernelError."""
 
     def forks(self, mesh: Sequence[str], families: Iterable[int]) -> tuple[Fork, ...]:
         """Return the prefixes to which the main routing table leads through several routers in the mesh.

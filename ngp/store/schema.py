@@ -140,6 +140,13 @@ _NINTH = (
 # what a server had shown to have carried
 _TENTH = ("ALTER TABLE accounts ADD COLUMN served_msat INTEGER NOT NULL DEFAULT 0",)
 
+# What a server has shown to have carried is what it is prepaid. Before, that was noted only to judge its payments.
+_ELEVENTH = (
+    """UPDATE accounts SET served_msat = metered_msat + tolerated_msat
+        WHERE role = 'client' AND unseen_payments = 0 AND served_msat < metered_msat + tolerated_msat""",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH,
+    _ELEVENTH,
 )  # fmt: skip

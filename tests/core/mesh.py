@@ -16,10 +16,11 @@ from core_tests.simulate.stand_ins import Ledger
 from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import CloseReason
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import Adopted, HeldPacket, Onward, Reading, Verdict
+from ngp.core.kernel import Adopted, HeldPacket, MeshRoutes, Onward, Reading, Verdict
 from ngp.core.kernel import Router as NextRouter
-from ngp.core.messages import Hello, Message, Prefix, Propose
+from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.payment_node import PaymentNode
 from ngp.core.restore import restore
 from ngp.core.selling.sale import Sale
@@ -42,8 +43,12 @@ class Node:
         self.identity = name.encode().ljust(32, b"-")
         self.verdicts: list[Verdict] = []
         self.said: list[Message] = []
+        self.logged: list[str] = []
         self.counts: dict[bytes, list[int]] = {}
         self.routes: dict[Prefix, NextRouter] = {}
+        self.others: dict[Prefix, str] = {}  # the next routers of routes to parts of the default route
+        self.is_whole = True
+        self.elsewhere: set[Prefix] = set()
         self.ledger = Ledger()
         self.gatekeeper = self._begin(conf)
 
@@ -59,7 +64,7 @@ class Node:
         """Begin again from the ledger; the kernel has forgotten everything."""
         self.gatekeeper = self._begin(self.world.settings)
         snapshot = self.ledger.load(self.mesh.now.utc_s)
-        self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.mesh.now))
+        self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.mesh.now, self.mesh_routes))
 
     def link(self, other: str) -> tuple[str, bytes]:
         """Return the link on which this node sees another one."""
@@ -69,14 +74,35 @@ class Node:
     def onward(self) -> Onward:
         return Onward(self.prefix, NextRouter(*self.link(self.route)) if self.route else None)
 
+    @property
+    def mesh_routes(self) -> tuple[MeshRoutes, ...]:
+        """What a daemon reads of this node's routes."""
+        others = tuple((prefix, NextRouter(*self.link(name))) for prefix, name in self.others.items())
+        return (MeshRoutes(4, self.onward.router, others, self.is_whole),)
+
+    def lead(self, route: str, others: dict[Prefix, str] | None = None) -> None:
+        """Change where the routes lead; the daemon sees it."""
+        self.route, self.others = route, others or {}
+        self.step(ev.RoutesSeen(self.mesh_routes))
+        self.mesh.settle()
+
     def step(self, event: ev.Event) -> None:
         self._carry_out(self.gatekeeper.step(event, self.mesh.now))
+
+    def end(self, client: str) -> None:
+        """End what is sold to a client, as when the way upstream is over."""
+        self.world.effects = []
+        self.world.halt(self.sale(client), CloseReason.UPSTREAM)
+        self._carry_out(self.world.effects)
+        self.mesh.settle()
 
     def _carry_out(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
             match effect:
                 case fx.Persist():
                     self.ledger.put(effect.record)
+                case fx.Log():
+                    self.logged.append(effect.text)
                 case fx.Send():
                     self.said.append(effect.message)
                     self.mesh.post.append((self, effect))
@@ -86,6 +112,8 @@ class Node:
                     self.mesh.greeted(self, effect)
                 case fx.ReadMeters():
                     self.mesh.asked_meters.append((self, ev.UsageRead(tuple(map(self.reading, effect.contracts)))))
+                case fx.SetElsewhere():
+                    self.elsewhere = set(effect.prefixes)
                 case fx.SetRoutes():
                     self.routes = dict(effect.routes)
                 case fx.HaltContract():
@@ -186,6 +214,7 @@ class Mesh:
             message.destination if leads and isinstance(message, Propose) else None,
             receiver.onward,
             leads and receiver.world.settings.buys_default_route,
+            receiver.mesh_routes if isinstance(message, Ask) else (),
         )
         receiver.step(heard)
 

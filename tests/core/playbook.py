@@ -18,11 +18,12 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
 from ngp.core.kernel import HeldPacket, Onward, Verdict
-from ngp.core.messages import Accept, Hello, Invoice, Message, Paid, Prefix, Propose, Refund, Role, Statement
+from ngp.core.messages import Accept, Hello, Invoice, Message, Prefix, Propose, Refund, Role, Statement
 from ngp.core.payment_node import PaymentNode, Settlement
 from ngp.core.records import ContractRecord
 from ngp.core.selling.account import ClientAccount
 from ngp.core.settings import Budgets, FeeLimit, Margin, Settings
+from ngp.delivery import wants_receipt
 
 HOST_ADDRESS = ip_address("198.51.100.1")
 MSAT_PER_KB = 1 << 20  # msat/GiB
@@ -57,6 +58,7 @@ def settings(**changes: object) -> Settings:
         data_renewal_bytes=None,
         time_renewal_s=None,
         payment_amount_msat=100_000,
+        trust_amount_msat=200_000,  # so that it doesn't matter in tests of something else
         grace_data_bytes=256 << 10,
         grace_time_s=10,
         refund_when_asked=False,
@@ -234,7 +236,7 @@ class Sim(Simulation):
 
     def _receipt(self, node: Node, other: Node, message: Message, survived: bool) -> None:
         """Tell the sender whether a message was delivered: it wasn't if the receiver crashed while handling it."""
-        if not isinstance(message, Statement | Paid):
+        if not wants_receipt(message):
             return
         if survived and self.chance.random() >= self.loss:
             self._soon(node, ev.Delivered(other.identity, other.link, message), self.latency_s)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from playbook import Node, Sim, account, bought, settings, tell
+from playbook import Node, Sim, account, bought, settings, states, tell
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
-from ngp.core.messages import Cancel, Hello, Invoice, Statement, StatementLine
+from ngp.core.messages import Cancel, Hello, Invoice, Reject, RejectReason, Statement, StatementLine
+from ngp.core.settings import FreeDestination
 from ngp.daemon.api.rows import account_row
 
 HOST = "198.51.100.1"
@@ -40,6 +43,18 @@ def test_a_wrong_bill_is_disputed_and_no_longer_paid_until_unblock() -> None:
     assert not [e for e in effects if isinstance(e, fx.PayInvoice)]
     sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
     assert not bought(sim).disputed
+
+
+@pytest.mark.parametrize("free", [(), (FreeDestination(ip_network("192.0.2.0/24"), None, None),)], ids=len)
+def test_a_dispute_names_free_destinations_as_a_possible_cause_if_there_are_some(
+    free: tuple[FreeDestination, ...],
+) -> None:
+    sim = Sim(client=settings(free_destinations=free))
+    sim.flow(HOST, 100_000, 2)
+    contract = sim.contracts(sim.client)[0].contract
+    tell(sim, sim.client, Statement(0, 10**9, 0, (StatementLine(contract, 9_000_000, 0, 10**9),)))
+    (told,) = [e.text for e in sim.client.log if isinstance(e, fx.Log) and "nothing more is paid" in e.text]
+    assert ("FREE_DESTINATIONS" in told) is bool(free) and "then run `ngp unblock" in told
 
 
 def download(sim: Sim, packets: int, one_lost_of: int, sent_lost: bool = True) -> None:
@@ -345,3 +360,16 @@ def test_a_server_that_carries_nothing_any_more_is_not_believed_for_new_link_add
         tell(sim, sim.client, bill, link=link)
     assert bought(sim).disputed
     assert bought(sim).charged_msat <= metered_msat * 11 // 10 + 2 * top_up_msat
+
+
+def test_a_refusal_that_comes_too_late_ends_the_contract_on_both_sides_and_causes_no_dispute() -> None:
+    """The server refused to renew a quote whose accept it hadn't heard yet; then the accept came, and it carries on."""
+    sim = Sim(settings(trust_amount_msat=None), settings(sells=False, trust_amount_msat=None))
+    sim.flow(HOST, 50_000, 2)
+    contract = sim.contracts(sim.client)[0].contract
+    tell(sim, sim.client, Reject(contract, RejectReason.BUSY))
+    sim.flow(HOST, 100_000, 20)
+    assert states(sim)[0] == ("closed", "cancelled")
+    sim.run(10)
+    assert not bought(sim).disputed and sim.passed > 1_000_000
+    assert bought(sim).billed_msat == bought(sim).charged_msat == account(sim).charged_msat

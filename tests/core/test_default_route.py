@@ -86,8 +86,9 @@ def test_what_is_reached_by_another_route_makes_nobody_ask() -> None:
     assert list(sold(sim)) == [f"{HOST}/32"] and not sim.sent(sim.client, Ask)
 
 
-def test_a_gateway_whose_own_default_route_leads_into_the_mesh_refuses_and_each_host_is_bought_as_before() -> None:
+def test_a_gateway_that_cannot_resell_its_default_route_refuses_and_each_host_is_bought_as_before() -> None:
     mesh = Mesh("abc", a=household(**PLENTY))
+    mesh["b"].is_whole = False
     mesh.packet("a", "b")
     assert mesh["b"].sent(Reject) == [Reject(b"", RejectReason.UPSTREAM, destination=DEFAULT)]
     assert mesh["b"].sale("a").running and mesh["b"].verdicts == [Verdict.REPEAT]

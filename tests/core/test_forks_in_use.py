@@ -10,6 +10,7 @@ from mesh import DEFAULT, Mesh
 from playbook import settings
 
 from ngp.core import events as ev
+from ngp.core.buying import choosing
 from ngp.core.kernel import Fork, Hint, HintKind, Router
 from ngp.core.messages import Ask, Propose
 from ngp.core.settings import Settings
@@ -79,6 +80,19 @@ def test_the_cheaper_one_is_chosen_and_bought_from_by_its_quote() -> None:
     assert net.way == "e"
     assert net["c"].purchase("e").running and net["c"].purchase("w").running
     assert net["c"].purchase("e").price_msat_per_gib == 2000
+
+
+def test_each_neighbour_is_listed_with_the_price_by_which_it_is_compared_the_chosen_one_too() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    assert net.way == "e"
+    world = net["c"].world
+    there = {name: world.peers.by_link[net["c"].link(name)] for name in "we"}
+    listed = {name: choosing.offers_of(world, one) for name, one in there.items()}
+    assert listed == {"w": [(SAMPLE, 5000)], "e": [(SAMPLE, 2000)]}
+    state = world.buying.forks.all[DEFAULT]
+    state.offers.clear()  # as for one that carried from the first packet on, and was never asked
+    assert choosing.offers_of(world, there["e"]) == [(SAMPLE, 2000)]
 
 
 def test_one_that_was_left_is_asked_for_its_present_price() -> None:
@@ -293,6 +307,25 @@ def test_a_router_that_is_gone_is_left_at_once_and_without_choice_the_operators_
     net.see("we")
     net.send(1.0)
     assert net.way == "e"
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [("w", "the host's routes no longer lead that way"), ("", "no longer lead"), ("e", "only this way is left")],
+)
+def test_a_route_of_ours_that_ends_with_the_hosts_routes_is_told_once(left: str, why: str) -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    assert net.way == "e"
+    before = len(net["c"].logged)
+    if left:
+        net.see(left, chosen="e")
+        assert net["c"].routes == {}
+    for _ in range(2):
+        net.see(left) if left else net["c"].step(ev.ForksSeen(()))
+    (line,) = [text for text in net["c"].logged[before:] if "no route of ours" in text]
+    assert line.startswith("no route of ours leads packets to 0.0.0.0/0 through ") and "msat/GB, quality" in line
+    assert why in line
 
 
 def test_what_a_killed_daemon_chose_goes_on() -> None:

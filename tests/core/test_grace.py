@@ -9,7 +9,10 @@ from playbook import Sim, account, settings, states, tell
 from scripted_neighbour import ScriptedNeighbour
 
 from ngp.core import events as ev
-from ngp.core.messages import Ask, Invoice
+from ngp.core.messages import Ask, Cancel, Invoice
+from ngp.core.selling import metering
+from ngp.core.selling.grace import READ_WITHIN_S
+from ngp.core.topups import add_top_up
 
 HOST = "198.51.100.1"
 GRACE = 256 << 10
@@ -20,6 +23,22 @@ PRICES = (
     "buy_msat_per_gib",
     "buy_max_msat_per_gib",
 )
+
+
+def pay(sim: Sim, identity: bytes, msat: int) -> None:
+    """Credit a payment, as when a client pays an older invoice."""
+    world = sim.gateway.world
+    world.now, world.effects = sim.clock(), []
+    add_top_up(world, world.clients[identity], msat)
+    metering.paid_for(world, world.clients[identity])
+    world.save_account(world.clients[identity])
+    sim.carry_out(sim.gateway, world.effects)
+
+
+def outlast(neighbour: ScriptedNeighbour) -> None:
+    """Wait until the grace that was opened last has ended and the kernel's counters were read."""
+    for seconds in (neighbour.victim.settings.grace_time_s, READ_WITHIN_S, 1.0):
+        neighbour.wait(seconds)
 
 
 def test_grace_is_used_to_its_end_then_cut_and_not_given_again() -> None:
@@ -33,6 +52,19 @@ def test_grace_is_used_to_its_end_then_cut_and_not_given_again() -> None:
     assert sim.passed == 256 << 10
     sim.run(20)
     assert not sim.gateway.held
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_client_that_may_prepay_only_little_yet_keeps_its_grace_beside_its_money(is_known: bool) -> None:
+    keys = {} if is_known else {"trust_amount_msat": None}
+    sim = Sim(settings(**keys), settings(sells=False, **keys))
+    sim.flow(HOST, 20_000, 1)
+    sim.run(3)
+    books = account(sim)
+    assert books.balance_msat > 0 and not books.debt_msat
+    assert (books.credit is None) is is_known
+    sim.run(100)
+    assert books.credit is None, "nobody sends"
 
 
 def test_a_payer_gets_grace_too_and_again_when_it_is_paid_for() -> None:
@@ -52,6 +84,40 @@ def test_a_payer_gets_grace_too_and_again_when_it_is_paid_for() -> None:
         sim.run(15)
         sim.flow(HOST, 100_000, 3, size=512)
         assert sim.passed == passed
+
+
+def test_a_payment_of_a_part_of_the_debt_opens_that_part_again_and_no_more() -> None:
+    """Else who pays a sat at a time would see nothing for it, and pay no more: a debt may be a sat and a little."""
+    small = {"payment_amount_msat": 1000}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim.flow(HOST, 50_000, 3, size=512)
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 100_000, 20, size=512)
+    books, passed = account(sim), sim.passed
+    assert books.balance_msat == -256 * 5
+    for part in (1000, 100, 0):
+        pay(sim, sim.client.identity, part)
+        sim.flow(HOST, 100_000, 6, size=512)
+        assert books.balance_msat == -256 * 5
+        assert sim.passed - passed == part * 1024 // 5 // 512 * 512
+        passed = sim.passed
+        sim.run(15)
+        sim.flow(HOST, 100_000, 3, size=512)
+        assert sim.passed == passed
+
+
+def test_a_part_of_the_debt_that_is_paid_in_time_begins_the_time_anew() -> None:
+    small = {"payment_amount_msat": 1000}
+    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim.flow(HOST, 50_000, 3, size=512)
+    sim.silenced = {Invoice}
+    books, world = account(sim), sim.gateway.world
+    while not books.debt_msat:
+        sim.flow(HOST, 100_000, 0.1, size=512)
+    sim.run(5)
+    assert books.credit is not None and books.credit.until_mono_s < world.now.monotonic_s + 6
+    metering.paid_for(world, books)
+    assert books.credit.until_mono_s == world.now.monotonic_s + world.settings.grace_time_s
 
 
 def test_a_second_identity_on_the_same_link_gets_no_second_grace() -> None:
@@ -156,6 +222,100 @@ def test_a_default_counts_on_its_interface_for_an_hour_and_on_its_link_until_it_
     sim.flow(HOST, 100_000, 8, size=512)
     sim.run(10)
     assert account(sim).balance_msat > 0 and not credit.outstanding and not credit.on_interface
+
+
+@pytest.mark.parametrize("killed", ["never", "afterwards", "before it is read"])
+def test_grace_that_one_key_left_and_another_took_is_not_given_again_after_a_restart(killed: str) -> None:
+    sim = Sim()
+    first = ScriptedNeighbour(sim, sim.gateway)
+    contract = first.buy("203.0.113.1/32")
+    assert contract is not None
+    first.use(contract, GRACE // 10)
+    if killed == "before it is read":
+        sim.gateway.gatekeeper.flush()
+        sim.carry_out(sim.gateway, sim.gateway.world.effects)
+        sim.now += 20
+        sim.crash(sim.gateway)
+    else:
+        outlast(first)
+    sim.now += 61  # nobody else was heard on that link since
+    second = ScriptedNeighbour(sim, sim.gateway, b"W" * 32)
+    contract, credit = second.buy("203.0.113.2/32"), sim.gateway.world.clients[second.identity].credit
+    assert contract is not None and credit is not None and credit.data_bytes < GRACE
+    second.use(contract, credit.data_bytes)
+    outlast(second)
+    if killed == "afterwards":
+        sim.crash(sim.gateway)
+    world = sim.gateway.world
+    assert world.credit.outstanding == {first.link: GRACE}
+    pay(sim, first.identity, 1)
+    books = world.clients[first.identity]
+    assert books.credit is not None and 0 < books.grace_left_bytes(GRACE) <= 205, "what a msat pays for"
+    assert world.credit.outstanding == {first.link: GRACE}
+
+
+def test_grace_that_one_key_gave_back_unused_is_not_restored_beside_that_of_another_key() -> None:
+    sim = Sim()
+    first = ScriptedNeighbour(sim, sim.gateway)
+    contract = first.buy("203.0.113.1/32")
+    assert contract is not None
+    first.say(Cancel(contract, "cancelled"))
+    assert sim.gateway.world.clients[first.identity].credit is None
+    sim.crash(sim.gateway)
+    assert not sim.gateway.world.credit.outstanding
+
+
+def test_defaults_of_more_than_an_hour_ago_do_not_weigh_on_their_interface_after_a_restart() -> None:
+    """Else newcomers would get no grace for an hour after each start."""
+    sim = Sim()
+    for number in range(64):
+        debtor = ScriptedNeighbour(sim, sim.gateway, b"V" * 31 + bytes([number]), b"\2vvv" + bytes([number, 1]))
+        contract = debtor.buy("203.0.113.1/32")
+        assert contract is not None
+        debtor.use(contract, GRACE)
+    outlast(debtor)
+    for seconds, weighs in ((15, True), (3500, True), (100, False), (36_000, False)):
+        sim.now += seconds
+        sim.crash(sim.gateway)
+        credit = sim.gateway.world.credit
+        assert credit.on_interface == ({"eth1": 64 * GRACE} if weighs else {})
+        assert len(credit.outstanding) == 64 and set(credit.outstanding.values()) == {GRACE}
+    newcomer = ScriptedNeighbour(sim, sim.gateway, b"N" * 32, b"\2nnnn\1")
+    assert newcomer.buy("203.0.113.9/32")
+    opened = sim.gateway.world.clients[newcomer.identity].credit
+    assert opened is not None and opened.data_bytes == GRACE
+
+
+def test_an_old_default_does_not_weigh_after_a_restart_though_the_kernel_was_told_of_its_account_since() -> None:
+    sim = Sim()
+    sim.silenced = {Invoice}
+    sim.flow(HOST, 100_000, 8, size=512)
+    sim.run(4000)
+    tell(sim, sim.gateway, Ask(ip_network(HOST), 0, 0))
+    sim.run(0.5)
+    assert sim.client.identity in sim.gateway.kernel.accounts and not sim.gateway.world.credit.on_interface
+    sim.crash(sim.gateway)
+    assert sim.gateway.world.credit.outstanding == {sim.client.link: GRACE}
+    assert not sim.gateway.world.credit.on_interface
+
+
+def test_an_old_default_that_is_paid_in_part_weighs_on_its_interface_again() -> None:
+    sim = Sim()
+    debtor = ScriptedNeighbour(sim, sim.gateway)
+    contract = debtor.buy("203.0.113.1/32")
+    assert contract is not None
+    debtor.use(contract, GRACE)
+    outlast(debtor)
+    debtor.wait(3600)
+    credit = sim.gateway.world.credit
+    assert not credit.on_interface and credit.outstanding == {debtor.link: GRACE}
+    pay(sim, debtor.identity, 100)
+    assert credit.on_interface == {"eth1": GRACE} and credit.outstanding == {debtor.link: GRACE}
+    outlast(debtor)
+    owed = GRACE - 100 * 1024 // 5
+    assert credit.on_interface == {"eth1": owed} and credit.outstanding == {debtor.link: owed}
+    debtor.wait(3600)
+    assert not credit.on_interface and credit.outstanding == {debtor.link: owed}
 
 
 def test_newcomer_prepays_when_the_interface_has_no_credit_left() -> None:

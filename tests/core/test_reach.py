@@ -210,7 +210,7 @@ def test_at_line_rate_a_client_pays_once_in_several_seconds() -> None:
     line_rate = 1_250_000_000  # 10 Gbit/s at 5 msat a kilobyte: 6,104 sat a second
     rich = settings().budgets
     rich = replace(rich, payment_msat=10**12, hour_msat=10**12, day_msat=10**12)
-    sim = Sim(client=settings(sells=False, budgets=rich))
+    sim = Sim(settings(trust_amount_msat=10**12), settings(sells=False, budgets=rich, trust_amount_msat=10**12))
     while sim.now < 1000 + LINE_SECONDS:
         size = 65_000 if sim.now < 1003 else 1_000_000  # larger packets, to save time, once top-ups are large
         for _ in range(line_rate // 100 // size):
@@ -240,7 +240,8 @@ def test_remainders_stay_in_the_balance() -> None:
 
 
 def test_without_known_channels_payments_are_unbounded() -> None:
-    sim = Sim(settings(payment_amount_msat=10**9), settings(sells=False, payment_amount_msat=10**9))
+    large = {"payment_amount_msat": 10**9, "trust_amount_msat": 2 * 10**9}
+    sim = Sim(settings(**large), settings(sells=False, **large))
     sim.flow(HOST, 1_000, 2)
     assert asked(sim)[0] == 10**9
     declined = [e.message for e in sim.client.log if isinstance(e, fx.Send) and isinstance(e.message, Declined)]

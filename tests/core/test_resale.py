@@ -11,7 +11,7 @@ from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
 from ngp.core.contract import State
-from ngp.core.kernel import HeldPacket, Onward, Router, Verdict
+from ngp.core.kernel import HeldPacket, Onward, Reading, Router, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Hello, Propose, Reject, RejectReason, mark
 
 
@@ -256,6 +256,18 @@ def test_our_own_traffic_does_not_use_up_what_was_sold() -> None:
     mesh.count("b", purchase.id, MB)
     mesh.settle()
     assert purchase.data_limit_bytes > 100 * MB and promised(mesh, "b")
+
+
+def test_a_purchase_that_is_read_with_its_sale_is_not_renewed_for_what_the_sale_carried() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    at, purchase, sale = mesh["b"], mesh["b"].purchase("c"), mesh["b"].sale("a")
+    both = at.world.with_sales([purchase.id])
+    assert both == [purchase.id, sale.id]
+    at.step(ev.UsageRead(tuple(Reading(one, 84, 0) for one in both)))
+    mesh.settle()
+    assert purchase.used_bytes == sale.used_bytes == 84
+    assert purchase.data_limit_bytes == sale.data_limit_bytes == 100 * MB, "enough for the sale, and nobody else asks"
 
 
 def test_only_the_latest_sale_ends_if_that_makes_room_for_the_others() -> None:

@@ -6,15 +6,14 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
-from mesh import MB, PLENTY, Mesh, promised
+from mesh import HOST, MB, PLENTY, Mesh, promised
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
-from ngp.core.buying.choosing import IN_USE_S
-from ngp.core.contract import State
+from ngp.core.contract import IN_USE_S, State
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
 from ngp.core.selling.quoting import REFUSAL_S
-from ngp.core.settings import Hours, LoadPrice, Margin, PriceRule
+from ngp.core.settings import Hours, LoadPrice, Margin, PriceRule, Settings
 
 
 def accept(mesh: Mesh, client: str) -> None:
@@ -220,3 +219,109 @@ def test_a_quote_for_a_cheap_way_is_taken_back_when_the_route_changes_to_a_deare
     mesh.packet("b", "c")
     assert mesh["b"].purchase("c").running
     assert old.id not in mesh["b"].world.contracts and Cancel(old.id, "upstream") in mesh["b"].sent(Cancel)
+
+
+def two_ways(**confs: Settings) -> Mesh:
+    """Return a line a - b - c, in which b also has d as a neighbour, which asks half as much as c."""
+    dear = settings(**PLENTY, sell_msat_per_gib=10 * MSAT_PER_KB, sell_min_msat_per_gib=10 * MSAT_PER_KB)
+    mesh = Mesh("abc", c=dear, **confs)
+    mesh.add("d", "b")
+    return mesh
+
+
+def keep_sending(mesh: Mesh, server: str, seconds: int, size: int = 10_000) -> None:
+    """Let a's traffic go by way of one of b's servers for a while."""
+    for _ in range(seconds):
+        mesh.count("b", mesh["b"].sale("a").id, size)
+        mesh.count("b", mesh["b"].purchase(server).id, size)
+        mesh.wait(1)
+
+
+def test_a_sale_follows_its_traffic_to_a_cheaper_way_and_costs_less_from_its_next_renewal_on() -> None:
+    mesh = two_ways()
+    mesh.packet("a", "b")
+    sale, old = mesh["b"].sale("a"), mesh["b"].purchase("c")
+    mesh["b"].route = "d"
+    mesh.packet("b", "d")
+    keep_sending(mesh, "d", 9)
+    assert sale.rests_on == old.id and old.running, "answers may still come the old way"
+    keep_sending(mesh, "d", 3)
+    assert sale.running and sale.rests_on == mesh["b"].purchase("d").id and promised(mesh, "b")
+    assert not old.running and not mesh["c"].world.contracts
+    assert mesh["b"].ledger.contracts[sale.id].rests_on == sale.rests_on
+    mesh.carry("ab", 80 * MB)
+    assert sale.price_msat_per_gib == -(-5 * MSAT_PER_KB * 11 // 10) and len(sale.prices) == 2
+    assert sale.due_msat(200 * MB) == sale.due_msat(100 * MB) + 100 * 1024 * 5.5, "what was agreed keeps its price"
+    for name, role in (("a", "client"), ("b", "server")):
+        (said,) = [text for text in mesh[name].logged if "renewed at" in text]
+        assert f" {role} " in said and said.endswith(" renewed at 5.5 msat/kB, before at 11 msat/kB")
+
+
+def test_a_renewal_rests_on_the_purchase_that_carries_the_traffic_also_after_a_restart() -> None:
+    mesh = two_ways()
+    mesh.packet("a", "b")
+    mesh["b"].route = "d"
+    mesh.packet("b", "d")
+    mesh["b"].world.buying.left.clear()  # only a running daemon remembers that the route has changed
+    keep_sending(mesh, "d", 11)
+    old, new = mesh["b"].purchase("c"), mesh["b"].purchase("d")
+    limit = old.data_limit_bytes
+    mesh.carry("ab", 80 * MB)
+    assert mesh["b"].sale("a").rests_on == new.id and old.data_limit_bytes == limit and promised(mesh, "b")
+
+
+def test_a_sale_stays_on_a_purchase_that_still_carries_some_of_its_traffic() -> None:
+    mesh = two_ways()
+    mesh.packet("a", "b")
+    mesh["b"].route = "d"
+    mesh.packet("b", "d")
+    for _ in range(15):
+        mesh.count("b", mesh["b"].purchase("c").id, 1000)
+        keep_sending(mesh, "d", 1)
+    assert mesh["b"].sale("a").rests_on == mesh["b"].purchase("c").id
+
+
+def test_a_sale_that_rested_on_nothing_is_put_on_what_is_bought_now() -> None:
+    mesh = Mesh("abc", b=settings(**PLENTY, sell_msat_per_gib=9 * MSAT_PER_KB, sell_min_msat_per_gib=9 * MSAT_PER_KB))
+    mesh["b"].route = ""
+    mesh.packet("a", "b")
+    mesh["b"].route = "c"
+    mesh.packet("b", "c")
+    sale, purchase = mesh["b"].sale("a"), mesh["b"].purchase("c")
+    assert sale.running and sale.rests_on == purchase.id and promised(mesh, "b")
+    mesh["c"].step(ev.BlockNeighbour(mesh["b"].identity, True))
+    mesh.settle()
+    assert not sale.running, "it ends with what it rests on"
+
+
+def test_a_sale_that_finds_no_room_the_other_way_ends_and_is_agreed_anew() -> None:
+    mesh = two_ways(d=settings(**PLENTY, contract_data_bytes=20_000))
+    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, contract_time_s=60)))
+    mesh.packet("a", "b")
+    sale = mesh["b"].sale("a")
+    mesh["b"].route = "d"
+    mesh.packet("b", "d")
+    for _ in range(12):
+        if sale.running:
+            keep_sending(mesh, "d", 1, 1000)
+    assert not sale.running and sale.reason == "upstream"
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").rests_on == mesh["b"].purchase("d").id and promised(mesh, "b")
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_neighbour_that_asks_and_finds_it_too_dear_ends_no_purchase_that_the_household_used(is_used: bool) -> None:
+    """The household may wait for news on a quiet connection."""
+    mesh = Mesh("bc")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    mesh["x"].step(ev.SettingsChanged(settings(**{**PLENTY, "buy_max_msat_per_gib": 1, "buy_msat_per_gib": 1})))
+    mesh.packet("b", "c")
+    purchase, at = mesh["b"].purchase("c"), mesh["b"]
+    if is_used:
+        mesh.count("b", purchase.id, 20_000)
+    mesh.wait(12)
+    question = Ask(ip_network(f"{HOST}/32"), 0, 0)
+    at.step(ev.MessageReceived(mesh["x"].identity, at.link("x"), 1, question, 1 << 41, onward=at.onward))
+    mesh.settle()
+    assert mesh["x"].sent(Reject) and purchase.running is is_used

@@ -56,6 +56,17 @@ def test_a_contract_that_dies_with_its_renewal_still_ends_unpaid() -> None:
     assert states(sim) == [("closed", "unpaid")]
 
 
+@pytest.mark.parametrize("who", ["gateway", "client"])
+def test_what_was_paid_for_before_a_crash_doesnt_wait_for_money_after_it(who: str) -> None:
+    sim = Sim()
+    sim.up(HOST)
+    node = getattr(sim, who)
+    while [one.state for one in node.world.contracts.values()] != [State.ACTIVE]:
+        sim.run(0.005)
+    sim.crash(node)
+    assert [one.state for one in node.world.contracts.values()] == [State.ACTIVE]
+
+
 def test_a_restarted_client_reserves_nothing() -> None:
     sim = Sim()
     sim.flow(HOST, 100_000, 2)

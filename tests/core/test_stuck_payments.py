@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from playbook import Sim, settings
+from playbook import Sim, account, settings
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
@@ -53,6 +53,13 @@ def test_a_failure_that_the_server_missed_is_repeated_after_the_next_reminder() 
     assert paid_msat(sim) == 0
     sim.flow(HOST, 50_000, 15)
     assert paid_msat(sim) > 0
+
+
+def test_a_seller_whose_client_cant_pay_names_that_as_a_possible_cause() -> None:
+    sim = Sim()
+    sim.payments.outcomes = [PaymentStatus.FAILED] * 3
+    sim.flow(HOST, 50_000, 3)
+    assert "busy: its payments may be failing, or one to us is still on its way" in account(sim).why_not
 
 
 def test_a_stuck_payment_stays_reserved_and_the_next_top_up_comes_when_its_invoice_is_withdrawn() -> None:
@@ -208,3 +215,13 @@ def test_a_node_that_makes_no_invoice_is_warned_of_once() -> None:
         sim.run(6)
     told = [one.text for one in sim.gateway.log if isinstance(one, fx.Log) and "locked" in one.text]
     assert len(told) == 1 and told[0].startswith("no invoice for ")
+
+
+def test_one_payment_that_stays_pending_keeps_a_newcomer_from_trading_for_an_hour_only() -> None:
+    sim = Sim(settings(trust_amount_msat=None), settings(sells=False, trust_amount_msat=None))
+    assert stick(sim, 1) is not None
+    sim.flow(HOST, 50_000, 60)
+    assert not paid_msat(sim)
+    sim.now += 3600
+    sim.flow(HOST, 50_000, 120)
+    assert paid_msat(sim) > 10_000

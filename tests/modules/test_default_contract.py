@@ -1,9 +1,9 @@
-"""A neighbour's contract for a default route: for traffic with upstream and our LANs, not with the mesh."""
+"""A neighbour's contract for a default route: for traffic with upstream and our LANs; with the mesh if we resell it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -128,6 +128,70 @@ def test_after_a_restart_it_is_still_none_for_the_mesh(built: Star, family: int)
     again.set_neighbours(neighbours(built))
     send(built.world, [udp(CLIENT[family], ADDRESSES["behind B"][family], 9, bytes(UP_BYTES))])
     wait_until(lambda: queued(built.world) == 1, "the daemon is asked")
+
+
+@FAMILIES
+def test_one_that_we_buy_ourselves_also_pays_for_what_goes_on_by_that(built: Star, family: int) -> None:
+    whole = built.sell(NEIGHBOUR, EVERYTHING[family], resold=True)
+    bought = built.buy(SECOND, EVERYTHING[family])
+    for begins in ("A", "behind A"):
+        built.talk(begins, "behind B", family)
+    both = tuple(2 * each for each in once(family))
+    assert built.world.used(whole) == built.world.used(bought) == both and queued(built.world) == 0
+    built.talk("A", "internet", family)
+    assert built.world.used(whole) == tuple(3 * each for each in once(family))
+    built.talk("behind B", "A", family)
+    up, down = once(family)
+    assert built.world.used(whole) == (3 * up + down, 3 * down + up), "its owner has bought what others begin, too"
+
+
+@FAMILIES
+def test_parts_that_are_elsewhere_are_excepted_from_it_in_both_directions(built: Star, family: int) -> None:
+    there, datapath = ADDRESSES["behind B"][family], built.world.datapath
+    part = ip_network((there, BITS[family] - 8), strict=False)
+    whole, bought = built.sell(NEIGHBOUR, EVERYTHING[family], resold=True), built.buy(SECOND, EVERYTHING[family])
+    other = ip_network({4: "10.99.0.0/16", 6: "fd00:99::/32"}[family])
+    datapath.set_elsewhere([part, other])
+    send(built.world, [udp(CLIENT[family], there, 9, bytes(UP_BYTES))])
+    wait_until(lambda: queued(built.world) == 1, "the daemon is asked")
+    with built.socket("behind B", family) as begins:
+        begins.sendto(bytes(UP_BYTES), (CLIENT[family], 9))
+    wait_until(lambda: datapath.unsold_bytes() == once(family)[0], "refused")
+    assert built.world.used(whole) == (0, 0) and built.world.used(bought) == (0, once(family)[0])
+    datapath.set_elsewhere([other])
+    built.talk("A", "behind B", family)
+    assert built.world.used(whole) == once(family) and queued(built.world) == 1
+
+
+@FAMILIES
+def test_what_we_paid_for_and_nobody_bought_is_counted(built: Star, family: int) -> None:
+    bought, (size, _) = built.buy(SECOND, EVERYTHING[family]), once(family)
+    for number, name in enumerate(("A", "behind A"), 1):
+        with built.socket("behind B", family) as begins:
+            begins.sendto(bytes(UP_BYTES), (ADDRESSES[name][family], 9))
+        wait_until(lambda number=number: built.world.datapath.unsold_bytes() == number * size, "counted")  # type: ignore[misc]
+    assert built.world.used(bought) == (0, 2 * size)
+    with built.socket("internet", family) as begins:
+        begins.sendto(bytes(UP_BYTES), (CLIENT[family], 9))
+    wait_until(lambda: built.world.datapath.counters()["uncovered"] == 3, "refused")
+    assert built.world.datapath.counters()["unsold_bytes"] == 2 * size, "what comes from upstream costs us nothing"
+
+
+@FAMILIES
+def test_after_a_restart_it_still_covers_the_mesh_and_its_exceptions_still_hold(built: Star, family: int) -> None:
+    there, datapath = ADDRESSES["behind B"][family], built.world.datapath
+    whole = built.sell(NEIGHBOUR, EVERYTHING[family], resold=True)
+    built.buy(SECOND, EVERYTHING[family])
+    datapath.set_elsewhere([ip_network(there)])
+    datapath.close()
+    again = built.world.datapath = Datapath(built.world.state, None)
+    found = again.set_up(desired(buys=True, lan_interfaces=("lan0",)))
+    assert {one.grant.contract: one.grant.resold for one in found.contracts}[whole]
+    again.set_neighbours(neighbours(built))
+    send(built.world, [udp(CLIENT[family], there, 9, bytes(UP_BYTES))])
+    wait_until(lambda: queued(built.world) == 1, "the daemon is asked")
+    built.talk("A", "B", family)
+    assert built.world.used(whole) == once(family)
 
 
 @FAMILIES

@@ -74,6 +74,28 @@ def test_forks_are_prefixes_with_several_routers_in_the_order_of_metrics(host: H
     assert Forks(host).find(("w0",), (4, 6)) == ()
 
 
+def test_routes_into_the_mesh_and_the_one_router_of_the_default_route(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(version: int = 4, mesh: tuple[str, ...] = MESH) -> tuple[object, set[object], bool]:
+        host.forget()
+        found = Forks(host).mesh_routes(version, mesh)
+        default = found.default.place if found.default is not None else None
+        return default, {(str(prefix), router.place) for prefix, router in found.others}, found.is_whole
+
+    parts = {(str(PART), WEST.place), (str(PART), EAST.place), ("203.0.113.0/24", WEST.place)}
+    assert look() == (WEST.place, parts, True)
+    assert look(6) == (("w0", ip_address("fd00:0::2")), set(), True)
+    assert look(mesh=("w1",)) == (None, {(str(PART), EAST.place)}, True)
+    monkeypatch.setattr("ngp.modules.network.forks.MOST_OTHERS", 2)
+    assert look()[2] is False
+    monkeypatch.undo()
+    sh("ip route flush default; ip route add default nexthop via 10.0.1.2 nexthop via 10.0.0.2")
+    assert look()[0] is None, "traffic is shared between two routers"
+    sh("ip route flush default; ip route add 128.0.0.0/1 via 10.0.1.2")
+    assert look() == (None, {*parts, ("128.0.0.0/1", EAST.place)}, True)
+
+
 def test_a_link_without_carrier_is_no_way(host: Host) -> None:
     sh("ip link set x0 down")
     await_until(lambda: EVERYTHING not in find(host), what="the loss of the carrier")

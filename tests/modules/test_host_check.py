@@ -51,6 +51,12 @@ def test_check_names_what_is_wrong_with_the_command_that_mends_it(hosts: Lab) ->
     assert not lines["interface absent0"].ok
     for name in ("forwarding IPv4", "forwarding IPv6"):
         sh(lines[name].remedy)
+    sh("sysctl -qw net.ipv6.conf.all.forwarding=0")  # a host without IPv6 needn't have it
+    without = by_name(desired())["forwarding IPv6"].remedy
+    assert without.startswith("sysctl -w net.ipv6.conf.all.forwarding=1; or NETWORK_INTERFACE: ip4")
+    alone = by_name(desired(families=frozenset({6})))["forwarding IPv6"].remedy
+    assert alone == "sysctl -w net.ipv6.conf.all.forwarding=1"
+    sh(alone)
     sh("sysctl -w net/ipv4/conf/m0/forwarding=0 && iptables-nft -t nat -A POSTROUTING -o up0 -j MASQUERADE")
     lines = by_name(desired())
     assert lines["forwarding IPv4"].remedy == "sysctl -w net/ipv4/conf/m0/forwarding=1"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from kernel_lab import CLIENT, GATEWAY_TO_CLIENT, INTERNET, Lab, by_name, desired, gateway, sh
 
+from ngp.core.kernel import Router
 from ngp.core.values import Check
 from ngp.modules.network import check as checks
 from ngp.modules.network.datapath import Datapath
@@ -123,3 +124,23 @@ def test_a_buyer_whose_default_route_leads_to_nobody_is_told(hosts: Lab) -> None
     mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", hosts.client).strip().replace(":", ""))
     assert hops == [("m0", ip_address(CLIENT[4]), mac), ("m0", ip_address(CLIENT[6]), mac)]
     assert by_name(desired()).keys() & silent().keys() == set()
+
+
+def test_destinations_are_found_behind_routers_of_the_mesh_by_the_route_to_them_or_to_a_part_of_them(
+    hosts: Lab,
+) -> None:
+    mac = bytes.fromhex(sh("cat /sys/class/net/c0/address", hosts.client).strip().replace(":", ""))
+    routers = {version: Router("m0", mac, ip_address(CLIENT[version])) for version in (4, 6)}
+    free = [ip_network(each) for each in ("198.51.100.0/24", "203.0.113.0/24", "2001:db8:5::/48", "10.0.0.0/8")]
+    network = Datapath(Path("/nonexistent"))
+    try:
+        assert network.routers_towards(desired(), free) == []  # all of it goes upstream, or is on our own links
+        sh(f"ip route add 198.51.100.0/24 via {CLIENT[4]} && ip route add 203.0.113.128/25 via {CLIENT[4]}")
+        sh(f"ip -6 route add 2001:db8:5::/48 via {CLIENT[6]}")
+        sh(f"ping -n -q -c 1 -W 30 {CLIENT[4]} && ping -n -q -c 1 -W 30 {CLIENT[6]}")  # so that its MAC is known
+        found = [(free[0], routers[4]), (free[1], routers[4]), (free[2], routers[6])]
+        network.close()  # routes are remembered for some seconds
+        assert network.routers_towards(desired(), free) == found
+        assert network.routers_towards(desired(families=frozenset({6})), free)[1:] == found[2:]
+    finally:
+        network.close()

@@ -21,7 +21,7 @@ from ngp.core.kernel import HeldPacket, Verdict
 from ngp.errors import KernelError
 from ngp.modules.network import queue as queue_module
 from ngp.modules.network.gate import Gate
-from ngp.modules.network.icmp import Prohibiter, prohibited
+from ngp.modules.network.icmp import Prohibiter, is_error, prohibited
 from ngp.modules.network.queue import HeldQueue, parse_addresses, try_number
 
 V4 = IPv4Address("192.0.2.7").packed + IPv4Address("198.51.100.9").packed
@@ -97,6 +97,29 @@ def test_queries_and_first_fragments_are_answered() -> None:
     assert prohibited(v4(fragment=0x2000)) is not None
     assert prohibited(v6(58, payload=b"\x80" + b"\0" * 30)) is not None
     assert prohibited(v6(44, payload=b"\x11\0\0\x01" + b"\0" * 30)) is not None
+
+
+@pytest.mark.parametrize(
+    ("packet", "wanted"),
+    [
+        (v4(1, payload=b"\x03" + b"\0" * 30), True),
+        (v4(1, payload=b"\x0b" + b"\0" * 30), True),
+        (v4(1, payload=b"\x08" + b"\0" * 30), False),
+        (v4(1, payload=b""), False),
+        (v4(1, fragment=0x0001, payload=b"\x03" + b"\0" * 30), False),
+        (v4(17, payload=b"\x03" + b"\0" * 30), False),
+        (v6(58, payload=b"\x01" + b"\0" * 30), True),
+        (v6(0, payload=b"\x3a" + b"\0" * 7 + b"\x02" + b"\0" * 30), True),
+        (v6(58, payload=b"\x80" + b"\0" * 30), False),
+        (v6(58, payload=b""), False),
+        (v6(0, payload=b"\0\0" * 80), False),
+        (b"", False),
+        (b"\x45", False),
+        (b"\x60", False),
+    ],
+)
+def test_icmp_errors_are_told_from_other_packets(packet: bytes, wanted: bool) -> None:
+    assert is_error(packet) is wanted
 
 
 def test_answers_are_limited_per_source_and_in_total(hosts: Lab) -> None:
@@ -177,6 +200,17 @@ s.connect((sys.argv[1], 9)); s.settimeout(60); s.send(b"x" * 100)
 try: s.recv(10)
 except OSError as error: print(errno.errorcode.get(error.errno, error))
 """
+# Says "unreachable" to a host about a packet that it never sent.
+ERROR = """
+import socket, struct, sys
+v6 = ":" in sys.argv[1]
+quoted = b"\\x60" + b"\\0" * 63 if v6 else b"\\x45" + b"\\0" * 27
+message = struct.pack("!BBHI", 1 if v6 else 3, 4 if v6 else 3, 0, 0) + quoted
+total = sum(struct.unpack(f"!{len(message) // 2}H", message))
+checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+s = socket.socket(*((socket.AF_INET6, socket.SOCK_RAW, 58) if v6 else (socket.AF_INET, socket.SOCK_RAW, 1)))
+s.sendto(message if v6 else message[:2] + struct.pack("!H", checksum) + message[4:], (sys.argv[1], 0))
+"""
 RECEIVE = """
 import socket, sys
 s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
@@ -208,6 +242,20 @@ def test_a_released_packet_passes_the_gate_again(hosts: Lab, filters: tuple[Path
         await receiver.wait()
         counters = daemon.queue.counters()
         assert (counters["held"], counters["released"], counters["dropped"]) == (0, 2, 0)
+
+    in_loop(filters, body)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_icmp_error_alone_is_dropped(hosts: Lab, filters: tuple[Path, Path], family: int) -> None:
+    """Else a router that refuses forged packets would buy a contract for each source, with its own ICMP answers."""
+
+    async def body(daemon: Daemon) -> None:
+        subprocess.run(python(hosts.client, ERROR, INTERNET[family]), check=True)
+        subprocess.run(python(hosts.client, SEND, INTERNET[family], "1"), check=True)
+        assert len((await daemon.next()).link) == 2
+        counters = daemon.queue.counters()
+        assert (counters["held"], counters["dropped"]) == (1, 1) and daemon.held.empty()
 
     in_loop(filters, body)
 

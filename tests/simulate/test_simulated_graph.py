@@ -25,6 +25,7 @@ def written(folder: Path, content: Any) -> Path:
         ("{", "no JSON: "),
         ("[" * 100_000, "no JSON: "),
         ([], "must be an object with `nodes` and `links`"),
+        ({"nodes": 3, "links": []}, "links: none of them carries anything"),
         ({"links": []}, "nodes: None is no number from 2 to 100000"),
         ({"nodes": True, "links": []}, "nodes: True is no number"),
         ({"nodes": 10**9, "links": []}, "nodes: 1000000000 is no number from 2 to 100000"),

@@ -103,6 +103,18 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     assert ledger.unacknowledged(ALICE, (0, b""), 9) == ((), None)
 
 
+def test_servers_of_an_older_ledger_are_trusted_with_what_they_carried_unless_it_was_in_doubt(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = SqliteLedger.open(path)
+    used = {"metered_msat": 100, "tolerated_msat": 5}
+    doubted = account(BOB, Role.CLIENT, unseen_payments=2, served_msat=7, **used)
+    ledger.commit([account(ALICE, Role.CLIENT, **used), doubted])
+    ledger._connection.execute("PRAGMA user_version = 10")
+    ledger.close()
+    found = SqliteLedger.open(path).load(NOW).accounts
+    assert {one.identity: one.served_msat for one in found} == {ALICE: 105, BOB: 7}
+
+
 def test_books_of_an_older_format_wait_for_the_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = filled(tmp_path / "ledger.db")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ()))

@@ -30,8 +30,10 @@ class Seen:
         base_msat: what the server's statements credited when the first of them was ordered.
         stated_msat: what its latest statement credits.
         came_back: our meter has counted something that came back since then.
-        served_msat: what had been used by the time when something came back last.
-        try_again_mono_s: until then nothing is paid, if too many payments are unseen.
+        served_msat: what our meter had counted, and what we tolerated, by the time when something came back last.
+        served_mono_s: when that was.
+        refused: we have declined an invoice since then, for want of service.
+        try_again_mono_s: until then nothing is paid, if too much was paid for nothing.
         echo_not_before_mono_s: until then no destination is asked for an echo.
     """
 
@@ -41,6 +43,8 @@ class Seen:
     stated_msat: int = 0
     came_back: bool = False
     served_msat: int = 0
+    served_mono_s: float = float("-inf")
+    refused: bool = False
     try_again_mono_s: float = float("-inf")
     echo_not_before_mono_s: float = float("-inf")
 
@@ -60,6 +64,7 @@ class ServerAccount(Account):
         tolerated_msat: how much more than our meter counted we accept for good: what the meter missed, and what was
             written off as lost.
         came_back_msat: the price of what our meter counted from destinations since the last bill was compared.
+        ahead_msat: how much more our meter had counted than was billed, when the last bill came.
         loss: how much of what we send the server gets.
         disputed: the bill is higher than meter and tolerance allow; we agree and pay nothing until `ngp unblock`.
         unpaid: contracts accepted without money: the next payment makes them active, or the server ends them.
@@ -67,6 +72,7 @@ class ServerAccount(Account):
         seen: what the server has shown for our payments.
         backoff: the pause after failed payments of this server's invoices.
         moved_mono_s: when the server was last found on another link address than that of its contracts.
+        refused_mono_s: when it refused a running contract, and was believed what that carried until it had ended.
         declined_hash: payment hash of the invoice that we declined last; b"" after we paid one or said that we would.
         missing_msat: how much of what we paid is missing in the server's statements, as after it restored an older
             ledger.
@@ -81,6 +87,7 @@ class ServerAccount(Account):
     metered_msat: int = 0
     tolerated_msat: int = 0
     came_back_msat: int = 0
+    ahead_msat: int = 0
     loss: Loss = field(default_factory=Loss)
     disputed: bool = False
     unpaid: dict[bytes, Purchase] = field(default_factory=dict)
@@ -88,6 +95,7 @@ class ServerAccount(Account):
     seen: Seen = field(default_factory=Seen)
     backoff: Backoff = field(default_factory=Backoff)
     moved_mono_s: float = float("-inf")
+    refused_mono_s: float = float("-inf")
     declined_hash: bytes = b""
     missing_msat: int = 0
     unmetered_msat: int | None = None
@@ -97,6 +105,11 @@ class ServerAccount(Account):
     def used_msat(self) -> int:
         """What was used so far, by the bill or by our own meter, whichever is more."""
         return max(self.metered_msat, self.charged_msat)
+
+    @property
+    def served_msat(self) -> int:
+        """The worth of what the server has shown to have carried."""
+        return self.seen.served_msat
 
     def record(self) -> AccountRecord:
         """Return the account's record for the ledger."""

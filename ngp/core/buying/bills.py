@@ -1,9 +1,10 @@
 """Bills: compare what a server bills with our own meter, and end contracts that may still run on the server's side.
 
 A server charges what it hands to its interface. What its queue drops, or what is lost on the air, doesn't reach our
-meter, so even an honest bill is higher. PAYMENT_AMOUNT is what we trust a server with anyway, so the account's bill may
-exceed our meter by as much. Beside that, the share of what came back that the link may have lost (`loss`) is written
-off for good. So a lossy link causes no dispute, and a server that cheats gains PAYMENT_AMOUNT once, and that share.
+meter, so even an honest bill is higher. We trust a server with as much as it has served, and with the grace before
+that, so the account's bill may exceed our meter by as much, and by PAYMENT_AMOUNT at most. Beside that, the share of
+what came back that the link may have lost (`loss`) is written off for good. So a lossy link causes no dispute, and a
+server that cheats gains that trust once, and that share. What it is believed isn't served: so it is paid as much less.
 
 A server that bills more than that isn't paid any more. A bill of an identity from which we never bought is no bill at
 all: anybody can send one, and keys cost nothing, so it leaves nothing in ledger, journal and log.
@@ -19,7 +20,7 @@ from itertools import islice
 
 from ngp.core.buying import metering, service
 from ngp.core.buying.account import ServerAccount
-from ngp.core.buying.payments import MOST_AHEAD, pay_now
+from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
 from ngp.core.effects import Persist
@@ -28,13 +29,14 @@ from ngp.core.orders import pending_msat
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import affordable_bytes
 from ngp.core.records import BilledRecord, PaymentKind, PaymentState
-from ngp.core.topups import sendable, usual_msat
-from ngp.core.world import World
+from ngp.core.topups import MOST_AHEAD
+from ngp.core.world import TOP_UP_LASTS_S, World
 
 DISOWN_PAUSE_S = 0.5  # least time between two answers that end at the server the contracts that we don't meter
 MOST_DISOWNED_AGAIN = 256  # most contracts that a server that came back is told to end
 CREDITED_WITHIN_S = 60  # within this time after a payment a server's statement may still lack it
 MOVE_TAKES_S = 60.0  # for so long after a server moved, its bills of contracts at its old address are believed
+REFUSES_AGAIN_S = 3600.0  # after this time another refusal is believed to have left some traffic unmetered
 MOVES_AGAIN_S = 3600.0  # after this time another move of the server is believed
 
 
@@ -68,8 +70,8 @@ def stated(world: World, neighbour: Neighbour, statement: Statement) -> None:
     _look_for_missing(world, account, statement.paid_msat)
     account.billed_msat = max(account.billed_msat, statement.charged_msat)
     _compare(world, account)
-    if service.credited(world, account, statement.paid_msat):
-        pay_now(world, account)
+    service.credited(world, account, statement.paid_msat)
+    pay_now(world, account)
     if not account.empty:
         world.save_account(account)
 
@@ -93,11 +95,12 @@ def _compare(world: World, account: ServerAccount) -> None:
     """Compare the account's bill with our meter, and write off what may be lost; dispute what is still too high."""
     tolerance_ppm = world.settings.verify_tolerance_ppm
     may_be_lost_msat, account.came_back_msat = account.loss.may_be_lost(account.came_back_msat, tolerance_ppm)
+    account.ahead_msat = max(0, account.metered_msat - account.billed_msat)
     missing_msat = account.billed_msat - account.metered_msat - account.tolerated_msat
     written_off_msat = max(0, min(missing_msat, may_be_lost_msat))
     account.tolerated_msat += written_off_msat
     missing_msat -= written_off_msat
-    trust_msat = world.settings.payment_amount_msat
+    trust_msat = min(world.settings.payment_amount_msat, world.trust_msat(account))
     most_msat = account.metered_msat + account.tolerated_msat + trust_msat
     account.charged_msat = max(account.charged_msat, min(account.billed_msat, most_msat))
     if missing_msat > trust_msat:
@@ -107,7 +110,7 @@ def _compare(world: World, account: ServerAccount) -> None:
             ("loss", account.identity),
             f"{account.identity.hex()[:8]} billed {missing_msat} msat that our meter didn't count, beside "
             f"{account.tolerated_msat} msat written off: that was lost on the way, or the bill is too high; above "
-            f"PAYMENT_AMOUNT ({trust_msat} msat) ngp disputes the bill",
+            f"{trust_msat} msat ngp disputes the bill",
         )
 
 
@@ -148,10 +151,10 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
     """Say whether a server has moved to another link address, so that its bill is believed; end its contracts then.
 
     Our meter counts at the old address, so it may have missed the traffic since the move, and would miss what contracts
-    that aren't in use now carry later. The server is believed up to one top-up, which is ten seconds' use or more, and
-    only if the contract was in use at the move: otherwise a server that carries nothing any more could bill a top-up an
-    hour. Within an hour it is believed only once: if a server moves again and again, its bills are disputed like any
-    other.
+    that aren't in use now carry later. The server is believed up to ten seconds' use, or what a stranger is trusted
+    with, and only if the contract was in use at the move: otherwise a server that carries nothing any more could bill
+    a top-up an hour. Within an hour it is believed only once: if a server moves again and again, its bills are
+    disputed like any other.
     """
     before = world.peers.neighbours.get((purchase.identity, purchase.link))
     if purchase.link == neighbour.link or purchase.link[0] != neighbour.link[0]:
@@ -162,8 +165,8 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
         if not purchase.running or world.now.monotonic_s - purchase.rate.at_mono_s > MOVE_TAKES_S:
             return False
         account.moved_mono_s = world.now.monotonic_s
-        top_up_msat = usual_msat(world, account, sendable(world, account.identity))
-        account.unmetered_msat = min(top_up_msat, _in_hand_msat(world, account))
+        used_msat = max(int(account.rate.a_second * TOP_UP_LASTS_S), world.first_trust_msat(account))
+        account.unmetered_msat = min(used_msat, _in_hand_msat(world, account))
         world.log(f"neighbour {account.identity.hex()[:8]} on {neighbour.link[0]} has another link address now")
         for other in list(before.contracts.values()) if before is not None else ():
             if isinstance(other, Purchase) and other.running:
@@ -176,7 +179,7 @@ def _moved_away(world: World, neighbour: Neighbour, account: ServerAccount, purc
 def _in_hand_msat(world: World, account: ServerAccount) -> int:
     """Return what the server may have in hand: money of ours that no bill has used yet, and what we may owe it."""
     msat = account.paid_msat - account.refunded_msat + pending_msat(world, account.identity)
-    msat += MOST_AHEAD * world.settings.payment_amount_msat
+    msat += min(MOST_AHEAD * world.settings.payment_amount_msat, world.trust_msat(account))
     return max(0, msat - max(account.charged_msat, account.metered_msat + account.tolerated_msat))
 
 
@@ -198,7 +201,9 @@ def _forgive(world: World, account: ServerAccount, purchase: Purchase) -> None:
     account.unmetered_msat -= purchase.due_msat(believed) - purchase.due_msat(before)
     purchase.forgiven_bytes = believed - used
     forgiven_msat = purchase.due_msat(believed) - purchase.due_msat(used)
-    account.tolerated_msat += max(0, forgiven_msat - purchase.tolerated_msat)
+    grown_msat = max(0, forgiven_msat - purchase.tolerated_msat)
+    account.tolerated_msat += grown_msat
+    account.seen.served_msat += min(grown_msat, account.metered_msat)  # else a stranger would be trusted for nothing
     purchase.tolerated_msat = max(purchase.tolerated_msat, forgiven_msat)
 
 
@@ -207,11 +212,13 @@ def _dispute(world: World, account: ServerAccount) -> None:
         account.disputed = True
         account.reputation = account.reputation.broken(world.now.utc_s)
         world.journal("dispute", account.identity, "open")
+        is_free = " (perhaps FREE_DESTINATIONS: our meter leaves out what they name, and it may charge for that)"
+        cause = is_free if world.settings.free_destinations else ""
         world.log(
             f"the bill of {account.identity.hex()[:8]} is more than our meter counted ({account.billed_msat} msat "
             f"billed, {account.metered_msat} msat metered, {account.tolerated_msat} msat tolerated, as "
-            f"{account.loss.ppm / 10_000:.1f} % of what we sent was lost): nothing more is paid to it; find out why, "
-            f"then run `ngp unblock {account.identity.hex()[:16]}`",
+            f"{account.loss.ppm / 10_000:.1f} % of what we sent was lost): nothing more is paid to it; find out why"
+            f"{cause}, then run `ngp unblock {account.identity.hex()[:16]}`",
             logging.WARNING,
         )
 
@@ -244,9 +251,23 @@ def end(world: World, purchase: Purchase) -> None:
     """End a contract that we bought, and tell its server. Our meter has counted all of it: nothing is on its way."""
     purchase.disowned = True
     world.halt(purchase, CloseReason.CANCELLED)
+    world.save_contract(purchase)  # else it would live again if we are killed before the kernel's last reading
     neighbour = world.peers.any_link(purchase.identity)
     if neighbour is not None:
         world.send(neighbour, Cancel(purchase.id))
+
+
+def end_refused(world: World, purchase: Purchase) -> None:
+    """End a contract that its server refused while it ran: it may carry some more before it hears that we ended it.
+
+    Of that it is believed as much as we use in ten seconds, and only once an hour. Otherwise it could refuse again and
+    again, and bill each time what it never carried.
+    """
+    account = world.server(purchase.identity)
+    if world.now.monotonic_s - account.refused_mono_s > REFUSES_AGAIN_S:
+        account.refused_mono_s, purchase.meter_lost = world.now.monotonic_s, True
+        account.unmetered_msat = min(int(account.rate.a_second * TOP_UP_LASTS_S), _in_hand_msat(world, account))
+    end(world, purchase)
 
 
 def came_back(world: World, neighbour: Neighbour) -> None:

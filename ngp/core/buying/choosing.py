@@ -25,7 +25,7 @@ from ngp.core.buying import bills, service
 from ngp.core.buying.fork import Candidate, ForkState, choose
 from ngp.core.buying.negotiation import accept_quote
 from ngp.core.buying.purchase import Purchase
-from ngp.core.contract import State
+from ngp.core.contract import IN_USE_S, State
 from ngp.core.effects import Greet, ReadMeters, SetRoutes
 from ngp.core.kernel import Fork, Reading, Router
 from ngp.core.messages import Ask, Prefix, Propose, Reject, RejectReason
@@ -46,7 +46,6 @@ LEFT_ASK_S = 30.0
 """A neighbour that was left is asked again after this time: one that offers a low price each time it is left, and a
 high one when it is chosen, must not have us change all the time."""
 ENDS_S = 1.0  # from the end of a contract until its server can offer another
-IN_USE_S = 10.0
 SETTLE_S = 3.0
 """From a start until the first choice: until then the neighbours say hello, and what a killed daemon chose goes on."""
 
@@ -56,12 +55,14 @@ def forks_seen(world: World, forks: tuple[Fork, ...]) -> None:
     known, found = world.buying.forks, dict[Prefix, ForkState]()
     if not known.all:
         known.began_mono_s = world.now.monotonic_s
+    led = {prefix: (state, state.chosen) for prefix, state in known.all.items() if state.chosen is not None}
     for fork in forks:
         state = known.all.get(fork.prefix) or ForkState(fork, fork.chosen)
         state.fork, found[fork.prefix] = fork, state
         is_left = state.chosen is not None and state.chosen.place not in [one.place for one in fork.routers]
         if is_left or len(fork.routers) < 2:
             state.chosen = None
+    _log_ended(world, led, found)
     known.take(found)
     known.in_use = {prefix: found[prefix] for prefix in known.in_use if prefix in found}
     for state in known.in_use.values():
@@ -69,6 +70,22 @@ def forks_seen(world: World, forks: tuple[Fork, ...]) -> None:
     there = {fork.prefix: fork.chosen.place for fork in forks if fork.chosen is not None}
     if _places(world) != there or any(fork.is_stale for fork in forks):
         _set_routes(world)
+
+
+def _log_ended(world: World, led: dict[Prefix, tuple[ForkState, Router]], found: dict[Prefix, ForkState]) -> None:
+    """Say which routes of ours end, since the host's routes leave nothing to choose, or no longer lead that way.
+
+    Args: led: the states that had a route of ours, each with its router. found: the states as they are now.
+    """
+    for prefix, (state, router) in led.items():
+        now = found.get(prefix)
+        if now is not None and now.chosen is not None:
+            continue
+        neighbour = _at(world, router)
+        through = _told(world, state, neighbour) if neighbour is not None else f"a router on {router.interface}"
+        places = [one.place for one in now.fork.routers] if now is not None else []
+        why = "only this way is left" if router.place in places else "the host's routes no longer lead that way"
+        world.log(f"no route of ours leads packets to {prefix} through {through} any more: {why}")
 
 
 def switched(world: World, before: Settings) -> None:
@@ -195,9 +212,16 @@ def chosen(world: World) -> list[tuple[Prefix, Router, Neighbour | None]]:
 
 
 def offers_of(world: World, neighbour: Neighbour) -> list[tuple[Prefix, int]]:
-    """List what a neighbour asks, msat per GiB, for the destinations by which it is compared with others."""
-    states, who = world.buying.forks.all.values(), neighbour.identity
-    return [(one.sample, one.offers[who]) for one in states if one.sample is not None and who in one.offers]
+    """List what a neighbour asks, msat per GiB, for the destinations by which it is compared with others.
+
+    What is bought there already has the price that is paid, as the one that is chosen isn't asked again.
+    """
+    found = []
+    for state in world.buying.forks.all.values():
+        price = _price(world, state, neighbour) if neighbour in _neighbours(world, state) else None
+        if state.sample is not None and price is not None:
+            found.append((state.sample, price))
+    return found
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -215,7 +239,7 @@ def _watch(world: World, neighbour: Neighbour) -> None:
     if waits_s or unanswered_s or now - quality.greeted_mono_s >= GREET_S:
         _greet(world, neighbour)
     bought = (one.id for one in neighbour.contracts.values() if isinstance(one, Purchase))
-    world.do(ReadMeters(tuple(islice(bought, MOST_READ))))
+    world.do(ReadMeters(tuple(world.with_sales(islice(bought, MOST_READ)))))
 
 
 def _greet(world: World, neighbour: Neighbour) -> None:
@@ -279,7 +303,7 @@ def end_if_idle(world: World, purchase: Purchase) -> bool:
     Returns: whether it was ended.
     """
     is_needed = any(not sale.refused for sale in world.resting.get(purchase.id, {}).values())
-    if is_needed or world.now.monotonic_s - purchase.rate.at_mono_s <= IN_USE_S:
+    if is_needed or purchase.in_use(world.now.monotonic_s):
         return False
     bills.end(world, purchase)
     return True

@@ -4,9 +4,10 @@ The first destination is bought as ever, so that its packets don't wait any long
 for the default route, and from that contract on no packet to a new destination waits. A server that doesn't sell it
 refuses; then each destination is bought by itself, and the question is repeated only after a while.
 
-Only a node that sells nothing buys a default route. We pay for all that the server sends us under a source that we
-bought, and then that is every source. A household gets what it pays for. But a node in the middle would also pay for
-packets to its customers that none of them has bought, and drop them.
+Only a node that sells nothing buys a default route for itself. We pay for all that the server sends us under a source
+that we bought, and then that is every source. A household gets what it pays for. But a node in the middle also pays for
+packets to its customers that none of them has bought, and drops them. So it buys one only for a client that asks, and
+`ngp.core.default_resale` bounds that loss.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ def refused(world: World) -> list[tuple[bytes, Prefix]]:
 
 
 def switched(world: World) -> None:
-    """End the contracts for default routes if we don't buy these any more: the other rules don't expect any."""
+    """End the contracts for default routes if we don't buy these any more, except for those that we resell."""
     if world.settings.buys_default_route:
         return
     world.buying.default_asked.clear()
     for about in product(list(world.servers), map(default_prefix, (4, 6))):
-        if (one := world.purchases.exact(*about)) is not None and one.running:
+        one = world.purchases.exact(*about)
+        if one is not None and one.running and not world.resting.get(one.id):
             bills.end(world, one)

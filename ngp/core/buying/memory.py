@@ -1,10 +1,9 @@
-"""Memory of a buyer: what it declined, what is over, and how often it may ask."""
+"""Memory of a buyer: what it declined, what it was offered, and what is over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ngp.core.allowance import Allowance
 from ngp.core.buying.account import Backoff
 from ngp.core.buying.fork import Forks
 from ngp.core.buying.purchase import Purchase
@@ -12,10 +11,10 @@ from ngp.core.messages import Prefix, Propose
 from ngp.core.newest import Newest
 from ngp.core.peers import Link
 
-MOST_QUESTIONS_A_SECOND = 32
 MOST_ENDED = 4096
 MOST_QUOTES = 4096
 MOST_DEFAULTS = 256
+MOST_MISSED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,22 @@ class Quote:
     propose: Propose
     link: Link
     until_mono_s: float
+
+
+@dataclass(slots=True)
+class Missed:
+    """A purchase that its server ended by itself while it carried traffic.
+
+    Attributes:
+        until_mono_s: how long we ask for a new one.
+        pause_s: the time between the last question and the next one.
+        asked_mono_s: when we asked for the destination last; infinitely long ago if we haven't yet.
+    """
+
+    purchase: Purchase
+    until_mono_s: float
+    pause_s: float
+    asked_mono_s: float = float("-inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +53,9 @@ class BuyingMemory:
         quotes: what servers offered when we asked on behalf of our clients. Nothing is bought yet.
         asked: what we asked servers for on behalf of our clients, and until when an answer may still come.
         default_asked: when we asked servers for their default route (BUY_DEFAULT_ROUTE), unless they sold it to us.
-        questions: how often `ask_for` may ask servers; the hosts that send through us choose the destinations.
+        bought: what was bought in the present step; sales may have to follow.
+        missed: what we ask for anew (`endings`), by identity and destination.
+        left: purchases whose traffic goes another way now (`rerouting`); they end when they carry nothing any more.
         forks: where the routes lead through several neighbours (CHOOSE_ROUTES).
     """
 
@@ -49,4 +66,6 @@ class BuyingMemory:
     asked: Newest[tuple[bytes, Prefix], float] = field(default_factory=lambda: Newest(MOST_QUOTES))
     default_asked: Newest[tuple[bytes, Prefix], float] = field(default_factory=lambda: Newest(MOST_DEFAULTS))
     forks: Forks = field(default_factory=Forks)
-    questions: Allowance = field(default_factory=lambda: Allowance(MOST_QUESTIONS_A_SECOND))
+    bought: list[Purchase] = field(default_factory=list)
+    missed: Newest[tuple[bytes, Prefix], Missed] = field(default_factory=lambda: Newest(MOST_MISSED))
+    left: dict[bytes, None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Metering, as the buyer: count at our own interface, by the seller's rule, and end a contract when the seller does."""
+"""Metering, as the buyer: count at our own interface, by the seller's rule."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ from ngp.core.buying import service
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import WORTH_BYTES, renew_if_due
-from ngp.core.contract import CloseReason, State
+from ngp.core.contract import State
 from ngp.core.kernel import Reading
-from ngp.core.messages import Cancel
-from ngp.core.peers import Neighbour
 from ngp.core.world import World
-
-WORTH_S = 60.0
-"""A contract that ends within this time after its opening, and carried less than WORTH_BYTES, counts as unused.
-Otherwise a server could end each contract after one packet, and make us open another."""
 
 
 def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
@@ -45,6 +39,7 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
 def meter(world: World, purchase: Purchase, reading: Reading) -> int:
     """Price what our own meter counted. Returns the msat by which the charge grew, >= 0."""
     carried, came_back = reading.used_bytes - purchase.used_bytes, reading.used_from_bytes - purchase.used_from_bytes
+    purchase.fresh_to_bytes, purchase.fresh_from_bytes = carried - came_back, came_back
     due = purchase.count(reading)
     account = world.server(purchase.identity)
     account.metered_msat += due
@@ -54,32 +49,13 @@ def meter(world: World, purchase: Purchase, reading: Reading) -> int:
     return due
 
 
-def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
-    """End a contract that its server has ended, or note that the server has ended one that we ended first."""
-    purchase = world.bought(cancel.contract)
-    if purchase is None or purchase.identity != neighbour.identity:
-        return
-    purchase.disowned = False
-    if purchase.running:
-        known = cancel.reason in [reason.value for reason in CloseReason]
-        world.halt(purchase, CloseReason(cancel.reason) if known else CloseReason.CANCELLED)
-
-
-def halted(world: World, purchase: Purchase, reading: Reading | None) -> None:
-    """Close a contract on our side after our meter's last reading."""
-    if reading is not None:
-        usage_read(world, purchase, reading)
-    if purchase.used_bytes < WORTH_BYTES and world.now.utc_s - purchase.opened_at_s < WORTH_S:
-        world.count_opening(purchase)
-    world.close(purchase)
-    world.buying.ended.note(purchase.id, purchase)
-    world.forget_if_gone(purchase.identity)
-
-
 def paid_for(world: World, account: ServerAccount) -> None:
-    """Make contracts active that we accepted on credit: the server has our money, and makes them active, too."""
+    """Make contracts active that we accepted on credit: the server has our money, and makes them active, too.
+
+    The caller writes the account in the same step.
+    """
     for purchase in account.unpaid.values():
         if purchase.state is State.ACCEPTED:
             world.move(purchase, State.ACTIVE)
-        world.save_later(purchase.id)
+        world.save_contract(purchase)
     account.unpaid.clear()

@@ -5,7 +5,8 @@ rule and with the seller's limit, so both sides get the same number.
 
 Anybody can propose a contract, and a contract lets its seller send us traffic that we pay for. So we buy a destination
 only from the neighbour to which our own traffic for it goes, as the kernel says. We never buy an address on the link
-itself, a network that is wider than our route, or (without BUY_DEFAULT_ROUTE) a default route.
+itself, a network that is wider than our route, or a default route that neither the operator (BUY_DEFAULT_ROUTE) nor a
+client of ours wants.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 
 from ngp.core import networks
-from ngp.core.buying import default_route
+from ngp.core.buying import bills, default_route
 from ngp.core.buying.memory import Quote
 from ngp.core.buying.payments import pay_now
 from ngp.core.buying.purchase import Purchase
@@ -28,7 +29,6 @@ from ngp.core.world import World
 
 MOST_DECLINED = 256
 DECLINED_S = 30.0  # how long we remember what we declined; no server remembers a refusal longer
-LOOP_S = 10.0  # a sale that carried traffic within this time is in use
 _WHY_NOT_SOLD = {
     RejectReason.NOT_SELLING: "it doesn't sell to us",
     RejectReason.BLOCKED: "its operator blocks us",
@@ -36,6 +36,7 @@ _WHY_NOT_SOLD = {
     RejectReason.LOOP: "its route to there comes back to us, or is too long",
     RejectReason.UPSTREAM: "it can't buy it for us further up",
 }
+_MOMENTARY = (RejectReason.BUSY, RejectReason.UPSTREAM)  # reasons that may be over in a moment
 
 
 def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: int, sends_to: Prefix | None) -> bool:
@@ -58,14 +59,14 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     for_clients = late or bool(world.awaited.get(about))
     if for_clients:
         sends_to = propose.destination  # we asked because our route leads there
-    objection = _objection(world, neighbour, propose, sends_to)
+    objection = _objection(world, neighbour, propose, sends_to, for_clients)
     if objection is not None:
         reason, why = objection
         world.send(neighbour, Reject(propose.contract, reason), message_id)
         if sends_to == propose.destination:
             _note_decline(world, neighbour, propose.destination, why)
         elif sends_to is not None and reason is RejectReason.NOT_BUYING:
-            _ask(world, neighbour, sends_to)
+            ask(world, neighbour, sends_to)
         return True
     world.buying.quotes.pop(about, None)
     terms = buy_terms(world.settings, propose.destination, world.occasion(neighbour))
@@ -99,7 +100,7 @@ def accept_quote(world: World, identity: bytes, quote: Quote) -> bool:
     neighbour = world.peers.neighbours.get((identity, quote.link))
     del world.buying.quotes[identity, propose.destination]
     # Our traffic went through this server when it offered.
-    if neighbour is None or not neighbour.up or _objection(world, neighbour, propose, propose.destination):
+    if neighbour is None or not neighbour.up or _objection(world, neighbour, propose, propose.destination, True):
         return False
     terms = buy_terms(world.settings, propose.destination, world.occasion(neighbour))
     if propose.price_msat_per_gib > terms.most_msat_per_gib:
@@ -135,22 +136,33 @@ def ask_for(world: World, number: int, destination: Address) -> None:
     The hosts that send through us choose the destinations, so the number of questions a second is limited.
     """
     neighbour = next((one for one in world.peers.by_link.values() if one.number == number), None)
-    if neighbour is None or not (neighbour.up and neighbour.sells and world.settings.buys):
-        return
-    if neighbour.identity in world.peers.blocked or world.purchases.find(neighbour.identity, destination) is not None:
-        return
-    _ask(world, neighbour, host_prefix(destination))
+    if neighbour is not None and world.purchases.find(neighbour.identity, destination) is None:
+        ask(world, neighbour, host_prefix(destination))
 
 
-def _ask(world: World, neighbour: Neighbour, destination: Prefix) -> None:
-    if world.buying.questions.take(world.now.monotonic_s):
-        world.send(neighbour, Ask(destination, 0, 0))
+def ask(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
+    """Ask a server for a contract, if we may buy from it; the number of questions a second is limited.
+
+    Returns whether we asked.
+    """
+    if not (_may_ask(world, neighbour) and neighbour.asked.take(world.now.monotonic_s)):
+        return False
+    world.send(neighbour, Ask(destination, 0, 0))
+    return True
+
+
+def _may_ask(world: World, neighbour: Neighbour) -> bool:
+    usable = neighbour.up and neighbour.sells and world.settings.buys
+    return usable and neighbour.identity not in world.peers.blocked
 
 
 def _objection(
-    world: World, neighbour: Neighbour, propose: Propose, sends_to: Prefix | None
+    world: World, neighbour: Neighbour, propose: Propose, sends_to: Prefix | None, for_clients: bool
 ) -> tuple[RejectReason, str] | None:
-    """Return why a proposal isn't accepted, as a word for the server and a text for our operator; None: no reason."""
+    """Return why a proposal isn't accepted, as a word for the server and a text for our operator; None: no reason.
+
+    Args: for_clients: we asked for it on behalf of our clients.
+    """
     destination, who = propose.destination, neighbour.identity.hex()[:8]
     if not world.settings.buys:
         return RejectReason.NOT_BUYING, "BUY is no"
@@ -158,7 +170,7 @@ def _objection(
         return RejectReason.BLOCKED, "we block this neighbour, until `ngp unblock`"
     if not networks.is_same(neighbour.network, world.node.network):
         return RejectReason.NETWORK, "it pays on another network than we do"
-    if unwanted := _why_unwanted(world, neighbour, destination, sends_to):
+    if unwanted := _why_unwanted(world, neighbour, destination, sends_to, for_clients):
         text = f"proposal of {who} on {neighbour.link[0]} for {destination} declined: {unwanted}"
         world.log_seldom(("unwanted", neighbour.link[0].encode()), text, logging.INFO)
         return RejectReason.NOT_BUYING, unwanted
@@ -182,7 +194,9 @@ def _objection(
     return None
 
 
-def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None) -> str:
+def _why_unwanted(
+    world: World, neighbour: Neighbour, destination: Prefix, sends_to: Prefix | None, for_clients: bool
+) -> str:
     """Return why not to buy a destination from a neighbour; "" if our traffic goes there, or it is bought already."""
     # A destination that we buy from this neighbour already needs no `sends_to`: that contract counts our traffic.
     bought = world.purchases.exact(neighbour.identity, destination)
@@ -190,7 +204,8 @@ def _why_unwanted(world: World, neighbour: Neighbour, destination: Prefix, sends
         return "our traffic to there doesn't go through that neighbour; if it should, look at our route"
     if bought is None and sends_to != destination:
         return f"only a part of this destination is routed through that neighbour, so we ask for {sends_to} alone"
-    if not is_sold_whole(destination) and not default_route.is_for_us(world, destination):
+    is_wanted = for_clients and not destination.prefixlen
+    if not (is_sold_whole(destination) or is_wanted or default_route.is_for_us(world, destination)):
         return "that is a default route or a part of one"
     return ""
 
@@ -202,7 +217,7 @@ def _sells_it_the_same(world: World, neighbour: Neighbour, destination: Prefix) 
     it may be left from an earlier route.
     """
     sold = world.sales.exact(neighbour.identity, destination)
-    return sold is not None and sold.running and world.now.monotonic_s - sold.rate.at_mono_s < LOOP_S
+    return sold is not None and sold.running and sold.in_use(world.now.monotonic_s)
 
 
 def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> bool:
@@ -238,9 +253,13 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         path=propose.path,
         state=State.ACTIVE if paid else State.ACCEPTED,
     )
+    missed = world.buying.missed.get((neighbour.identity, propose.destination))
+    if missed is not None and missed.purchase.needed_at is not None:
+        purchase.needed_at = (0, 0)  # somebody may go on sending to a client of ours that is gone
     neighbour.why_not_bought = ""
     default_route.bought(world, neighbour, propose.destination)
     world.add_contract(purchase)
+    world.buying.bought.append(purchase)
     world.open(purchase)
     if not paid:
         account.unpaid[purchase.id] = purchase
@@ -254,17 +273,22 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
 
 
 def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
-    """Handle a refusal: the server withdraws a quote that we accepted, declines a renewal, or sells us nothing."""
+    """Handle a refusal: the server withdraws a quote that we accepted, declines a renewal, or sells us nothing.
+
+    A refusal to renew may come late, when the renewal is over and the contract runs. It looks like a withdrawal, so the
+    contract ends on both sides: otherwise the server would go on, and bill what our meter doesn't count. `lapsed` says
+    that the server is closing the contract; its `Cancel` follows.
+    """
     if not reject.contract:
         _ask_rejected(world, neighbour, reject)
         return
     purchase = world.purchase(reject.contract)
     if purchase is None or purchase.identity != neighbour.identity:
         return
-    if purchase.state is State.RENEWING:
+    if purchase.state is State.RENEWING and reject.reason is not RejectReason.LAPSED:
         renewal_over(world, purchase, f"renewal declined: {reject.reason.value}")
-    else:
-        world.halt(purchase, CloseReason.CANCELLED)
+    elif purchase.running:
+        bills.end_refused(world, purchase)
 
 
 def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
@@ -275,6 +299,8 @@ def _ask_rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     why = _WHY_NOT_SOLD.get(reject.reason, reject.reason.value)
     if reject.destination is not None:
         world.buying.asked.pop((neighbour.identity, reject.destination), None)
+        if reject.reason not in _MOMENTARY:
+            world.buying.missed.pop((neighbour.identity, reject.destination), None)
         why = f"{reject.destination}: {why}"
         if not reject.destination.prefixlen:
             text = f"{neighbour.identity.hex()[:8]} doesn't sell its default route as a whole now: {why}"

@@ -24,15 +24,15 @@ from ngp.core.orders import (
 )
 from ngp.core.payment_node import DecodedInvoice
 from ngp.core.peers import Neighbour
-from ngp.core.pricing import floor_to_sat_msat
+from ngp.core.pricing import floor_to_sat_msat, show_money
 from ngp.core.reach import Bounds
 from ngp.core.records import PaymentKind, PaymentState
-from ngp.core.topups import grows, note_why_not, sendable, usual_msat
+from ngp.core.topups import MOST_AHEAD, ahead_msat, note_why_not, sendable, usual_msat
 from ngp.core.world import World
 
 MOST_PENDING = 8
-MOST_AHEAD = 2
-"""Number of top-ups that a buyer leaves unspent with a server, at most."""
+NEWCOMERS_S = 3600
+"""Within this time all servers that have carried nothing yet are paid no more than one of them alone."""
 
 
 def invoice_received(world: World, neighbour: Neighbour, invoice: Invoice, decoded: DecodedInvoice | None) -> bool:
@@ -69,7 +69,7 @@ def pay_now(world: World, account: ServerAccount) -> None:
     neighbour = world.peers.any_link(account.identity)
     if not account.declined_hash or neighbour is None or account.disputed:
         return
-    if not _buys_from(world, account.identity) or _needs_nothing(account):
+    if not _buys_from(world, account.identity) or _needs_nothing(account) or service.why_unpaid(world, account):
         return
     bounds = sendable(world, account.identity)
     most_msat = min(_ahead_msat(world, account, bounds), affordable_msat(world, account.identity), bounds.most_msat)
@@ -105,13 +105,17 @@ def _objection(
         return DeclineReason.TERMS, 0
     if _needs_nothing(account):
         return DeclineReason.NOT_BUYING, 0
-    if why_unpaid := service.why_unpaid(world, account):
-        note_why_not(world, account, why_unpaid)
+    if service.stops_paying(world, account):
         return DeclineReason.BUSY, 0
     bounds = sendable(world, neighbour.identity)
     if objection := _unsendable(world, account, bounds, amount_msat):
         return objection
-    if not account.sent and amount_msat > _newcomers_room_msat(world):
+    if not account.served_msat and (room_msat := _newcomers_room_msat(world, account, bounds)) < bounds.least_msat:
+        why = (
+            "neighbours that have carried nothing yet get no more than TRUST_AMOUNT in an hour, all together, and "
+            f"{show_money(max(0, room_msat))} of it is left: it is paid as soon as something has come back through it"
+        )
+        note_why_not(world, account, why)
         return DeclineReason.BUSY, 0
     waits = backoff_of(world, account).not_before_mono_s > world.now.monotonic_s
     if waits or len(pending(world, neighbour.identity)) >= MOST_PENDING:
@@ -129,11 +133,14 @@ def _objection(
 
 def _ahead_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
     """Return how much more of our money a server may have unspent; negative if it has too much already."""
-    most = MOST_AHEAD * usual_msat(world, account, bounds)
-    if grows(world, account):
-        most = max(most, 3 * account.top_up.amount_msat)
-    unspent = account.paid_msat - account.used_msat - account.refunded_msat
-    return most - unspent - pending_msat(world, account.identity)
+    pending_now_msat = pending_msat(world, account.identity)
+    if account.served_msat < world.first_trust_msat(account):
+        # One payment whose outcome stays unknown is all that it is trusted with: it must not wait for a day.
+        pending_now_msat = min(pending_now_msat, _paid_lately_msat(world, account.identity))
+    ahead = ahead_msat(world, account, bounds) - pending_now_msat
+    if not account.served_msat:
+        ahead = min(ahead, _newcomers_room_msat(world, account, bounds))
+    return max(ahead, bounds.least_msat) if service.is_tried(world, account) and not pending_now_msat else ahead
 
 
 def _unsendable(
@@ -157,14 +164,18 @@ def _worth_asking(amount_msat: int, bounds: Bounds) -> int:
     return whole if whole >= bounds.least_msat else 0
 
 
-def _newcomers_room_msat(world: World) -> int:
-    """Return how much we may still pay to servers through which we haven't sent anything yet, all of them together.
+def _newcomers_room_msat(world: World, account: ServerAccount, bounds: Bounds) -> int:
+    """Return how much we may still pay to servers that have carried nothing yet, all of them together.
 
     Keys and proposals cost nothing. Without this limit, one attacker could make up many servers and be paid ahead as
-    each of them.
+    each of them. One that has carried a packet isn't kept waiting: a cheat would keep honest newcomers waiting, too.
     """
-    newcomers = {who: one for who, one in world.servers.items() if not one.sent}
-    under_way = [one for one in world.money.payments.values() if one.state is PaymentState.PENDING]
-    out = [one for one in under_way if one.identity in newcomers]
-    unspent = sum(max(0, one.balance_msat) for one in newcomers.values()) + sum(one.amount_msat for one in out)
-    return MOST_AHEAD * world.settings.payment_amount_msat - unspent
+    newcomers = (one.identity for one in world.servers.values() if not one.served_msat)
+    paid_msat = sum(_paid_lately_msat(world, identity) for identity in newcomers)
+    return max(world.trust_msat(account), bounds.least_msat) - paid_msat
+
+
+def _paid_lately_msat(world: World, identity: bytes) -> int:
+    since_s = world.now.utc_s - NEWCOMERS_S
+    paid = world.money.payments_to(identity)
+    return sum(one.amount_msat for one in paid if one.state is not PaymentState.FAILED and one.created_at_s >= since_s)

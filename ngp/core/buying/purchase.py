@@ -23,6 +23,13 @@ class Purchase(Contract):
         disowned: we ended the contract, and the server hasn't confirmed yet that it ended it, too.
         compared: the bytes that we had sent when the last statement came, and how many of them it stated; None: no
             statement has come since a start.
+        sold_to_bytes, sold_from_bytes: how much of what it carried was sold to those that buy from us; after a start,
+            as if all of it was.
+        fresh_to_bytes, fresh_from_bytes: what the last reading counted and wasn't found to be sold.
+        needed_at: bytes that it had brought, and that we had sent by it, beside what was sold, when it was of use last:
+            to a client, or because we sent something. None: no client's contract that rested on it has ended.
+        unneeded: we ended it since no client needed it any more, so its early end says nothing against its server.
+        ended_by_itself: its server has said so; it may say so again.
     """
 
     role: ClassVar[Role] = Role.CLIENT
@@ -33,6 +40,35 @@ class Purchase(Contract):
     forgiven_bytes: int = 0
     disowned: bool = False
     compared: tuple[int, int] | None = None
+    sold_to_bytes: int = 0
+    sold_from_bytes: int = 0
+    fresh_to_bytes: int = 0
+    fresh_from_bytes: int = 0
+    needed_at: tuple[int, int] | None = None
+    unneeded: bool = False
+    ended_by_itself: bool = False
+
+    @property
+    def ours_bytes(self) -> int:
+        """What we sent by it ourselves, beside what was sold."""
+        return self.used_to_bytes - self.sold_to_bytes
+
+    @property
+    def unsold_bytes(self) -> int:
+        """What it brought that wasn't sold: for us, or for nobody."""
+        return self.used_from_bytes - self.sold_from_bytes
+
+    @property
+    def outlived(self) -> bool:
+        """Whether a client left it, and something came since we sent by it last: that may be for nobody."""
+        return self.needed_at is not None and self.unsold_bytes > self.needed_at[0]
+
+    def sold(self, to_bytes: int, from_bytes: int) -> None:
+        """Note what was sold of what it carried."""
+        self.sold_to_bytes += to_bytes
+        self.sold_from_bytes += from_bytes
+        self.fresh_to_bytes -= to_bytes
+        self.fresh_from_bytes -= from_bytes
 
     def stated(self, used_to_bytes: int) -> tuple[int, int]:
         """Compare the bytes that we sent with a statement's. Returns both, as they grew since the last statement."""

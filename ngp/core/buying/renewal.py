@@ -39,20 +39,22 @@ def renew_if_due(world: World, purchase: Purchase) -> None:
     by_time = settings.time_renewal_s != 0 and left_s <= purchase.renewal_time_s(settings) and lately
     if not (by_data or (by_time and purchase.used_bytes)):
         return
-    neighbour = world.peers.of(purchase)
-    if neighbour is None or not neighbour.up or left_s <= 0:
-        return
-    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour):
+    if left_s <= 0:
         return
     limit = purchase.data_limit_bytes
     wanted = settings.contract_data_bytes + (limit if by_data else purchase.used_bytes)
     ask_renewal(world, purchase, min(max(limit, wanted), MOST_DATA_BYTES))
 
 
-def ask_renewal(world: World, purchase: Purchase, limit_bytes: int) -> bool:
-    """Ask for a larger limit and a new lifetime. Returns False if the server is away, or the contract isn't running."""
+def ask_renewal(world: World, purchase: Purchase, limit_bytes: int, for_stranger: bool = False) -> bool:
+    """Ask for a larger limit and a new lifetime. Args: for_stranger: for a client that never paid.
+
+    Returns False if the server is away, or renewed too often for almost nothing, or the contract isn't running.
+    """
     neighbour = world.peers.of(purchase)
     if neighbour is None or not neighbour.up or purchase.state not in (State.ACCEPTED, State.ACTIVE):
+        return False
+    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, for_stranger):
         return False
     world.move(purchase, State.RENEWING)
     world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + RENEWAL_ANSWER_S)
@@ -99,7 +101,9 @@ def renewal_proposed(
         return
     if _renews_poorly(world, purchase):
         world.count_idle(purchase)
+    before_msat_per_gib = purchase.price_msat_per_gib
     purchase.renew(propose.price_msat_per_gib, propose.data_limit_bytes, propose.lifetime_s)
+    world.tell_price(purchase, before_msat_per_gib)
     renewal_over(world, purchase)
     live_until(world, purchase)
     world.journal("contract", purchase.identity, "renewed", contract=purchase.id)

@@ -1,14 +1,19 @@
 """Service: whether a server does something for our payments; one that doesn't isn't paid any more.
 
-Payments are seen if the server's statements credit more than when we ordered the first of them, and something has come
-back through the server since. A server that takes money and carries nothing, or doesn't credit it, shows us neither.
-After MOST_UNSEEN payments in a row of which none was seen, no more is paid; but statements and readings of our meter
-take a moment, and a client that has just begun a fast transfer pays often, so the first of them must be SEEN_WITHIN_S
-old. We pay again as soon as they are seen, or after `ngp unblock`. Until then one payment an hour is tried, so that a
-server whose troubles are over gets its customer back.
+What we used is served if something has come back through the server since. What isn't served counts as prepaid, and we
+prepay no more than what was served before (`topups.ahead_msat`). So a stranger that carries nothing is paid no more
+than the grace.
 
-Traffic that only goes out brings nothing back by itself. So while two payments or more are unseen, a destination to
-which our meter counts only outgoing traffic is asked for an echo, whose answer our meter counts like any other.
+Payments are seen if the server's statements credit more than when we ordered the first of them, and something has come
+back since. After MOST_UNSEEN payments in a row of which none was seen, no more is paid, however much was served before;
+but statements and readings of our meter take a moment, and a client that has just begun a fast transfer pays often, so
+the first of them must be SEEN_WITHIN_S old.
+
+We pay again as soon as something is served and seen, or after `ngp unblock`. Until then one payment an hour is tried,
+so that a server whose troubles are over gets its customer back.
+
+Traffic that only goes out brings nothing back by itself. So when much of it isn't served, a destination to which our
+meter counts only outgoing traffic is asked for an echo, whose answer our meter counts like any other.
 """
 
 from __future__ import annotations
@@ -16,12 +21,13 @@ from __future__ import annotations
 from ngp.core.buying.account import Seen, ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.effects import AskEcho
+from ngp.core.topups import ahead_msat, most_ahead_msat, note_why_not, sendable
 from ngp.core.world import World
 
 MOST_UNSEEN = 3
 SEEN_WITHIN_S = 3.0
 TRY_AGAIN_S = 3600.0
-ECHO_FROM = 2
+ECHO_SHARE = 4  # an echo is asked for when 1/4 of what we trust the server with isn't served
 ECHO_PAUSE_S = 1.0
 
 
@@ -30,7 +36,7 @@ def ordered(world: World, account: ServerAccount) -> None:
     seen = account.seen
     if not seen.unseen:
         seen.base_msat, seen.came_back = seen.stated_msat, False
-    elif _is_unpaid(world, seen):  # it is this hour's one, however long it takes
+    elif _is_unpaid(world, account):  # it is this hour's one, however long it takes
         seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
 
 
@@ -42,22 +48,21 @@ def paid(world: World, account: ServerAccount) -> None:
     if not seen.unseen:
         seen.since_mono_s = world.now.monotonic_s
     seen.unseen += 1
-    if seen.unseen >= MOST_UNSEEN:
-        seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
-    if _is_unpaid(world, seen):
-        account.reputation = account.reputation.broken(world.now.utc_s)
+    seen.try_again_mono_s = world.now.monotonic_s + TRY_AGAIN_S
     _look(world, account)
 
 
-def credited(world: World, account: ServerAccount, paid_msat: int) -> bool:
-    """Note what a server's statement credits. Returns whether we pay again now."""
+def credited(world: World, account: ServerAccount, paid_msat: int) -> None:
+    """Note what a server's statement credits."""
     account.seen.stated_msat = paid_msat
-    return _look(world, account)
+    _look(world, account)
 
 
 def came_back(world: World, account: ServerAccount) -> None:
     """Note that our meter has counted something that came back through a server."""
-    account.seen.came_back, account.seen.served_msat = True, account.used_msat
+    seen = account.seen
+    seen.came_back, seen.served_mono_s = True, world.now.monotonic_s
+    seen.served_msat = max(seen.served_msat, account.metered_msat + account.tolerated_msat)
     _look(world, account)
 
 
@@ -67,9 +72,10 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
     A default route has no host that could be asked.
     """
     seen, now = account.seen, world.now.monotonic_s
-    if seen.unseen < ECHO_FROM or seen.came_back or now < seen.echo_not_before_mono_s:
+    if now < seen.echo_not_before_mono_s or purchase.destination.is_default:
         return
-    if purchase.destination.is_default:
+    most_msat = most_ahead_msat(world, account, sendable(world, account.identity))
+    if (account.used_msat - seen.served_msat) * ECHO_SHARE < most_msat:
         return
     seen.echo_not_before_mono_s = now + ECHO_PAUSE_S
     prefix = purchase.destination.prefix
@@ -80,19 +86,40 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
 def why_unpaid(world: World, account: ServerAccount) -> str:
     """Return why nothing more is paid to a server now, and what to do about it; "" if it is paid."""
     seen = account.seen
-    if not _is_unpaid(world, seen) or world.now.monotonic_s >= seen.try_again_mono_s:
+    if not _is_unpaid(world, account) or is_tried(world, account):
         return ""
-    lacks = "nothing has come back through it" if seen.is_credited else "its statements credit none of them"
+    several, lacks = seen.unseen > 1, "nothing has come back through it"
+    payments = f"{seen.unseen} payments" if several else "payment"
+    if seen.unseen and not seen.is_credited:
+        lacks = "its statements credit none of them" if several else "its statements don't credit it"
     return (
-        f"we saw nothing for our last {seen.unseen} payments: {lacks}; one payment an hour is tried until we do. Ask "
+        f"we saw nothing for our last {payments}: {lacks}; one payment an hour is tried until we do. Ask "
         f"its operator, use another gateway, or run `ngp unblock {account.identity.hex()[:16]}` to pay on"
     )
 
 
+def is_tried(world: World, account: ServerAccount) -> bool:
+    """Say whether a server that isn't paid any more gets this hour's payment."""
+    return world.now.monotonic_s >= account.seen.try_again_mono_s and _is_unpaid(world, account)
+
+
+def stops_paying(world: World, account: ServerAccount) -> bool:
+    """Say whether nothing more is paid to a server now; if so, note it against the server, and why."""
+    why = why_unpaid(world, account)
+    if why and not account.seen.refused:
+        account.seen.refused, account.reputation = True, account.reputation.broken(world.now.utc_s)
+        world.save_account(account)
+    if why:
+        note_why_not(world, account, why)
+    return bool(why)
+
+
 def forgive(world: World, account: ServerAccount) -> None:
-    """Pay again on the operator's command."""
-    if account.seen.unseen:
-        account.seen.unseen = 0
+    """Pay again on the operator's command: what was paid for and used counts as served."""
+    seen = account.seen
+    served_msat = max(seen.served_msat, min(account.used_msat, account.paid_msat - account.refunded_msat))
+    if seen.unseen or seen.served_msat < served_msat:
+        seen.unseen, seen.served_msat, seen.refused = 0, served_msat, False
         world.save_account(account)
 
 
@@ -103,17 +130,28 @@ def restore(world: World, account: ServerAccount, unseen: int, served_msat: int)
     account.seen = Seen(unseen=unseen, served_msat=served_msat, try_again_mono_s=try_again_mono_s)
 
 
-def _is_unpaid(world: World, seen: Seen) -> bool:
-    return seen.unseen >= MOST_UNSEEN and world.now.monotonic_s >= seen.since_mono_s + SEEN_WITHIN_S
-
-
-def _look(world: World, account: ServerAccount) -> bool:
-    seen = account.seen
-    if not seen.unseen or not (seen.came_back and seen.is_credited):
+def _is_unpaid(world: World, account: ServerAccount) -> bool:
+    seen, long_ago = account.seen, world.now.monotonic_s - SEEN_WITHIN_S
+    if seen.since_mono_s > long_ago:
         return False
-    was_unpaid, seen.unseen = _is_unpaid(world, seen), 0
-    account.reputation = account.reputation.kept(world.now.utc_s)
-    if was_unpaid:
-        account.why_not = ""
+    return seen.unseen >= MOST_UNSEEN or (seen.served_mono_s <= long_ago and _lacks_service(world, account))
+
+
+def _lacks_service(world: World, account: ServerAccount) -> bool:
+    """Say whether the next payment only waits for what we used to be served."""
+    unserved_msat = account.used_msat - account.served_msat
+    if unserved_msat <= 0:
+        return False
+    bounds = sendable(world, account.identity)
+    ahead = ahead_msat(world, account, bounds)
+    return ahead < bounds.least_msat <= ahead + unserved_msat
+
+
+def _look(world: World, account: ServerAccount) -> None:
+    seen = account.seen
+    if seen.unseen and seen.came_back and seen.is_credited:
+        seen.unseen = 0
+        account.reputation = account.reputation.kept(world.now.utc_s)
+    if seen.refused and not _is_unpaid(world, account):
+        seen.refused, account.why_not = False, ""
         world.log(f"{account.identity.hex()[:8]} credits our payments and carries our traffic: it is paid again")
-    return was_unpaid

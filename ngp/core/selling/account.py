@@ -20,12 +20,14 @@ from ngp.core.account import Account
 from ngp.core.kernel import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit, Reading
 from ngp.core.messages import Role
 from ngp.core.money import Order
+from ngp.core.newest import Newest
 from ngp.core.records import AccountRecord
 from ngp.core.selling.sale import Sale
 
 GRACE_SHARES_PER_INTERFACE = 64
 """How many neighbours on one interface may use unpaid grace at a time, including defaulters of the last hour."""
 
+MOST_UNTOLD = 256
 FROM_THE_FIRST = (0, b"")
 """The place before the first closed contract, in the order of closing (`ClientAccount.recall_after`)."""
 
@@ -91,6 +93,12 @@ class CreditLine:
             _add(self.on_interface, credit.link[0], -credit.data_bytes)
             credit.weighs = False
 
+    def count_on_interface(self, credit: Credit) -> None:
+        """Count a credit that is open on its interface, too."""
+        if not credit.weighs:
+            credit.weighs = True
+            _add(self.on_interface, credit.link[0], credit.data_bytes)
+
 
 def _add(table: dict[Key, int], key: Key, by_bytes: int) -> None:
     value = table.get(key, 0) + by_bytes
@@ -145,9 +153,11 @@ class ClientAccount(Account):
         unpaid: contracts accepted without money: the next payment makes them active, or they end.
         credit: the grace that is open or owed; None if there is none.
         unstated: contracts (open or just closed) whose totals the client hasn't got yet.
+        untold: why contracts are over whose end the client hasn't acknowledged, by id; only the latest (`endings`).
         recall_after: the bills of contracts closed after this place (time of closing, id) must be read from the ledger
             and sent again; None: no bill must be.
         most_asked_msat: the most that the client would pay at once; 0: no limit.
+        unsold_bytes: what we bought for the client since it couldn't pay, and couldn't sell to it (`ngp.core.unsold`).
         budget_told_mono_s: when the client last said that its budgets don't allow more.
     """
 
@@ -158,9 +168,11 @@ class ClientAccount(Account):
     credit: Credit | None = None
     kernel: KernelShare = field(default_factory=KernelShare)
     unstated: dict[bytes, Sale] = field(default_factory=dict)
+    untold: Newest[bytes, str] = field(default_factory=lambda: Newest(MOST_UNTOLD))
     recall_after: tuple[int, bytes] | None = None
     refund: Refunding = field(default_factory=Refunding)
     most_asked_msat: int = 0
+    unsold_bytes: int = 0
     budget_told_mono_s: float = float("-inf")
 
     @property

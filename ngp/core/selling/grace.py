@@ -3,9 +3,9 @@
 Credit is opened when a contract is accepted without money or when the balance runs low, and belongs to the account
 until all is paid. Only a running daemon opens it. If the account has paid before, the credit doesn't end while none of
 it is used. From the first byte on it lasts GRACE_TIME. What was used by then is a debt, and there is no new credit
-before the debt is paid. When credit has ended, all of it counts as used until the kernel's counters have told how much
-really was. An identity has one credit, and all of it counts on one link. So neither new keys on one link nor further
-links of one key bring more credit (`CreditLine`).
+before the debt is paid; a payment of a part of it opens that part again. When credit has ended, all of it counts as
+used until the kernel's counters have told how much really was. An identity has one credit, and all of it counts on one
+link. So neither new keys on one link nor further links of one key bring more credit (`CreditLine`).
 
 A client's reputation says whether it pays in time (`judge`), and its credit is the same with any reputation. A client
 that pays late has paid, and one that doesn't pay gets no more credit. Less credit for a worse reputation would only
@@ -51,6 +51,14 @@ def _is_late(world: World, account: ClientAccount) -> bool:
     return account.debt_msat > 0 and (credit is None or credit.until_mono_s <= world.now.monotonic_s)
 
 
+def left_bytes(world: World, account: ClientAccount, price_msat_per_gib: int) -> int:
+    """Return how much a client can pay for now, with its money and the credit that is open. Args: price: above 0."""
+    credit, lent_bytes = account.credit, 0
+    if credit is not None and credit.until_mono_s > world.now.monotonic_s:
+        lent_bytes = account.grace_left_bytes(world.settings.grace_data_bytes)
+    return max(0, account.funds_msat) * UNITS_PER_MSAT // price_msat_per_gib + lent_bytes
+
+
 def offer(world: World, account: ClientAccount, sale: Sale) -> None:
     """Open credit for an account that has none open, as far as the contract's link and interface have room."""
     now, settings = world.now.monotonic_s, world.settings
@@ -69,6 +77,7 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> None:
 def _open(world: World, account: ClientAccount, credit: Credit, lasts_s: float) -> None:
     now = world.now.monotonic_s
     credit.until_mono_s = now + lasts_s
+    world.credit.count_on_interface(credit)  # it doesn't count there if it was an old default
     world.timers.set(Due.CREDIT, account.identity, credit.until_mono_s if account.paid_msat else now + CREDIT_UNUSED_S)
 
 
@@ -83,7 +92,8 @@ def restore(
     Args:
         record: the account's record.
         link: where the credit counts from now on.
-        lasts_s: how long the credit still lasts; its time went on while no daemon ran.
+        lasts_s: how long the credit still lasts, or, if negative, how long ago it ended. Its time went on while no
+            daemon ran.
     """
     if not account.debt_msat and (lasts_s <= 0 or not record.grace_data_bytes):
         return
@@ -92,8 +102,9 @@ def restore(
     data_bytes = record.grace_data_bytes or min(owed_bytes, world.settings.grace_data_bytes)
     account.credit = Credit(0, price, world.now.monotonic_s, link)
     world.credit.change(account.credit, data_bytes)
-    lasts_s = min(max(0.0, lasts_s), world.settings.grace_time_s)  # more only if a clock was set back
-    _open(world, account, account.credit, lasts_s)
+    _open(world, account, account.credit, min(lasts_s, world.settings.grace_time_s))  # more if a clock was set back
+    if lasts_s <= -READ_WITHIN_S:
+        credit_due(world, account)
 
 
 def metered(world: World, account: ClientAccount) -> None:
@@ -118,22 +129,40 @@ def credit_due(world: World, account: ClientAccount) -> None:
         world.limit(account)
     elif not account.debt_msat:
         take_back(world, account)
-    elif read_at + DEFAULT_REMEMBERED_S > now:
-        world.credit.change(credit, credit.used_bytes(account.debt_msat) - credit.data_bytes)
-        world.timers.set(Due.CREDIT, account.identity, read_at + DEFAULT_REMEMBERED_S)
     else:
-        world.credit.forget_on_interface(credit)
+        _keep_what_is_owed(world, account, credit)
+        if read_at + DEFAULT_REMEMBERED_S > now:
+            world.timers.set(Due.CREDIT, account.identity, read_at + DEFAULT_REMEMBERED_S)
+        else:
+            world.credit.forget_on_interface(credit)
+
+
+def _keep_what_is_owed(world: World, account: ClientAccount, credit: Credit) -> None:
+    """Reduce credit that has ended to what was used of it.
+
+    The ledger is told: another key may open the rest on the same link, and a restart must not give it twice.
+    """
+    unused_bytes = credit.data_bytes - credit.used_bytes(account.debt_msat)
+    if unused_bytes:
+        world.credit.change(credit, -unused_bytes)
+        world.save_account(account)
 
 
 def paid(world: World, account: ClientAccount) -> None:
-    """End the credit of an account that owes nothing any more by the present readings.
+    """End the credit of an account that owes nothing any more by the present readings, or open what is paid of it.
 
-    The credit is taken back when all that was used of it has been read.
+    The credit is taken back when all that was used of it has been read. A client that trusts us with a sat at a time
+    can't pay its whole debt at once: it pays no more before it has seen something come back, so what it has paid of its
+    credit is lent to it again.
     """
     credit, now = account.credit, world.now.monotonic_s
-    if credit is not None:
+    if credit is None:
+        return
+    if not account.debt_msat:
         credit.until_mono_s = min(credit.until_mono_s, now)
         credit_due(world, account)
+    else:
+        _open(world, account, credit, world.settings.grace_time_s)
 
 
 def take_back(world: World, account: ClientAccount) -> None:
@@ -142,6 +171,7 @@ def take_back(world: World, account: ClientAccount) -> None:
         world.credit.change(account.credit, -account.credit.data_bytes)
         account.credit = None
         world.timers.clear(Due.CREDIT, account.identity)
+        world.save_account(account)  # another key may open it on the same link, and a restart must not give it twice
 
 
 def accepted_unpaid(world: World, account: ClientAccount, sale: Sale) -> None:

@@ -11,11 +11,20 @@ from ngp.core.effects import MakeInvoice
 from ngp.core.events import ChannelsSeen
 from ngp.core.invoices import INVOICE_EXPIRY_S, RETRY_S, send_again, wait, withdraw
 from ngp.core.messages import Declined, DeclineReason
-from ngp.core.pricing import ceil_to_sat_msat
+from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat
 from ngp.core.reach import Bounds, Reach
 from ngp.core.records import PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling.account import ClientAccount
-from ngp.core.topups import MOST_PAUSE_S, grows, note_why_not, pause_s, receivable, sendable, usual_msat
+from ngp.core.topups import (
+    MOST_PAUSE_S,
+    ahead_msat,
+    grows,
+    note_why_not,
+    pause_s,
+    receivable,
+    sendable,
+    usual_msat,
+)
 from ngp.core.world import World
 
 FIRST_PAUSE_S = 0.5
@@ -26,12 +35,19 @@ def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:
     """Return the size of a top-up, in whole sat: PAYMENT_AMOUNT or ten seconds' use, within the bounds of a payment.
 
     The rate of a client that waits for money says nothing about its needs. So a top-up that was used up quickly is
-    followed by one of twice its size.
+    followed by one of twice its size. A client prepays no more than it trusts us with, and its meter may be behind
+    ours: where that matters we ask for a sat less. Returns 0 if it wouldn't pay anything now.
     """
     amount = usual_msat(world, account, bounds)
     if grows(world, account):
         amount = max(amount, 2 * account.top_up.amount_msat)
     amount = max(amount, -account.balance_msat)
+    most = floor_to_sat_msat(ahead_msat(world, account, bounds))
+    if most < bounds.least_msat and account.balance_msat > 0:
+        return 0
+    if most - SAT_MSAT >= max(bounds.least_msat, -account.balance_msat):
+        most -= SAT_MSAT
+    amount = min(amount, most)
     if account.most_asked_msat:  # limits debts as well: otherwise a debt above it would never be paid
         amount = min(amount, account.most_asked_msat)
     return bounds.fit_msat(ceil_to_sat_msat(amount))
@@ -58,9 +74,11 @@ def top_up_if_low(world: World, account: ClientAccount, waits: bool = False) -> 
         note_why_not(world, account, bounds.why_not)
         account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
         return
+    amount = top_up_msat(world, account, bounds)
+    if not amount:
+        return
     account.invoice.asked = True
     memo = f"ngp top-up for {account.identity.hex()[:16]}"
-    amount = top_up_msat(world, account, bounds)
     world.do(MakeInvoice(account.identity, PaymentKind.TOP_UP, amount, memo, INVOICE_EXPIRY_S))
 
 
@@ -102,6 +120,8 @@ def _declined_for(declined: Declined) -> str:
     """Say what a client's refusal most likely means: "amount" alone sounds as if the price were too high."""
     if declined.reason is DeclineReason.AMOUNT and not declined.amount_msat:
         return "amount: its payment node has no channel with enough left, or a payment to us is still on its way"
+    if declined.reason is DeclineReason.BUSY:
+        return "busy: its payments may be failing, or one to us is still on its way"
     return declined.reason.value
 
 

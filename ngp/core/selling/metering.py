@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from ngp.core import upstream
+from ngp.core import unsold, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import CountAccount, Decide
 from ngp.core.events import AccountCounted
 from ngp.core.kernel import UNITS_PER_MSAT, AccountReading, Reading, Verdict
-from ngp.core.messages import Cancel
-from ngp.core.selling import grace, invoicing
+from ngp.core.selling import endings, grace, invoicing
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.selling.statements import CLOSED_WAIT_S, STATEMENT_INTERVAL_S, add_to_statement
@@ -32,7 +31,11 @@ def release(world: World, sale: Sale) -> None:
     Only then is that bought on which the contract rests. If it isn't sold any more, the contract ends.
     """
     account = world.client(sale.identity)
-    if account.funds_msat > 0 or account.credit is not None or not sale.price_msat_per_gib:
+    has_money = account.funds_msat > 0 or not sale.price_msat_per_gib
+    if sale.rests_on and not unsold.may_buy_for(world, account, sale.price_msat_per_gib):
+        if has_money:
+            world.halt(sale, CloseReason.UNPAID)  # less than it owes us for what we bought for it in vain
+    elif has_money or account.credit is not None:
         if upstream.secure(world, sale):
             decide(world, sale, Verdict.REPEAT)
         else:
@@ -57,7 +60,7 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     before = sale.used_bytes
     if reading.used_from_bytes > sale.used_from_bytes:
         sale.returned_mono_s = world.now.monotonic_s
-    due = account.charge(sale, reading)
+    due = _charge(world, account, sale, reading)
     carried = sale.used_bytes - before
     if carried <= 0:
         return None
@@ -73,12 +76,19 @@ def contract_read(world: World, sale: Sale, reading: Reading) -> ClientAccount |
     return account
 
 
+def _charge(world: World, account: ClientAccount, sale: Sale, reading: Reading) -> int:
+    to_bytes, from_bytes = sale.used_to_bytes, sale.used_from_bytes
+    due_msat = account.charge(sale, reading)
+    unsold.sold(world, account, sale, sale.used_to_bytes - to_bytes, sale.used_from_bytes - from_bytes)
+    return due_msat
+
+
 def account_read(world: World, account: ClientAccount) -> None:
     """Keep an account supplied after its contracts were charged: ask for money, and give credit until it comes."""
     grace.metered(world, account)
     if account.running:
         invoicing.top_up_if_low(world, account)
-        if account.balance_msat < world.low_msat(account):
+        if account.balance_msat < world.ample_msat(account):  # also if it may prepay only little yet
             lend(world, account)
     world.limit(account)
 
@@ -111,6 +121,7 @@ def account_exhausted(world: World, account: ClientAccount) -> None:
     lend(world, account)
     invoicing.top_up_if_low(world, account, waits=True)
     world.limit(account)
+    unsold.exhausted(world, account)
 
 
 def count_again(world: World, account: ClientAccount) -> None:
@@ -165,8 +176,7 @@ def exhausted_due(world: World, sale: Sale) -> None:
 
 def paid_for(world: World, account: ClientAccount) -> None:
     """Use a payment: it first pays what is owed, then makes contracts active that waited for money."""
-    if account.balance_msat >= 0:
-        grace.paid(world, account)
+    grace.paid(world, account)
     waited = list(account.unpaid.values())
     if account.funds_msat > 0:
         world.timers.clear(Due.UNPAID, account.identity)
@@ -186,11 +196,12 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     """Close the books after the kernel's last reading."""
     account = world.client(sale.identity)
     if reading is not None:
-        account.charge(sale, reading)
+        _charge(world, account, sale, reading)
     _redeem_opening(world, account, sale)
     decide(world, sale, Verdict.DROP)
     account.close(sale)
     world.close(sale)
+    unsold.sale_over(world, sale)
     if not account.running and not account.debt_msat:
         grace.take_back(world, account)
     if len(sale.prices) > 1 and account.running:
@@ -199,6 +210,4 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     world.timers.set(Due.STATEMENT, account.identity, world.now.monotonic_s + CLOSED_WAIT_S)
     account_read(world, account)
     world.forget_if_gone(sale.identity)
-    neighbour = world.peers.any_link(sale.identity)
-    if neighbour is not None:
-        world.send(neighbour, Cancel(sale.id, sale.reason))
+    endings.over(world, account, sale)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import networks, upstream
+from ngp.core import elsewhere, networks, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -28,6 +28,7 @@ from ngp.core.selling.quoting import (
     propose,
     quote,
     refuse,
+    refuse_or_forget,
     terms_of,
 )
 from ngp.core.selling.sale import Offer, Sale
@@ -98,38 +99,67 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
 
 
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
-    """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now."""
-    for sale in list(world.resting.get(purchase_id, {}).values()):
+    """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now.
+
+    So are those whose traffic may go by it, though they rest on another one from before our route changed.
+    """
+    for sale in [*world.resting.get(purchase_id, {}).values(), *_may_go_by(world, purchase_id)]:
         least = _least_above(world, sale, cost_msat_per_gib)
         if min(sale.price_msat_per_gib, (sale.renewal_offer or sale).price_msat_per_gib) < least:
-            _withdraw(world, sale)
+            withdraw(world, sale)
 
 
-def _withdraw(world: World, sale: Sale) -> None:
+def _may_go_by(world: World, purchase_id: bytes) -> list[Sale]:
+    """List the contracts that rest on another purchase, and whose traffic may go by this one."""
+    purchase, found = world.running_purchase(purchase_id), []
+    if purchase is not None and purchase.in_use(world.now.monotonic_s):
+        for contract, sales in world.resting.items():
+            resting = world.running_purchase(contract)
+            if resting is not None and resting.identity != purchase.identity:
+                found += [one for one in sales.values() if purchase in upstream.other_ways(world, one, resting)]
+    return found
+
+
+def withdraw(world: World, sale: Sale) -> None:
     """End a contract, or take back its quote: its client may have accepted that already, or be about to."""
     if sale.state is State.QUOTED:
         neighbour = world.peers.of(sale)
         if neighbour is not None:
-            world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
+            world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM.value))
         forget(world, sale)
     else:
         world.halt(sale, CloseReason.UPSTREAM)
 
 
-def leads_elsewhere(world: World, seller: bytes, destination: Prefix, cost_msat_per_gib: int) -> None:
-    """End the contracts and offers for a destination that are too cheap for the way that its traffic goes now.
+def taken_back(world: World, neighbour: Neighbour, contract: bytes) -> None:
+    """Take back the quotes that rest on a quote that its server takes back."""
+    if contract in world.contracts:
+        return
+    for sale in list(world.resting.get(contract, {}).values()):
+        if sale.seller == neighbour.identity:
+            world.buying.quotes.pop((sale.seller, sale.destination.prefix), None)
+            withdraw(world, sale)
 
-    They rest on another neighbour's purchase, or on none, from before our route changed. Contracts for a default route
-    don't cover what is bought.
 
-    Args: seller: from whom we bought the destination just now, as our traffic goes there.
+def leads_elsewhere(world: World, purchase_id: bytes) -> None:
+    """Find the contracts and offers for a destination that we bought just now: their traffic may go that way now.
+
+    They rest on another neighbour's purchase, or on none, from before our route changed. Those that are too cheap for
+    the new way end. Others are put on the new purchase, if they rest on none, or as soon as theirs carries nothing any
+    more. Contracts for a default route don't cover what is bought there (`elsewhere`).
     """
+    bought = world.running_purchase(purchase_id)
+    if bought is None:
+        return
+    destination = bought.destination.prefix
     for client in list(world.peers.by_identity):
         sale = world.sales.find(client, destination.network_address)
-        if sale is None or sale.destination.is_default or seller in (client, sale.seller):
+        if sale is None or sale.destination.is_default or bought.identity in (client, sale.seller):
             continue
-        if sale.price_msat_per_gib < _least_above(world, sale, cost_msat_per_gib):
-            _withdraw(world, sale)
+        if sale.price_msat_per_gib < _least_above(world, sale, bought.price_msat_per_gib):
+            withdraw(world, sale)
+        elif sale.running and covers(destination, sale.destination.prefix):
+            rerouting.goes_elsewhere(world, sale, bought)
 
 
 def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
@@ -145,7 +175,9 @@ def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
         if bought is None or not bought.running:
             continue
         if sale.price_msat_per_gib < _least_above(world, sale, bought.price_msat_per_gib):
-            _withdraw(world, sale)
+            withdraw(world, sale)
+        elif sale.running:
+            rerouting.goes_elsewhere(world, sale, bought)
 
 
 def _least_above(world: World, sale: Sale, cost_msat_per_gib: int) -> int:
@@ -188,7 +220,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
     if ask.contract:
         _renewal_asked(world, neighbour, ask, message_id)
         return
-    if (why_not := _why_not_as_asked(ask.destination, onward)) is not None:
+    if (why_not := _why_not_as_asked(world, ask.destination, onward)) is not None:
         world.send(neighbour, Reject(b"", why_not, destination=destination), message_id)
         return
     terms = ask_terms(world.settings, ask.destination, world.occasion(neighbour))
@@ -218,15 +250,20 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
     quote(world, neighbour, Wish(terms, onward, None, message_id, ask.path, wait_s))
 
 
-def _why_not_as_asked(destination: Prefix, onward: Onward) -> RejectReason | None:
+def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> RejectReason | None:
     """Return why a prefix isn't sold to a client that asks for it; None: it may be.
 
-    A contract for a default route covers what leaves this node upstream or to a LAN of ours. What goes on to the mesh
-    is sold by itself, also to that client: it may cost us something, and each part of it something else.
+    A contract for a default route covers what leaves this node upstream or to a LAN of ours; if we buy the default
+    route ourselves, also what goes on there. All other parts are sold by themselves, also to that client: each may cost
+    us something else.
     """
-    if destination.prefixlen == 0:
-        return RejectReason.UPSTREAM if onward.router is not None else None
-    return None if is_sold_whole(destination) else RejectReason.NOT_SELLING
+    if destination.prefixlen:
+        return None if is_sold_whole(destination) else RejectReason.NOT_SELLING
+    if onward.router is None:
+        return None
+    seller = upstream.seller_to(world, destination, onward.router)
+    may = seller is not None and elsewhere.may_resell(world, destination.version, seller.identity)
+    return None if may else RejectReason.UPSTREAM
 
 
 def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:
@@ -235,7 +272,8 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
         return
     if sale is None or not sale.running:
-        world.send(neighbour, Cancel(ask.contract), message_id)
+        why = sale.reason if sale is not None and sale.state is State.HALTING else CloseReason.CANCELLED.value
+        world.send(neighbour, Cancel(ask.contract, why), message_id)
         return
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
         if sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour):
@@ -243,6 +281,10 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
             return
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
+        rerouting.follow(world, sale)
+        if not sale.running:  # it can't go on by the way that its traffic goes now
+            world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
+            return
         found = upstream.basis(world, sale) if sale.rests_on else None
         lifetime_s = world.settings.contract_time_s
         if found is not None:
@@ -355,7 +397,9 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     if sale.since_renewal_bytes <= 0:  # an idle renewal costs a line in the ledger, like an opening
         world.count_idle(sale)
     account.priced -= sale.priced
+    before_msat_per_gib = sale.price_msat_per_gib
     sale.renew(offer.price_msat_per_gib, offer.data_limit_bytes, offer.lifetime_s)
+    world.tell_price(sale, before_msat_per_gib)
     account.priced += sale.priced
     world.timers.clear(Due.QUOTE, sale.id)
     world.timers.clear(Due.EXHAUSTED, sale.id)
@@ -378,9 +422,13 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
             price = min(price, sale.price_msat_per_gib)
     world.move(sale, State.REJECTED, reject.reason.value)
     if price is None:
+        why = _WHY_DECLINED.get(reject.reason, reject.reason.value)
+        if reject.reason is RejectReason.PRICE and found is not None:
+            cost = show_price(found.cost_msat_per_gib)
+            why = f"too expensive for it; we pay {cost}, add RESALE_MARGIN, and ask SELL_PRICE_MIN at least"
         world.log(
             f"neighbour {neighbour.identity.hex()[:8]} declined {sale.destination} at "
-            f"{show_price(sale.price_msat_per_gib)}: {_WHY_DECLINED.get(reject.reason, reject.reason.value)}"
+            f"{show_price(sale.price_msat_per_gib)}: {why}"
         )
         # A client with renewal off learns only from proposals that the destination is in use; so another follows soon.
         renewal_off = reject.reason is RejectReason.NOT_RENEWING
@@ -427,7 +475,7 @@ def quote_due(world: World, sale: Sale) -> None:
         if sale.asked and neighbour is not None:
             world.send(neighbour, Reject(b"", RejectReason.UPSTREAM, destination=sale.destination.prefix), sale.asked)
         world.move(sale, State.LAPSED)
-        refuse(world, sale, SILENCE_S)
+        refuse_or_forget(world, sale)
     elif sale.agreed:
         _take_back(world, neighbour, sale)
     elif sale.state is State.QUOTED and sale.asked and neighbour is not None:
@@ -444,7 +492,7 @@ def quote_due(world: World, sale: Sale) -> None:
 def _take_back(world: World, neighbour: Neighbour | None, sale: Sale) -> None:
     """Let a quote lapse that its client has accepted, as the purchase has no room for it."""
     if neighbour is not None:
-        world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM))
+        world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM.value))
     world.move(sale, State.LAPSED)
     refuse(world, sale, SILENCE_S)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core import upstream
+from ngp.core import unsold, upstream
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason, Role, mark
@@ -88,6 +88,9 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
 
     Args: wait_s: how long the client waits for our answer; 0: we asked already, and it didn't help.
     """
+    if unsold.is_withheld(world, sale) or upstream.is_unpayable(world, sale):
+        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+        return
     found = upstream.basis(world, sale)
     if upstream.is_loop(world, sale, found.path if found is not None else ()):
         _give_up(world, neighbour, sale, RejectReason.LOOP)
@@ -137,10 +140,22 @@ def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReaso
         forget(world, sale)
         quote(world, neighbour, Wish(terms, Onward(terms.destination, router), packet))
         return
-    if sale.asked:
-        world.send(neighbour, Reject(b"", reason, destination=destination), sale.asked)
+    # Also a client that only sent a packet is told, so that its operator learns why nothing comes back.
+    world.send(neighbour, Reject(b"", reason, destination=destination), sale.asked)
     world.move(sale, State.REJECTED, reason.value)
-    refuse(world, sale, SILENCE_S)
+    refuse_or_forget(world, sale)
+
+
+def refuse_or_forget(world: World, sale: Sale) -> None:
+    """Refuse what can't be sold now for a moment; forget it if the client only asked.
+
+    A client may ask again and again until it can be sold. These questions mustn't have the kernel drop what the client
+    sends then.
+    """
+    if sale.held:
+        refuse(world, sale, SILENCE_S)
+    else:
+        forget(world, sale)
 
 
 def terms_of(world: World, sale: Sale, found: upstream.Basis | None) -> SellTerms:

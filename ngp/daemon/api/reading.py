@@ -138,6 +138,8 @@ class Reading:
         if wanted.buys:
             hops = await node.host.aside(lambda network: network.next_hops(node.host.desired))
             checks += checkup.strange_hops(self._world, hops)
+            ways = await node.host.aside(lambda network: checkup.routers_to_free(wanted, network, node.host.desired))
+            checks += checkup.free_beyond(ways, self._world)
         payment = await checkup.payment(node.settings, wanted, node.parts.payment, node.payment.why_not)
         checks += [*payment, *checkup.neighbours(self._world, node.host.desired.mesh_interfaces)]
         checks += [*checkup.unheard(self._world, node.parts.clock.now()), *checkup.accounts(self._world)]
@@ -170,10 +172,10 @@ class Reading:
         return self._contracts(include_closed)
 
     def _contracts(self, include_closed: bool) -> Iterator[ContractRow]:
-        real = self._world.node.real_money
+        real, now_mono_s = self._world.node.real_money, self._node.parts.clock.now().monotonic_s
         live = [contract for contract in self._world.contracts.values() if contract.opened_at_s]
         for contract in live:
-            yield contract_row(contract, real)
+            yield contract_row(contract, real, now_mono_s)
         if include_closed:
             known = {contract.id.hex() for contract in live}
             rows = books.contracts(self._node.parts.ledger, True, real)

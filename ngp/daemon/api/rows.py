@@ -62,8 +62,11 @@ class ContractRow:
     rate_bytes_s: int | None = when_known()
 
 
-def contract_row(found: Contract | ContractRecord, real_money: bool) -> ContractRow:
-    """Return the row of a contract of the daemon, or of one in the ledger."""
+def contract_row(found: Contract | ContractRecord, real_money: bool, now_mono_s: float = 0.0) -> ContractRow:
+    """Return the row of a contract of the daemon, or of one in the ledger.
+
+    Args: now_mono_s: the present time, for a contract of the daemon, whose rate falls while nothing is carried.
+    """
     record = found.record() if isinstance(found, Contract) else found
     return ContractRow(
         id=record.contract.hex(),
@@ -86,7 +89,7 @@ def contract_row(found: Contract | ContractRecord, real_money: bool) -> Contract
         rests_on=record.rests_on.hex() or None,
         hops=max(1, len(record.path) // MARK_BYTES),
         billed_bytes=record.billed_bytes if record.role is Role.CLIENT else None,
-        rate_bytes_s=int(found.rate.a_second) if isinstance(found, Contract) else None,
+        rate_bytes_s=int(found.rate.at(now_mono_s)) if isinstance(found, Contract) else None,
     )
 
 
@@ -288,8 +291,8 @@ class NeighbourRow:
         why_not_bought: why the last contract that we needed from the neighbour wasn't agreed; None if it was.
         reputation: how far it keeps its word, 0 to 1; a stranger has 0.5.
         why_unpaid: why we pay it nothing more, though we buy from it; None if we pay.
-        offers: what it asks for destinations that it is compared by; chosen_for: prefixes to which our routes lead
-            through it (CHOOSE_ROUTES).
+        offers: its prices, asked or paid, of destinations that it is compared by; chosen_for: prefixes to which our
+            routes lead through it (CHOOSE_ROUTES).
         quality: how well it carries our traffic, 0 to 1.
     """
 

@@ -1,0 +1,69 @@
+"""Streams: what purchases bring that no client pays for, as the rules in `unsold` remember it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ngp.core.newest import Newest
+from ngp.core.prefixes import PackedPrefix
+
+MOST_WITHHELD = 4096
+
+
+@dataclass(slots=True)
+class Debtor:
+    """A client that has neither money nor credit left.
+
+    Attributes:
+        since_mono_s: since when, or since its latest payment, if that was too small. paid_msat: what it had paid then.
+        price_msat_per_gib: of one of its contracts.
+    """
+
+    since_mono_s: float
+    paid_msat: int
+    price_msat_per_gib: int
+
+
+@dataclass(slots=True)
+class Stream:
+    """What a purchase brings and nobody pays for, from when we began to look.
+
+    Attributes:
+        client: for whom it is, as far as we know.
+        base_bytes, ours_base_bytes: what had come, and what had been sent, beside what was sold, when we began to look.
+        seen_bytes: what had come since at the latest look. unsold_bytes: the part of it that surely wasn't sold.
+        grew_mono_s: when that last grew.
+    """
+
+    client: bytes
+    base_bytes: int
+    ours_base_bytes: int
+    grew_mono_s: float
+    seen_bytes: int = 0
+    unsold_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A destination that isn't sold for a while, since too much came from there that nobody paid for.
+
+    Attributes: client: for whom it was. until_mono_s: how long. times: how often in a row it happened.
+    """
+
+    client: bytes
+    until_mono_s: float
+    times: int
+
+
+@dataclass(slots=True, eq=False)
+class Streams:
+    """What `unsold` looks after.
+
+    Attributes:
+        debtors: clients without money or credit for which we bought something.
+        of: streams, by purchase. withheld: by server and destination.
+    """
+
+    debtors: dict[bytes, Debtor] = field(default_factory=dict)
+    of: dict[bytes, Stream] = field(default_factory=dict)
+    withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
