@@ -11,7 +11,7 @@ from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 
 # So that what differs is shown, as in tests.
-pytest.register_assert_rewrite("core_tests.scenarios", "core_tests.market")
+pytest.register_assert_rewrite("core_tests.scenarios", "core_tests.market", "core_tests.session", "core_tests.trade")
 
 LAB = pytest.StashKey[Lab]()
 

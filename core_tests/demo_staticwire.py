@@ -183,8 +183,7 @@ class StaticWire:
 
     def totals(self) -> list[Line]:
         """Switch the rental off, so that the books stand still, and compare them."""
-        with suppress(LabError):  # what still differs is told by the comparison
-            await_until(lambda: self.count() == _used(self.landlord_row()), SETTLED_S, "the last reading of the meter")
+        self._await_last_reading()
         began = time.monotonic()
         done = self.landlord.cli("rentals", "off", self.addresses[0], "--yes")
         if done.returncode:
@@ -193,9 +192,14 @@ class StaticWire:
         self.view.tell("the landlord switches the rental off, so that the books stand still: `ngp rentals off`")
         service = Reading(ended.before - self.paid.after, ended.after - self.paid.before)
         self.view.tell(f"by a stopwatch, rent ran for {service.before:.1f} to {service.after:.1f} s")
+        self._await_last_reading()  # a packet may have passed while it was switched off
         reckoned = Reckoned(tuple(self.invoices_msat), *self.count(), service)
         journal = self.landlord.json("ledger", in_process=False)
         return compare(self.landlord_row(), self.status(), journal, self.tenants_payments(), reckoned)
+
+    def _await_last_reading(self) -> None:
+        with suppress(LabError):  # what still differs is told by the comparison
+            await_until(lambda: self.count() == _used(self.landlord_row()), SETTLED_S, "the last reading of the meter")
 
     def count(self) -> tuple[int, int]:
         """Return the bytes that passed towards the tenant and from it."""

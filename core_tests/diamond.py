@@ -150,6 +150,10 @@ class Diamond:
         rows = self.daemons[name].ask("contracts", all=True, by_destination=False)
         return sum(used(row) for row in rows if row["role"] == "server")
 
+    def paid_msat(self, name: str) -> int:
+        """Return what a gateway was paid."""
+        return sum(row["paid_msat"] for row in self.daemons[name].ask("accounts") if row["role"] == "server")
+
     def cut_off(self, name: str) -> None:
         """End a gateway's daemon and its link to the client."""
         self.daemons[name].kill9()

@@ -11,7 +11,7 @@ from core_tests.host import Host
 from core_tests.lab import Lab
 from core_tests.session_xml import SessionFile
 from core_tests.shell import LabError, await_until
-from core_tests.trade import Books, Row, assert_conserved
+from core_tests.trade import Books, Row, assert_conserved_soon
 
 Position = tuple[float, float]
 
@@ -72,4 +72,4 @@ class Session:
     def assert_conserved(self) -> None:
         """Assert that the money of every daemon adds up, as its own books tell it."""
         for daemon in self.daemons.values():
-            assert_conserved(daemon)
+            assert_conserved_soon(daemon)

@@ -48,6 +48,18 @@ def test_a_gateway_whose_link_fails_is_left(lab: Lab) -> None:
     print(f"pause {pause_s:.2f} s")
 
 
+def test_a_choice_that_ends_with_the_clients_own_link_is_in_its_log(lab: Lab) -> None:
+    net = diamond(lab, gateway("5 msat"), gateway("2 msat"))
+    with net.conversation() as talk:
+        await_until(lambda: net.leads_through("east"), HANG_S, "the cheaper way")
+        talk.await_echoes()
+        net.hosts["client"].ip("link", "set", "east0", "down")
+        await_until(lambda: net.leads_through("west"), HANG_S, "the other way")
+        talk.await_echoes()
+    await_until(lambda: net.client.json("status")["routes"] == [], what="no route of ours")
+    net.client.await_logged("no route of ours leads packets to 0.0.0.0/0 through ")
+
+
 def test_a_gateway_that_vanishes_behind_a_link_that_stays_up_is_left(lab: Lab) -> None:
     pause_s = fail_over(diamond(lab, gateway("5 msat"), gateway("2 msat")), Diamond.silence)
     assert pause_s < HANG_S
@@ -142,6 +154,8 @@ def test_a_killed_daemons_choice_goes_on_and_a_stop_leaves_the_operators_routes(
     assert net.client.reload(CHOOSING).returncode == 0
     with net.conversation() as talk:
         await_until(lambda: net.leads_through("east"), HANG_S, "the cheaper way")
+        # A slow machine's next start comes when the grace is used up; then the other way would be right.
+        await_until(lambda: net.paid_msat("east"), what="its first payment")
         chosen = shown(user)
         net.client.kill9()
         logged = len(net.client.log())

@@ -35,7 +35,7 @@ def await_whole(gateway: Daemon, client: Daemon, version: int = 4) -> None:
     def states(daemon: Daemon) -> list[str]:
         return [row["state"] for row in daemon.json("contracts") if row["destination"] == WHOLE[version]]
 
-    await_until(lambda: states(client) == ["active"] and "active" in states(gateway), what="the default route")
+    await_until(lambda: states(client) == ["active"] and set(states(gateway)) == {"active"}, what="the default route")
 
 
 def test_one_contract_carries_all_destinations_and_is_billed_as_the_receivers_count(lab: Lab) -> None:
@@ -172,10 +172,18 @@ def test_a_part_that_costs_more_through_another_neighbour_is_sold_by_itself(lab:
     await_until(lambda: rows(net.seller, "server")[whole] == (2 * size, 2 * size), what="what is upstream")
 
 
-def test_behind_a_router_in_the_middle_each_destination_is_bought_by_itself(lab: Lab) -> None:
+def household_line(lab: Lab) -> Line:
     line = Line(lab, masquerade=True, start=False)
-    a, b, c = line.daemons
-    a.configure({"MESH_INTERFACES": "north", **HOUSEHOLD})
+    line.daemons[0].configure({"MESH_INTERFACES": "north", **HOUSEHOLD})
+    return line
+
+
+def test_behind_a_router_whose_default_route_is_two_halves_each_destination_is_bought_by_itself(lab: Lab) -> None:
+    line = household_line(lab)
+    (a, b, c), middle = line.daemons, line.routers[1]
+    upstream = line.routers[2].address("south", 4)
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        middle.route(half, via=upstream)
     start_all(a, b, c)
     line.await_acquainted()
     hosts = [REMOTE[4], REMOTE[4][:-1] + "2"]
@@ -184,6 +192,30 @@ def test_behind_a_router_in_the_middle_each_destination_is_bought_by_itself(lab:
     assert sold == [rows(a, "client").keys()] * 2 == [{f"{host}/32" for host in hosts}] * 2
     said = await_until(lambda: _said(a, "as a whole: each destination is bought by itself"), 60, "the warning")
     assert "doesn't sell 0.0.0.0/0" in said
+
+
+def test_behind_a_router_in_the_middle_one_contract_carries_all_while_its_default_route_leads_there(lab: Lab) -> None:
+    line = household_line(lab)
+    (a, b, c), middle = line.daemons, line.routers[1]
+    start_all(a, b, c)
+    line.await_acquainted()
+    assert traffic.ping(line.household, REMOTE[4]).received == 1
+    await_whole(b, a)
+    held = b.ask("status")["counters"]["kernel"]["passed_to_queue"]
+    hosts = [f"{REMOTE[4][:-1]}{number}" for number in OTHERS]
+    assert all(traffic.ping(line.household, host, count=2).received == 2 for host in hosts)
+    assert b.ask("status")["counters"]["kernel"]["passed_to_queue"] == held, "no packet waits"
+    carried = len(hosts) * 2 * PING_BYTES[4]
+    for daemon, role in ((a, "client"), (b, "server"), (b, "client"), (c, "server")):
+        await_until(lambda of=daemon, role=role: rows(of, role)[WHOLE[4]] == (carried, carried), what="the counts")  # type: ignore[misc]
+    b.kill9()
+    assert traffic.ping(line.household, f"{REMOTE[4][:-1]}99", count=2).received == 2, "also while its daemon is dead"
+    b.start()
+    assert traffic.ping(line.household, f"{REMOTE[4][:-1]}98", count=2).received == 2
+    assert [row["state"] for row in b.json("contracts") if row["destination"] == WHOLE[4]] == ["active"] * 2
+    middle.ip("route", "del", "default")
+    await_until(lambda: not any(row["destination"] == WHOLE[4] for row in a.json("contracts")), what="its end")
+    b.await_logged("isn't resold now")
 
 
 def test_check_names_a_missing_default_route_and_a_key_that_sells(lab: Lab) -> None:

@@ -23,6 +23,7 @@ from core_tests.trade import SETTLED_S, Trade, assert_conserved, open_trade, use
 
 MSAT_PER_BYTE = "1024 msat"  # for a kilobyte: a single byte changes the sum
 RICH = {"BUDGET_PAYMENT": "1000000 sat", "BUDGET_HOUR": "100000000 sat", "BUDGET_DAY": "100000000 sat"}
+GRACE_BYTES = 64 << 10
 BUSY = {
     "DEFAULT_PRICE": MSAT_PER_BYTE,
     "CONTRACT_DATA": "200 kB",

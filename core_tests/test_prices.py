@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from core_tests import traffic
+from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 from core_tests.shell import await_until
 from core_tests.topologies import REMOTE_NETS
-from core_tests.trade import GATEWAY, MSAT_PER_KB, Trade, open_trade, used
+from core_tests.trade import CLIENT, GATEWAY, MSAT_PER_KB, Trade, open_trade, used
 from ngp.errors import ExitCode
 
 VERSIONS = (4, 6)
@@ -112,6 +115,28 @@ def test_only_free_destinations_cost_nothing(lab: Lab) -> None:
     trade.assert_books_agree()
     (row,) = trade.sold()
     assert (row["destination"], used(row)) == (f"{name_server}/32", 2 * 84)
+
+
+def test_what_only_the_buyer_lists_as_free_is_a_warning_to_the_buyer(lab: Lab) -> None:
+    free, buyer = "198.51.100.0/24", {**CLIENT, "SELL": "no"}
+    trade = open_trade(lab, {"FREE_DESTINATIONS": ["203.0.113.9"]}, buyer)
+    seller = f"{trade.identity(trade.gateway)[:16]} on mesh0"
+
+    def warned(daemon: Daemon) -> list[str]:
+        rows = daemon.json("check", "--config", str(daemon.config))
+        return [row["found"] for row in rows if row["name"] == "free destinations"]
+
+    assert warned(trade.client) == warned(trade.gateway) == []
+    reloaded = trade.client.reload({**buyer, "FREE_DESTINATIONS": [free]})
+    assert reloaded.returncode == 0
+    assert f"WARNING free destinations: {free}: our route leads to {seller}" in reloaded.stdout + reloaded.stderr
+    (found,) = warned(trade.client)
+    assert found.startswith(f"{free}: our route leads to {seller}, which may charge for it")
+    trade.client.stop()
+    rows = json.loads(trade.client.cli("check", "--config", str(trade.client.config), "--json").stdout)
+    (alone,) = [row["found"] for row in rows if row["name"] == "free destinations"]
+    router = trade.net.gateway.address("mesh0", 4)
+    assert alone.startswith(f"{free}: our route leads to {router} on mesh0"), "no daemon knows who is there"
 
 
 def test_what_routers_say_to_each_other_is_never_charged(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from core_tests.daemon import Daemon
 from core_tests.lab import Lab
 from core_tests.routers import REMOTE, Line
 from core_tests.shell import await_until
-from core_tests.trade import start_all
+from core_tests.trade import KNOWN, Row, start_all
 from ngp.core.pricing import amount_due_msat
 from ngp.core.settings import Margin
 from ngp.modules.payment.sandbox import SandboxPayment
@@ -119,6 +120,45 @@ def line_identity(daemon: Daemon) -> str:
     return str(daemon.json("status")["identity"])
 
 
+def test_a_download_goes_on_when_the_price_further_up_rises(lab: Lab) -> None:
+    keys = {"CONTRACT_DATA": "1 MB", "BUY_PRICE_MAX": "20 msat", **KNOWN}
+    line = Line(lab, masquerade=True, keys=keys)
+    line.await_acquainted()
+    a, _, c = line.daemons
+    traffic.tcp_source(line.internet, REMOTE[4], 5000)
+    with ThreadPoolExecutor(1) as pool:
+        size_bytes = 30_000_000
+        download = pool.submit(traffic.tcp_fetch, line.household, REMOTE[4], 5000, size_bytes=size_bytes, timeout_s=120)
+        await_until(lambda: any(row["used_from_bytes"] > 2 << 20 for row in a.ask("contracts", all=True)), what="2 MB")
+        dear = {"SELL_PRICE": "8 msat", "SELL_PRICE_MIN": "8 msat"}
+        c.reload({"MESH_INTERFACES": "south", **keys, **dear})
+        assert download.result() == size_bytes
+    bought = [row for row in a.json("contracts", "--all") if row["role"] == "client"]
+    prices = [row["price_msat_per_gib"] for row in bought]
+    assert min(prices) < max(prices) == SHIPPED.least_msat_per_gib(8 << 20)
+    for row in bought:
+        if row["price_msat_per_gib"] == min(prices):
+            assert row["reason"] in ("upstream", "cancelled")  # the latter if an accept of a renewal came too late
+
+
+def test_a_download_goes_on_when_a_middle_node_can_pay_again(lab: Lab) -> None:
+    line = Line(lab, masquerade=True, keys={"PAYMENT_AMOUNT": "10 sat", **KNOWN})
+    line.await_acquainted()
+    a, b, _ = line.daemons
+    traffic.tcp_source(line.internet, REMOTE[4], 5000)
+    assert send(line) == PINGS
+    await_until(lambda: any(row["role"] == "client" and row["paid_msat"] for row in b.json("accounts")), 60, "money")
+    b.cli("server", "fault failed on")
+    with ThreadPoolExecutor(1) as pool:
+        size_bytes = 30_000_000
+        download = pool.submit(traffic.tcp_fetch, line.household, REMOTE[4], 5000, size_bytes=size_bytes, timeout_s=120)
+        await_until(lambda: not a.ask("contracts"), what="the end of what b can't pay for")
+        (row,) = a.json("contracts", "--all")
+        assert row["reason"] == "upstream" and row["used_from_bytes"] > 1 << 20
+        b.cli("server", "fault failed off")
+        assert download.result() == size_bytes
+
+
 def test_a_middle_node_with_an_empty_wallet_pays_with_what_its_client_prepaid(lab: Lab) -> None:
     line = Line(lab, masquerade=True, start=False)
     a, b, c = line.daemons
@@ -134,3 +174,59 @@ def test_a_middle_node_with_an_empty_wallet_pays_with_what_its_client_prepaid(la
     (earned,) = (row for row in b.json("accounts") if row["role"] == "server")
     (spent,) = (row for row in b.json("accounts") if row["role"] == "client")
     assert 0 < spent["paid_msat"] <= earned["paid_msat"], "it spent nothing but what it got"
+
+
+def test_a_stream_to_a_client_that_cannot_pay_costs_a_middle_node_the_grace_and_as_much_bought_in_vain(
+    lab: Lab,
+) -> None:
+    line = Line(lab, masquerade=True, start=False)
+    a, b, c = line.daemons
+    asyncio.run(SandboxPayment(a.state_dir, {"balance_msat": "0"}).close())
+    start_all(a, b, c)
+    line.await_acquainted()
+    assert traffic.ping(line.household, REMOTE[6]).received == 1
+    seconds, rate_pps = 6, 1500
+    home, source = line.household.address("north", 6), REMOTE[6]
+    line.internet.ip("address", "replace", f"{source}/128", "dev", "lo", "nodad")
+    way = ("via", line.routers[-1].address("north", 6), "dev", "south")
+    line.internet.ip("-6", "route", "replace", f"{home}/128", *way, "src", source)
+    traffic.udp_send(line.internet, home, 5001, count=seconds * rate_pps, payload_bytes=1400, rate_pps=rate_pps)
+
+    def of_stream(daemon: Daemon, *options: str) -> list[Row]:
+        """List the contracts by which the stream comes. What arrives at b after their end may be offered to c."""
+        return [row for row in daemon.json("contracts", *options) if row["destination"] == f"{source}/128"]
+
+    await_until(lambda: not of_stream(b) and not of_stream(c), 20, "the end of what was bought for it")
+    (sold,) = (row for row in of_stream(b, "--all") if row["role"] == "server")
+    (bought,) = (row for row in of_stream(b, "--all") if row["role"] == "client")
+    carried = {name: row["used_to_bytes"] + row["used_from_bytes"] for name, row in (("a", sold), ("b", bought))}
+    assert sold["reason"] == "unpaid" and 200 << 10 <= carried["a"] <= 256 << 10
+    assert carried["b"] - carried["a"] >= 256 << 10
+    print(f"the client got {carried['a']} bytes, {carried['b']} were bought")
+    late = rate_pps * 1428 // 2  # on a busy machine two looks may be half a second apart
+    assert carried["b"] - carried["a"] <= (256 << 10) + late < seconds * rate_pps * 1428 // 4
+
+
+def test_a_middle_node_that_cannot_pay_sells_nothing_until_it_can(lab: Lab) -> None:
+    line = Line(lab, masquerade=True, keys={"PAYMENT_AMOUNT": "2 sat"})
+    line.await_acquainted()
+    a, b, _ = line.daemons
+    assert send(line) == PINGS
+    await_until(lambda: any(row["role"] == "client" and row["paid_msat"] for row in b.json("accounts")), 60, "money")
+    old = contract(a, "client")["id"]
+    b.cli("server", "fault failed on")
+
+    def is_over() -> bool:
+        send_now(line, 100)
+        return any(row["id"] == old and row["reason"] == "upstream" for row in a.json("contracts", "--all"))
+
+    await_until(is_over, 30, "the client knows")
+    assert send_now(line, 3) == 0
+    b.cli("server", "fault failed off")
+    await_until(lambda: send_now(line, 1) == 1, 60, "the way is open again")
+    assert send(line) == PINGS
+
+
+def send_now(line: Line, count: int) -> int:
+    """Send large pings of which some may be dropped."""
+    return traffic.ping(line.household, REMOTE[4], count=count, payload_bytes=1400, interval_s=0.01, wait_s=1).received

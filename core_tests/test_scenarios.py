@@ -8,8 +8,9 @@ import pytest
 
 from core_tests import mesh_session, mesh_traffic, scenarios
 from core_tests.lab import Lab
-from core_tests.scenarios.__main__ import MISSING, main
+from core_tests.scenarios.__main__ import FAILED, MISSING, main
 from core_tests.session_namespaces import in_namespaces
+from core_tests.session_xml import SessionError
 from core_tests.shell import ROOT
 from core_tests.simulate.graph import distances, read_graph
 
@@ -30,6 +31,18 @@ def test_a_backend_that_is_missing_is_named_with_the_remedy(capsys: pytest.Captu
     assert "--backend core: CORE at localhost:50051, OpenXml: UNAVAILABLE: " in said
     assert "Install CORE 9 (coreemu.github.io/core/install.html)" in said
     assert f"custom_services_dir = {ROOT}/core_tests/core_services" in said
+
+
+def test_a_session_that_cannot_be_built_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SessionError("ring.xml: <device id=1>: it has no name")
+
+    monkeypatch.setattr("core_tests.scenarios.__main__.play", refuse)
+    assert main(["ring"]) == FAILED
+    said = capsys.readouterr()
+    assert "ring.xml: <device id=1>: it has no name" in said.out and "Traceback" not in said.err
 
 
 def test_every_scenario_has_both_files_and_a_row_in_the_docs() -> None:

@@ -12,6 +12,7 @@ from core_tests.scenarios import FOLDER, is_long, names, play
 from core_tests.session import Backend, MissingError
 from core_tests.session_core import in_core
 from core_tests.session_namespaces import in_namespaces
+from core_tests.session_xml import SessionError
 
 DONE, FAILED, MISSING = 0, 1, 4
 BACKENDS: dict[str, Backend] = {"namespaces": in_namespaces, "core": in_core}
@@ -54,6 +55,9 @@ def played(name: str, backend: Backend) -> bool:
             play(name, lab, backend)
         except MissingError:
             raise
+        except SessionError as error:
+            print(f"FAILED: {error}", flush=True)
+            return False
         except Exception:
             print(f"FAILED after {time.monotonic() - began:.1f} s", flush=True)
             print(lab.dump(), file=sys.stderr)

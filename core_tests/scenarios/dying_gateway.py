@@ -17,11 +17,13 @@ def expect(session: Session) -> None:
     client, internet = session.hosts["client"], session.hosts["internet"]
     deals = {name: session.deal(name, "client") for name in ("west", "east")}
     traffic.udp_sink(internet, REMOTE, 5000)
-    counter = internet.counter("wan0", "in")
+    counter = internet.counter("wan0")
 
     def carried(gateway: str) -> int:
-        """Return the bytes that came through a gateway, which hides the client behind its own address."""
-        return counter.total("in", source=session.hosts[gateway].address("wan0", 4), destination=REMOTE).bytes
+        """Return the bytes that passed a gateway both ways, which hides the client behind its own address."""
+        behind = session.hosts[gateway].address("wan0", 4)
+        sent = counter.total("in", source=behind, destination=REMOTE)
+        return sent.bytes + counter.total("out", source=REMOTE, destination=behind).bytes
 
     flow = traffic.start(client, "udp-send", REMOTE, 5000, 600 * RATE_PPS, 472, RATE_PPS, 0)
     await_until(lambda: carried("west") > ENOUGH_BYTES, what="traffic through west")

@@ -45,7 +45,7 @@ def expect(session: Session) -> None:
     for deal in deals.values():
         deal.await_settled()
     for name, deal in deals.items():
-        deal.assert_books_agree()
+        deal.assert_books_agree(refused=True)  # a slow gateway holds 8 packets until the accept comes
         sold = deal.sold()
         assert sum(map(used, sold)) == carried(name)
         prices = {row["price_msat_per_gib"] // MSAT_PER_KB for row in sold if used(row)}
