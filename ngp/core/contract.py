@@ -89,6 +89,7 @@ class Contract:
         renewed_at_bytes: what had been used at the last renewal.
         path: who sells to whom: a mark of each node from the contract's server on; see `Propose`.
         rests_on: id of the purchase with which a sale's traffic goes on; b"": the traffic leaves without one.
+        opened_for: identity of the client for which we bought it or had it renewed last; b"": a sale, or for ourselves.
         pools: the pools in which the contract is counted until it is used (see `openings`).
         of_stranger: no money has passed to or from the neighbour, and contracts with such neighbours have limited room.
     """
@@ -119,6 +120,7 @@ class Contract:
     renewed_at_bytes: int = 0
     path: tuple[bytes, ...] = ()
     rests_on: bytes = b""
+    opened_for: bytes = b""
     pools: Pools = ()
     of_stranger: bool = False
 

@@ -11,8 +11,9 @@ A neighbour must not be able to escape its count by changing its key or link add
 is kept by identity only if money has passed between us. Other neighbours are counted by link address, and all of an
 interface's other neighbours also together.
 
-What we buy for a client counts against the server, which counts it against us. So clients that never paid may fill only
-half of a server's count with what we buy for them: the rest is for clients that pay.
+What we buy for a client counts against the server, which counts it against us. So each client that paid, and all that
+never paid together, may fill only a quarter of a server's count with what we buy for them: one client doesn't keep the
+others, or us, from buying there.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from ngp.core.messages import Role
 MOST_OF_TRADER = 4096
 MOST_OF_STRANGER = 1024
 MOST_OF_STRANGERS = 4096
+SHARES = 4  # parts of what may be open at a server, of which a client may fill one
 FORGIVEN_AN_HOUR = 1024
 _FORGIVEN_A_SECOND = FORGIVEN_AN_HOUR / 3600
 
 
 class Pool(NamedTuple):
-    """A count of openings and its limit. `holder`: an identity, a link address, or None for the whole interface.
+    """A count of openings and its limit.
+
+    `holder`: an identity, a link address, or None for the whole interface. `client`: for whom we bought; None: for
+    anybody or ourselves; b"": for those that never paid.
 
     It is a tuple since that is hashed fast: a negotiation looks into the pools some thirty times.
     """
@@ -40,6 +45,7 @@ class Pool(NamedTuple):
     interface: str
     holder: bytes | None
     most: int
+    client: bytes | None = None
 
 
 Pools = tuple[Pool, ...]
@@ -61,6 +67,11 @@ def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool)
     )
 
 
+def share_of(pool: Pool, client: bytes) -> Pool:
+    """Return the part of a server's pool that a client may fill. Args: client: b"": those that never paid."""
+    return pool._replace(most=pool.most // SHARES, client=client)
+
+
 class Openings:
     """All counts of openings. The methods' `now_mono_s` is monotonic seconds."""
 
@@ -75,10 +86,9 @@ class Openings:
         level, then = self._levels.get(pool, (0.0, now_mono_s))
         return max(0.0, level - (now_mono_s - then) * _FORGIVEN_A_SECOND)
 
-    def has_room(self, pools: Pools, now_mono_s: float, for_stranger: bool = False) -> bool:
-        """Say whether one more contract may be opened. Args: for_stranger: for a client that never paid."""
-        share = 2 if for_stranger else 1
-        return all(self.level(pool, now_mono_s) + 1 <= pool.most // share for pool in pools)
+    def full(self, pools: Pools, now_mono_s: float) -> Pool | None:
+        """Return the first pool in which no more contract may be opened; None: one may be opened."""
+        return next((pool for pool in pools if self.level(pool, now_mono_s) + 1 > pool.most), None)
 
     def count(self, pools: Pools, now_mono_s: float, by: int = 1) -> None:
         """Add openings to the counts of some pools; a negative number takes them off."""

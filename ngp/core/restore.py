@@ -7,6 +7,7 @@ counting goes on from the ledger's counters. Contracts that the ledger doesn't k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_network
 from operator import attrgetter
@@ -102,12 +103,16 @@ def restore(
     for left_over in running.keys() - world.letting.metered.keys():
         world.do(RevokeContract(left_over))
     _limits(world, snapshot, accounts, adopted.at_mono_s, found_as_is)
+    sold_to_bytes: Counter[bytes] = Counter()  # by the purchases that clients used
+    for contract_record in snapshot.contracts:
+        if contract_record.role is Role.SERVER and contract_record.used_bytes:
+            sold_to_bytes[contract_record.rests_on] += contract_record.used_to_bytes
     for contract in halting:  # the last process died before the kernel's last reading closed them
         if isinstance(contract, Purchase):
-            endings.restore(world, contract)
+            endings.restore(world, contract, sold_to_bytes.get(contract.id))
         world.halt(contract, CloseReason(contract.reason))
     _outlive(world, snapshot)
-    _ask_anew(world, snapshot)
+    _ask_anew(world, snapshot, sold_to_bytes)
     default_route.switched(world)
     default_resale.routes_seen(world, routes)
     default_resale.settle(world)
@@ -159,15 +164,14 @@ def _outlive(world: World, snapshot: Snapshot) -> None:
             purchase.needed_at = purchase.unsold_bytes, purchase.ours_bytes
 
 
-def _ask_anew(world: World, snapshot: Snapshot) -> None:
+def _ask_anew(world: World, snapshot: Snapshot, sold_to_bytes: Counter[bytes]) -> None:
     """Ask anew for what ended by itself a moment ago: the last process may have died before it could ask."""
-    sold = {record.rests_on for record in snapshot.contracts if record.role is Role.SERVER and record.used_bytes}
     for record in snapshot.contracts:
         is_recent = 0 <= world.now.utc_s - record.closed_at_s <= IN_USE_S
-        if record.role is Role.CLIENT and is_recent and record.contract not in sold:
+        if record.role is Role.CLIENT and is_recent:
             purchase = Purchase.of_record(record, *_place(world, record, None))
             purchase.rate.at_mono_s = world.now.monotonic_s
-            endings.restore(world, purchase)
+            endings.restore(world, purchase, sold_to_bytes.get(purchase.id))
 
 
 def _account(world: World, record: AccountRecord) -> None:

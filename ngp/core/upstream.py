@@ -213,7 +213,7 @@ def extend(world: World, sale: Sale, more_bytes: int) -> bool:
         return False
     if purchase.state is not State.RENEWING:
         limit = min(purchase.data_limit_bytes + max(0, more_bytes), MOST_DATA_BYTES)
-        if not ask_renewal(world, purchase, limit, _is_strangers(world, sale)):
+        if not ask_renewal(world, purchase, limit, sale.identity):
             return False
     world.wait_for(sale, purchase.identity, purchase.destination.prefix)
     return True
@@ -228,7 +228,7 @@ def move(world: World, sale: Sale, purchase: Purchase) -> bool:
     lacks = sale.reserved_bytes - free(world, purchase)
     fits = lacks <= 0 or (
         not world.settings.never_renews
-        and ask_renewal(world, purchase, purchase.data_limit_bytes + lacks, _is_strangers(world, sale))
+        and ask_renewal(world, purchase, purchase.data_limit_bytes + lacks, sale.identity)
     )
     if not fits or sale.expires_mono_s > purchase.expires_mono_s or is_loop(world, sale, purchase.path):
         sale.seller = seller
@@ -283,10 +283,6 @@ def too_dear(world: World, sale: Sale) -> None:
         choosing.end_if_idle(world, purchase)
 
 
-def _is_strangers(world: World, sale: Sale) -> bool:
-    return not world.has_traded(Role.SERVER, sale.identity)
-
-
 def secure(world: World, sale: Sale) -> bool:
     """Buy what a sale rests on, if that isn't done yet. Returns False if it can't be bought any more."""
     if not sale.rests_on or world.running_purchase(sale.rests_on) is not None:
@@ -295,12 +291,12 @@ def secure(world: World, sale: Sale) -> bool:
     if quote is None or quote.until_mono_s <= world.now.monotonic_s:
         return False
     server = world.peers.neighbours.get((sale.seller, quote.link))
-    if server is None or not world.may_open(Role.CLIENT, server, _is_strangers(world, sale)):
+    if server is None or not world.may_open(Role.CLIENT, server, sale.identity):
         return False
     destination = sale.destination
     if destination.is_default and not elsewhere.may_resell(world, destination.version, sale.seller):
         return False
-    accepted = accept_quote(world, sale.seller, quote)
+    accepted = accept_quote(world, sale.seller, quote, sale.identity)
     if world.resold.purchases:
         elsewhere.tell(world)
     return accepted

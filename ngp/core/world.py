@@ -34,7 +34,7 @@ from ngp.core.lines import LineLimits
 from ngp.core.messages import Message, Prefix, Role
 from ngp.core.money import Money
 from ngp.core.newest import Newest
-from ngp.core.openings import Openings, Pools, pools_of
+from ngp.core.openings import Openings, Pools, pools_of, share_of
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Link, Neighbour, Peers
 from ngp.core.policy import Occasion
@@ -546,24 +546,28 @@ class World:
 
     # --- openings -----------------------------------------------------------------------------------------------------
 
-    def _pools(self, role: Role, identity: bytes, link: Link) -> Pools:
-        return pools_of(role, identity, link, self.has_traded(role, identity))
+    def _pools(self, role: Role, identity: bytes, link: Link, client: bytes) -> Pools:
+        pools = pools_of(role, identity, link, self.has_traded(role, identity))
+        if not client:
+            return pools
+        return (*pools, share_of(pools[0], client if self.has_traded(Role.SERVER, client) else b""))
 
-    def may_open(self, role: Role, neighbour: Neighbour, for_stranger: bool = False) -> bool:
+    def may_open(self, role: Role, neighbour: Neighbour, client: bytes = b"") -> bool:
         """Say whether a neighbour may open one more contract; if it may not, the log says so.
 
-        Args: for_stranger: we would buy it for a client that never paid.
+        Args: client: the client for which we would buy it; b"": for ourselves.
         """
-        pools = self._pools(role, neighbour.identity, neighbour.link)
-        if self.openings.has_room(pools, self.now.monotonic_s, for_stranger):
+        pools = self._pools(role, neighbour.identity, neighbour.link, client)
+        full = self.openings.full(pools, self.now.monotonic_s)
+        if full is None:
             return True
         self.count("openings_refused")
+        about, why = "openings", "too many of its contracts were never used; it gets no new ones"
+        if full.client is not None:
+            whom = f"client {client.hex()[:8]}" if full.client else "clients that never paid"
+            about = "openings for a client" if full.client else "openings for strangers"
+            why = f"too many of its contracts for {whom} were never used; none is bought there for {whom}"
         who = f"neighbour {neighbour.identity.hex()[:8]} on {neighbour.link[0]}"
-        if for_stranger:
-            why = "too many of its contracts were never used; none is bought there for clients that never paid"
-        else:
-            why = "too many of its contracts were never used; it gets no new ones"
-        about = "openings for strangers" if for_stranger else "openings"
         text = f"{who}: {why} until some are used, or some time passes"
         self.log_seldom((about, neighbour.link[0].encode()), text)
         return False
@@ -571,7 +575,7 @@ class World:
     def count_opening(self, contract: Contract) -> None:
         """Count a contract as unused, until it proves useful."""
         if not contract.pools:
-            contract.pools = self._pools(contract.role, contract.identity, contract.link)
+            contract.pools = self._pools(contract.role, contract.identity, contract.link, contract.opened_for)
             self.openings.count(contract.pools, self.now.monotonic_s)
 
     def uncount_opening(self, contract: Contract) -> bool:
@@ -584,7 +588,7 @@ class World:
 
     def count_idle(self, contract: Contract, by: int = 1) -> None:
         """Count an idle renewal of a contract like an opening; a negative number takes other openings off the count."""
-        pools = self._pools(contract.role, contract.identity, contract.link)
+        pools = self._pools(contract.role, contract.identity, contract.link, contract.opened_for)
         self.openings.count(pools, self.now.monotonic_s, by)
 
 

@@ -266,6 +266,27 @@ def test_a_client_that_is_back_hears_of_a_limited_number_of_ends(paid_msat: int,
     assert len(told) == most and told[0].contract == (2 * MOST_UNTOLD - 1).to_bytes(16, "big")
 
 
+def test_a_client_that_never_paid_hears_of_the_other_ends_when_it_has_stored_the_first_ones() -> None:
+    sim = Sim()
+    client = sim.gateway.world.client(sim.client.identity)
+    ends = [number.to_bytes(16, "big") for number in range(MOST_UNTOLD)]
+    for end in ends:
+        client.untold.note(end, "expired")
+    neighbour = sim.gateway.world.peers.any_link(sim.client.identity)
+    assert neighbour is not None
+    neighbour.up = False
+    told = messages(tell(sim, sim.gateway, sim.hello(sim.client, wants_reply=False)), Cancel)
+    client.untold.pop(ends[-MOST_STRANGER_TOLD_AGAIN - 1])  # it stored this one meanwhile
+    for stored in told:  # the list grows by each next one
+        for again in range(2):
+            stored_it = ev.Delivered(sim.client.identity, sim.client.link, stored)
+            more = messages(sim.gateway.gatekeeper.step(stored_it, sim.clock()), Cancel)
+            assert len(more) <= 1 - again, "one for one"
+            told += more
+    assert [one.contract for one in reversed(told)] == [one for one in ends if one != ends[-17]]
+    assert not client.untold and not client.tell_next
+
+
 @pytest.mark.parametrize("after", range(-1, 8))
 def test_a_download_goes_on_though_a_new_contract_ends_unused_and_its_server_is_killed_then(after: int) -> None:
     sim = Sim()
@@ -285,3 +306,32 @@ def test_a_download_goes_on_though_a_new_contract_ends_unused_and_its_server_is_
     sim.run(0.02)
     downloads(sim, 25)
     assert downloads(sim, 5) > 20_000
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("ours", [True, False])
+def test_after_a_kill_the_households_own_download_goes_on_though_a_client_had_bought_the_same(
+    ours: bool, closed: bool
+) -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    mesh.carry("abc", 2000)
+    at, old = mesh["b"], mesh["b"].purchase("c")
+    if ours:
+        mesh.count("b", old.id, 5000)
+    mesh.wait(61)  # a keeps its contract, which is idle
+    mesh.lost = {Ask, Cancel}
+    mesh["c"].end("b")
+    mesh.lost = set()
+    ended = ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, Cancel(old.id, "upstream"), 1 << 40)
+    at.step(ended)
+    if closed:
+        for _, halted in list(mesh.halted):
+            at.step(halted)
+    mesh.halted.clear()
+    mesh.post.clear()  # what it would have said dies with it
+    at.reboot()
+    mesh.introduce("b", "c")
+    mesh.settle()
+    mesh.wait(2)
+    assert buys(mesh, "b", "c") is ours

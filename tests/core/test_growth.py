@@ -341,7 +341,7 @@ def test_the_count_of_openings_stays_within_its_limit_and_falls_to_nothing(
         pools = pools_of(Role.SERVER, bytes(32), ("eth1", bytes([who])), trades=who == 5)
         if not opens:
             openings.count(pools, now, -1)
-        elif openings.has_room(pools, now):
+        elif openings.full(pools, now) is None:
             openings.count(pools, now)
         assert all(0 <= openings.level(pool, now) <= pool.most for pool in pools)
     openings.count((), now + 5 * 3600)

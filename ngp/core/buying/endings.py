@@ -19,7 +19,7 @@ from ngp.core.buying.metering import usage_read
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import WORTH_BYTES
 from ngp.core.contract import CloseReason, Contract
-from ngp.core.kernel import Reading
+from ngp.core.kernel import FULL_PACKET_BYTES, Reading
 from ngp.core.messages import Cancel
 from ngp.core.peers import Neighbour
 from ngp.core.timers import Due
@@ -39,23 +39,30 @@ def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
     if purchase is None or purchase.identity != neighbour.identity:
         return
     purchase.disowned = False
-    _ended(world, purchase, cancel.reason)
+    is_sold = any(_was_used(world, sale) for sale in world.resting.get(purchase.id, {}).values())
+    _ended(world, purchase, cancel.reason, is_sold)
     if purchase.running:
         known = cancel.reason in [reason.value for reason in CloseReason]
         world.halt(purchase, CloseReason(cancel.reason) if known else CloseReason.CANCELLED)
         world.save(purchase)  # else it would live again if we are killed before the kernel's last reading
 
 
-def restore(world: World, purchase: Purchase) -> None:
-    """Go on with the end of a contract that its server had ended before the last process died."""
-    _ended(world, purchase, purchase.reason)
+def restore(world: World, purchase: Purchase, sold_to_bytes: int | None) -> None:
+    """Go on with the end of a contract that its server had ended before the last process died.
+
+    When it was used last isn't in the ledger, so it counts as ours if we sent something by it ourselves.
+
+    Args: sold_to_bytes: what our clients sent by it; None: they didn't use it.
+    """
+    is_sold = sold_to_bytes is not None and purchase.used_to_bytes - sold_to_bytes <= FULL_PACKET_BYTES
+    _ended(world, purchase, purchase.reason, is_sold)
 
 
-def _ended(world: World, purchase: Purchase, reason: str) -> None:
+def _ended(world: World, purchase: Purchase, reason: str, is_sold: bool) -> None:
     # A purchase that we ended, as it brought too much for nobody, mustn't be bought again because its server says so.
     if reason in _BY_ITSELF and not (purchase.ended_by_itself or purchase.unneeded):
         purchase.ended_by_itself = True
-        if _is_missed(world, purchase):
+        if not is_sold and _is_missed(world, purchase):
             _miss(world, purchase)
 
 
@@ -92,9 +99,8 @@ def look_for_missed(world: World) -> None:
 
 
 def _is_missed(world: World, purchase: Purchase) -> bool:
-    is_sold = any(_was_used(world, sale) for sale in world.resting.get(purchase.id, {}).values())
-    is_ours = _was_used(world, purchase) and not is_sold and not purchase.outlived
-    return is_ours and not purchase.destination.is_default and not world.settings.never_renews
+    is_used = _was_used(world, purchase) and not purchase.outlived
+    return is_used and not purchase.destination.is_default and not world.settings.never_renews
 
 
 def _was_used(world: World, contract: Contract) -> bool:

@@ -94,8 +94,11 @@ def _keep_quote(world: World, neighbour: Neighbour, propose: Propose) -> None:
     world.buying.quotes.note((neighbour.identity, propose.destination), Quote(propose, neighbour.link, until))
 
 
-def accept_quote(world: World, identity: bytes, quote: Quote) -> bool:
-    """Accept an offer that was kept. Returns False if we don't deal with the server any more, or not at this price."""
+def accept_quote(world: World, identity: bytes, quote: Quote, client: bytes = b"") -> bool:
+    """Accept an offer that was kept. Args: client: the client for which we buy; b"": for ourselves.
+
+    Returns False if we don't deal with the server any more, or not at this price.
+    """
     propose = quote.propose
     neighbour = world.peers.neighbours.get((identity, quote.link))
     del world.buying.quotes[identity, propose.destination]
@@ -105,7 +108,7 @@ def accept_quote(world: World, identity: bytes, quote: Quote) -> bool:
     terms = buy_terms(world.settings, propose.destination, world.occasion(neighbour))
     if propose.price_msat_per_gib > terms.most_msat_per_gib:
         return False
-    _accept(world, neighbour, propose, 0)
+    _accept(world, neighbour, propose, 0, client)
     return True
 
 
@@ -235,7 +238,7 @@ def _bought_before(world: World, neighbour: Neighbour, destination: Prefix) -> b
     return True
 
 
-def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int) -> None:
+def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: int, client: bytes = b"") -> None:
     existing = world.purchases.exact(neighbour.identity, propose.destination)
     if existing is not None and existing.running:
         world.halt(existing, CloseReason.CANCELLED)  # the server forgot it, and proposes its destination again
@@ -251,6 +254,7 @@ def _accept(world: World, neighbour: Neighbour, propose: Propose, message_id: in
         data_limit_bytes=propose.data_limit_bytes,
         lifetime_s=propose.lifetime_s,
         path=propose.path,
+        opened_for=client,
         state=State.ACTIVE if paid else State.ACCEPTED,
     )
     missed = world.buying.missed.get((neighbour.identity, propose.destination))

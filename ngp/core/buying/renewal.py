@@ -46,16 +46,17 @@ def renew_if_due(world: World, purchase: Purchase) -> None:
     ask_renewal(world, purchase, min(max(limit, wanted), MOST_DATA_BYTES))
 
 
-def ask_renewal(world: World, purchase: Purchase, limit_bytes: int, for_stranger: bool = False) -> bool:
-    """Ask for a larger limit and a new lifetime. Args: for_stranger: for a client that never paid.
+def ask_renewal(world: World, purchase: Purchase, limit_bytes: int, client: bytes = b"") -> bool:
+    """Ask for a larger limit and a new lifetime. Args: client: the client that needs it; b"": we do.
 
     Returns False if the server is away, or renewed too often for almost nothing, or the contract isn't running.
     """
     neighbour = world.peers.of(purchase)
     if neighbour is None or not neighbour.up or purchase.state not in (State.ACCEPTED, State.ACTIVE):
         return False
-    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, for_stranger):
+    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, client):
         return False
+    purchase.opened_for = client
     world.move(purchase, State.RENEWING)
     world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + RENEWAL_ANSWER_S)
     world.send(neighbour, Ask(purchase.destination.prefix, limit_bytes, purchase.lifetime_s, purchase.id))

@@ -154,6 +154,7 @@ class ClientAccount(Account):
         credit: the grace that is open or owed; None if there is none.
         unstated: contracts (open or just closed) whose totals the client hasn't got yet.
         untold: why contracts are over whose end the client hasn't acknowledged, by id; only the latest (`endings`).
+        tell_next: ids of those of them of which it isn't told before it has stored others; the last one comes first.
         recall_after: the bills of contracts closed after this place (time of closing, id) must be read from the ledger
             and sent again; None: no bill must be.
         most_asked_msat: the most that the client would pay at once; 0: no limit.
@@ -169,6 +170,7 @@ class ClientAccount(Account):
     kernel: KernelShare = field(default_factory=KernelShare)
     unstated: dict[bytes, Sale] = field(default_factory=dict)
     untold: Newest[bytes, str] = field(default_factory=lambda: Newest(MOST_UNTOLD))
+    tell_next: list[bytes] = field(default_factory=list)
     recall_after: tuple[int, bytes] | None = None
     refund: Refunding = field(default_factory=Refunding)
     most_asked_msat: int = 0

@@ -9,8 +9,6 @@ acknowledged bill are told again.
 
 from __future__ import annotations
 
-from itertools import islice
-
 from ngp.core.messages import Cancel, Role
 from ngp.core.peers import Neighbour
 from ngp.core.records import ContractRecord
@@ -19,7 +17,7 @@ from ngp.core.selling.sale import Sale
 from ngp.core.world import World
 
 RECENT_S = 120  # for so long may a client ask for what it misses (`buying.endings`)
-MOST_STRANGER_TOLD_AGAIN = 16  # most ends that a client that never paid is told when it is back
+MOST_STRANGER_TOLD_AGAIN = 16  # most ends that a client that never paid is told at a time when it is back
 
 
 def over(world: World, account: ClientAccount, sale: Sale) -> None:
@@ -31,18 +29,33 @@ def over(world: World, account: ClientAccount, sale: Sale) -> None:
 
 
 def told(world: World, identity: bytes, contract: bytes) -> None:
-    """Note that a client has stored that a contract is over."""
-    account = world.clients.get(identity)
-    if account is not None:
-        account.untold.pop(contract, None)
+    """Note that a client has stored that a contract is over, and tell it one more that it may not know."""
+    account, neighbour = world.clients.get(identity), world.peers.any_link(identity)
+    if account is None or account.untold.pop(contract, None) is None or neighbour is None:
+        return
+    while account.tell_next and not _tell(world, neighbour, account, account.tell_next.pop()):
+        pass
 
 
 def came_back(world: World, neighbour: Neighbour, account: ClientAccount) -> None:
-    """Tell a client that was away which of its contracts are over, the latest first."""
+    """Tell a client that was away which of its contracts are over, the latest first.
+
+    One that never paid shows by its answers that it is there, before it is told all.
+    """
     traded = world.has_traded(Role.SERVER, neighbour.identity)
     most = MOST_UNTOLD if traded else MOST_STRANGER_TOLD_AGAIN
-    for contract, reason in islice(reversed(account.untold.items()), most):
+    over = list(account.untold)
+    account.tell_next = over[:-most]
+    for contract in reversed(over[-most:]):
+        _tell(world, neighbour, account, contract)
+
+
+def _tell(world: World, neighbour: Neighbour, account: ClientAccount, contract: bytes) -> bool:
+    """Tell a client that a contract is over, unless it has stored that. Returns whether we did."""
+    reason = account.untold.get(contract)
+    if reason is not None:
         world.send(neighbour, Cancel(contract, reason))
+    return reason is not None
 
 
 def restore(world: World, record: ContractRecord) -> None:
