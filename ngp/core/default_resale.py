@@ -23,7 +23,7 @@ from ngp.core.messages import Prefix, Propose, Reject, RejectReason
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import show_price
 from ngp.core.resold import Unsold
-from ngp.core.selling.negotiation import withdraw
+from ngp.core.selling.basis_changed import withdraw
 from ngp.core.spans import Spans
 from ngp.core.world import World
 

@@ -69,8 +69,8 @@ from ngp.core.prefixes import host_prefix
 from ngp.core.records import PaymentKind
 from ngp.core.rental import dispatch as rental_dispatch
 from ngp.core.rental import landlord
+from ngp.core.selling import basis_changed, first_packets, grace, invoicing, quoting, statements
 from ngp.core.selling import endings as seller_endings
-from ngp.core.selling import first_packets, grace, invoicing, quoting, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
 from ngp.core.selling import refunds as seller_refunds
@@ -113,11 +113,11 @@ class Gatekeeper:
         self._handle(event)
         while world.buying.forks.moved:
             prefix, seller_there = world.buying.forks.moved.pop()
-            seller.goes_through(world, seller_there, prefix)
+            basis_changed.goes_through(world, seller_there, prefix)
             default_resale.moved(world, prefix, seller_there)
         while world.buying.bought:
             purchase = world.buying.bought.pop()
-            seller.leads_elsewhere(world, purchase.id)
+            basis_changed.leads_elsewhere(world, purchase.id)
             unsold.bought(world, purchase)
         default_resale.settle(world)
         if any(isinstance(effect, Log) for effect in world.effects):
@@ -269,7 +269,7 @@ class Gatekeeper:
                 bills.stated(world, neighbour, message)
             case Cancel():
                 endings.cancelled(world, neighbour, message)
-                seller.taken_back(world, neighbour, message.contract)
+                basis_changed.taken_back(world, neighbour, message.contract)
                 seller.cancelled(world, neighbour, message.contract)
             case Declined():
                 self._declined(neighbour, message)
@@ -294,7 +294,7 @@ class Gatekeeper:
         cost = upstream.cost(world, neighbour.identity, propose)
         replied = buyer.proposed(world, neighbour, propose, event.message_id, sends_to)
         if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
-            seller.costs_more(world, propose.contract, costs_now)
+            basis_changed.costs_more(world, propose.contract, costs_now)
         bought = world.running_purchase(propose.contract)
         if purchase is None and bought is not None and event.sends_all:
             default_route.ask(world, neighbour, propose.destination.version)
@@ -303,7 +303,7 @@ class Gatekeeper:
         grew = purchase is not None and purchase.data_limit_bytes > limit
         seller.answered(world, neighbour.identity, propose.destination, grew)
         if purchase is not None:
-            seller.shed(world, purchase.id)
+            basis_changed.shed(world, purchase.id)
         choosing.offered(world, neighbour, propose)
         return replied
 
@@ -314,7 +314,7 @@ class Gatekeeper:
         replied = seller.rejected(world, neighbour, reject, number)
         if purchase is not None and purchase.identity == neighbour.identity:
             seller.answered(world, purchase.identity, purchase.destination.prefix)
-            seller.shed(world, purchase.id)
+            basis_changed.shed(world, purchase.id)
         elif reject.destination is not None:
             seller.answered(world, neighbour.identity, reject.destination, refused=True)
             choosing.refused(world, neighbour, reject)
