@@ -46,17 +46,18 @@ def renew_if_due(world: World, purchase: Purchase) -> None:
     ask_renewal(world, purchase, min(max(limit, wanted), MOST_DATA_BYTES))
 
 
-def ask_renewal(world: World, purchase: Purchase, limit_bytes: int, client: bytes = b"") -> bool:
-    """Ask for a larger limit and a new lifetime. Args: client: the client that needs it; b"": we do.
+def ask_renewal(world: World, purchase: Purchase, limit_bytes: int, client: bytes | None = None) -> bool:
+    """Ask for a larger limit and a new lifetime. Args: client: who needs it; None: for whom it was opened.
 
     Returns False if the server is away, or renewed too often for almost nothing, or the contract isn't running.
     """
     neighbour = world.peers.of(purchase)
     if neighbour is None or not neighbour.up or purchase.state not in (State.ACCEPTED, State.ACTIVE):
         return False
-    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, client):
+    whom = purchase.opened_for if client is None else client
+    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, whom):
         return False
-    purchase.opened_for = client
+    purchase.opened_for = whom
     world.move(purchase, State.RENEWING)
     world.timers.set(Due.RENEWAL, purchase.id, world.now.monotonic_s + RENEWAL_ANSWER_S)
     world.send(neighbour, Ask(purchase.destination.prefix, limit_bytes, purchase.lifetime_s, purchase.id))
@@ -96,7 +97,7 @@ def renewal_proposed(
     if repeated and accept == Accept(purchase.id, purchase.prices[0][1], purchase.data_limit_bytes):
         world.send(neighbour, accept, message_id)  # the server didn't hear our first accept
         return
-    objection = _objection(world, purchase, propose)
+    objection = _objection(world, neighbour, purchase, propose)
     if objection is not None:
         world.send(neighbour, Reject(purchase.id, objection), message_id)
         return
@@ -114,7 +115,7 @@ def renewal_proposed(
     renew_if_due(world, purchase)
 
 
-def _objection(world: World, purchase: Purchase, propose: Propose) -> RejectReason | None:
+def _objection(world: World, neighbour: Neighbour, purchase: Purchase, propose: Propose) -> RejectReason | None:
     limit, price = purchase.data_limit_bytes, propose.price_msat_per_gib
     if propose.from_offset_bytes < limit or propose.data_limit_bytes < limit:
         return RejectReason.TERMS
@@ -127,4 +128,8 @@ def _objection(world: World, purchase: Purchase, propose: Propose) -> RejectReas
     blocked, disputed = purchase.identity in world.peers.blocked, world.server(purchase.identity).disputed
     if blocked or disputed or not world.settings.buys:
         return RejectReason.NOT_BUYING
-    return None if purchase.state is State.RENEWING else RejectReason.LAPSED
+    if purchase.state is not State.RENEWING:
+        return RejectReason.LAPSED
+    # Thousands of renewals may have been asked for before the first was counted.
+    is_poor = _renews_poorly(world, purchase)
+    return RejectReason.BUSY if is_poor and not world.may_open(Role.CLIENT, neighbour, purchase.opened_for) else None
