@@ -186,7 +186,7 @@ class Simulation(ABC):
             case fx.RecallBills():
                 page = node.ledger.unacknowledged(effect.identity, effect.after, self.bills_a_page)
                 self._soon(node, ev.BillsRecalled(effect.identity, *page))
-            case fx.Acknowledge() | fx.AskEcho() | fx.HandOver() | fx.Log() | fx.ProveSettlement():
+            case fx.Acknowledge() | fx.AskEcho() | fx.HandOver() | fx.Log() | fx.LookUpRoutes() | fx.ProveSettlement():
                 pass  # nothing here depends on them; the payment network settles by itself
             case _:
                 self._do_with_money(node, effect)

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Sequence
 
 from ngp.core import elsewhere
+from ngp.core.basis_changed import withdraw
 from ngp.core.buying import bills
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
@@ -23,7 +24,6 @@ from ngp.core.messages import Prefix, Propose, Reject, RejectReason
 from ngp.core.peers import Neighbour
 from ngp.core.pricing import show_price
 from ngp.core.resold import Unsold
-from ngp.core.selling.basis_changed import withdraw
 from ngp.core.spans import Spans
 from ngp.core.world import World
 

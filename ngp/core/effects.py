@@ -138,6 +138,13 @@ class ReadMeters:
 
 
 @dataclass(frozen=True, slots=True)
+class LookUpRoutes:
+    """Look where our routes lead for the destinations of these contracts. Answered by `RoutesLookedUp`."""
+
+    contracts: tuple[tuple[bytes, Prefix], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MakeInvoice:
     """Have our payment node make an invoice; answered by InvoiceMade or InvoiceFailed.
 
@@ -250,6 +257,7 @@ Effect = (
     | SetRoutes
     | SetElsewhere
     | ReadMeters
+    | LookUpRoutes
     | MakeInvoice
     | PayInvoice
     | AskEcho

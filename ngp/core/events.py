@@ -193,6 +193,13 @@ class RoutesSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesLookedUp:
+    """Where the traffic of contracts goes on from here, by the contracts' ids. Answers `LookUpRoutes`."""
+
+    onward: tuple[tuple[bytes, Onward], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class UnsoldSeen:
     """The kernel's counter of bytes that came from the mesh and were dropped, as their receivers hadn't bought them.
 
@@ -246,6 +253,7 @@ Event = (
     | SettingsChanged
     | ForksSeen
     | RoutesSeen
+    | RoutesLookedUp
     | UnsoldSeen
     | BlockNeighbour
     | RefundNeighbour

@@ -10,7 +10,18 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from ngp.core import blocking, default_resale, invoices, meeting, orders, rerouting, settlements, unsold, upstream
+from ngp.core import (
+    basis_changed,
+    blocking,
+    default_resale,
+    invoices,
+    meeting,
+    orders,
+    rerouting,
+    settlements,
+    unsold,
+    upstream,
+)
 from ngp.core.buying import bills, choosing, default_route, endings, payments, renewal
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying import negotiation as buyer
@@ -36,6 +47,7 @@ from ngp.core.events import (
     LoadSeen,
     MessageReceived,
     RefundNeighbour,
+    RoutesLookedUp,
     RoutesSeen,
     SettingsChanged,
     Stopping,
@@ -69,8 +81,8 @@ from ngp.core.prefixes import host_prefix
 from ngp.core.records import PaymentKind
 from ngp.core.rental import dispatch as rental_dispatch
 from ngp.core.rental import landlord
-from ngp.core.selling import basis_changed, first_packets, grace, invoicing, quoting, statements
 from ngp.core.selling import endings as seller_endings
+from ngp.core.selling import first_packets, grace, invoicing, quoting, statements
 from ngp.core.selling import metering as seller_meter
 from ngp.core.selling import negotiation as seller
 from ngp.core.selling import refunds as seller_refunds
@@ -202,6 +214,9 @@ class Gatekeeper:
                 choosing.forks_seen(world, event.forks)
             case RoutesSeen():
                 default_resale.routes_seen(world, event.routes)
+            case RoutesLookedUp():
+                for contract, onward in event.onward:
+                    basis_changed.route_seen(world, contract, onward)
             case UnsoldSeen():
                 default_resale.unsold_seen(world, event.counted_bytes)
             case LoadSeen():

@@ -32,6 +32,18 @@ class PackedPrefix(NamedTuple):
         return self.bits == 0
 
     @property
+    def is_host(self) -> bool:
+        """True for a single address."""
+        return self.bits == 8 * len(self.address)
+
+    def covers(self, other: PackedPrefix) -> bool:
+        """Say whether all of another prefix is in this one."""
+        if self.version != other.version or self.bits > other.bits:
+            return False
+        outside = 8 * len(self.address) - self.bits
+        return int.from_bytes(self.address, "big") >> outside == int.from_bytes(other.address, "big") >> outside
+
+    @property
     def prefix(self) -> Prefix:
         """The prefix, for those who compute with it or send it."""
         return _unpacked(self)

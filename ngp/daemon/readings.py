@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ngp.core.default_resale import is_in_use
-from ngp.core.effects import Effect, ReadMeters
-from ngp.core.events import Event, Hinted, MessageReceived, UnsoldSeen, UsageRead
+from ngp.core.effects import Effect, LookUpRoutes, ReadMeters
+from ngp.core.events import Event, Hinted, MessageReceived, RoutesLookedUp, UnsoldSeen, UsageRead
 from ngp.core.kernel import Hint, HintKind, MeshRoutes, Reading
 from ngp.core.messages import Ask, Propose, Role
 from ngp.core.prefixes import default_prefix, sample
@@ -41,10 +41,14 @@ class Readings:
             self._tell(UnsoldSeen(self._network.unsold_bytes()))
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Read the contracts about which the core wants to know now."""
+        """Read the contracts, and look up the routes, about which the core wants to know now."""
         contracts = [one for effect in effects if isinstance(effect, ReadMeters) for one in effect.contracts]
         if contracts:
             self._tell_in_parts(self._network.read(contracts))
+        sales = [one for effect in effects if isinstance(effect, LookUpRoutes) for one in effect.contracts]
+        if sales:
+            onward = self._network.onward
+            self._tell(RoutesLookedUp(tuple((contract, onward(sample(prefix))) for contract, prefix in sales)))
 
     def hinted(self, hints: Sequence[Hint]) -> None:
         """Tell the core of hints; before them, of the readings of the contracts and accounts that they are about."""
@@ -90,14 +94,14 @@ class Readings:
         return replace(received, sends_to=sends_to, sends_all=sends_all)
 
     def with_onward(self, received: MessageReceived, asked: Ask) -> MessageReceived:
-        """Add to a question for a quote where traffic to its destination goes on from here.
+        """Add to a question for a quote or a renewal where traffic to its destination goes on from here.
 
-        If that is a default route into the mesh, add our routes there, too.
+        If a quote is asked for a default route into the mesh, add our routes there, too.
         """
-        if asked.contract or not self._world.settings.sells:
+        if not self._world.settings.sells:
             return received
         onward = self._network.onward(sample(asked.destination))
-        is_default = not asked.destination.prefixlen and onward.router is not None
+        is_default = not (asked.contract or asked.destination.prefixlen) and onward.router is not None
         return replace(received, onward=onward, routes=self._mesh_routes() if is_default else ())
 
     def _mesh_routes(self) -> tuple[MeshRoutes, ...]:

@@ -22,6 +22,7 @@ from ngp.core.kernel import Adopted, HeldPacket, MeshRoutes, Onward, Reading, Ve
 from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.payment_node import PaymentNode
+from ngp.core.prefixes import covers
 from ngp.core.restore import restore
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
@@ -64,7 +65,7 @@ class Node:
         """Begin again from the ledger; the kernel has forgotten everything."""
         self.gatekeeper = self._begin(self.world.settings)
         snapshot = self.ledger.load(self.mesh.now.utc_s)
-        self._carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.mesh.now, self.mesh_routes))
+        self.carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.mesh.now, self.mesh_routes))
 
     def link(self, other: str) -> tuple[str, bytes]:
         """Return the link on which this node sees another one."""
@@ -73,6 +74,15 @@ class Node:
     @property
     def onward(self) -> Onward:
         return Onward(self.prefix, NextRouter(*self.link(self.route)) if self.route else None)
+
+    def onward_to(self, destination: Prefix) -> Onward:
+        """Return where packets to a destination go on: by the narrowest route that covers it."""
+        routes = {self.prefix: self.route, **self.others}
+        covering = [one for one in routes if covers(one, destination)]
+        if not covering:
+            return Onward()
+        route = max(covering, key=lambda one: one.prefixlen)
+        return Onward(route, NextRouter(*self.link(routes[route])) if routes[route] else None)
 
     @property
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:
@@ -87,16 +97,17 @@ class Node:
         self.mesh.settle()
 
     def step(self, event: ev.Event) -> None:
-        self._carry_out(self.gatekeeper.step(event, self.mesh.now))
+        self.carry_out(self.gatekeeper.step(event, self.mesh.now))
 
     def end(self, client: str) -> None:
         """End what is sold to a client, as when the way upstream is over."""
         self.world.effects = []
         self.world.halt(self.sale(client), CloseReason.UPSTREAM)
-        self._carry_out(self.world.effects)
+        self.carry_out(self.world.effects)
         self.mesh.settle()
 
-    def _carry_out(self, effects: list[fx.Effect]) -> None:
+    def carry_out(self, effects: list[fx.Effect]) -> None:
+        """Carry out what the core decided."""
         for effect in effects:
             match effect:
                 case fx.Persist():
@@ -112,6 +123,9 @@ class Node:
                     self.mesh.greeted(self, effect)
                 case fx.ReadMeters():
                     self.mesh.asked_meters.append((self, ev.UsageRead(tuple(map(self.reading, effect.contracts)))))
+                case fx.LookUpRoutes():
+                    onward = tuple((contract, self.onward_to(prefix)) for contract, prefix in effect.contracts)
+                    self.mesh.looked_up.append((self, ev.RoutesLookedUp(onward)))
                 case fx.SetElsewhere():
                     self.elsewhere = set(effect.prefixes)
                 case fx.SetRoutes():
@@ -149,6 +163,7 @@ class Mesh:
         self.post: deque[tuple[Node, fx.Send]] = deque()
         self.halted: deque[tuple[Node, ev.Halted]] = deque()
         self.asked_meters: deque[tuple[Node, ev.UsageRead]] = deque()
+        self.looked_up: deque[tuple[Node, ev.RoutesLookedUp]] = deque()
         self.lost: set[type[Message]] = set()
         self.mute: set[str] = set()  # nodes that answer no hello
         self._handles, self._ids = 0, 1 << 32
@@ -188,7 +203,11 @@ class Mesh:
 
     def settle(self) -> None:
         """Deliver all messages, and close what is halting, until nothing happens any more."""
-        while self.post or self.halted or self.asked_meters:
+        while self.post or self.halted or self.asked_meters or self.looked_up:
+            if self.looked_up:
+                looker, seen = self.looked_up.popleft()
+                looker.step(seen)
+                continue
             if self.asked_meters:
                 reader, reading = self.asked_meters.popleft()
                 reader.step(reading)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import elsewhere, networks, rerouting, upstream
+from ngp.core import basis_changed, elsewhere, networks, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -94,7 +94,7 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
                 _take_back(world, neighbour, sale)
         elif sale.wanted is not None and sale.running:
             ask, sale.wanted = sale.wanted, None
-            _renewal_asked(world, neighbour, ask, 0, may_wait=grew)
+            _renewal_asked(world, neighbour, ask, 0, Onward(), may_wait=grew)
 
 
 def quote_again(world: World, neighbour: Neighbour) -> None:
@@ -117,7 +117,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
         world.send(neighbour, Reject(ask.contract, reason, destination=destination), message_id)
         return
     if ask.contract:
-        _renewal_asked(world, neighbour, ask, message_id)
+        _renewal_asked(world, neighbour, ask, message_id, onward)
         return
     if (why_not := _why_not_as_asked(world, ask.destination, onward)) is not None:
         world.send(neighbour, Reject(b"", why_not, destination=destination), message_id)
@@ -165,7 +165,9 @@ def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> Reje
     return None if may else RejectReason.UPSTREAM
 
 
-def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, may_wait: bool = True) -> None:
+def _renewal_asked(
+    world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward: Onward, may_wait: bool = True
+) -> None:
     sale = _own_contract(world, neighbour, ask.contract)
     if sale is not None and sale.state is State.QUOTED:  # it runs already on its client's side: the accept is late
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
@@ -181,6 +183,9 @@ def _renewal_asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
         rerouting.follow(world, sale)
+        bought = basis_changed.leads_to(world, sale, onward)
+        if bought is not None and not upstream.move(world, sale, bought):
+            world.halt(sale, CloseReason.UPSTREAM)
         if not sale.running:  # it can't go on by the way that its traffic goes now
             world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
             return

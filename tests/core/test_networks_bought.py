@@ -1,0 +1,116 @@
+"""Networks bought: a purchase of a network, or of a default route, and contracts within it that rest on something else.
+
+Our routes to single hosts in it may lead another way than the network's: what a contract costs depends on its own.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from mesh import HOST, MB, PLENTY, Mesh
+from playbook import MSAT_PER_KB, settings
+
+from ngp.core import basis_changed
+from ngp.core import events as ev
+from ngp.core.buying.purchase import Purchase
+from ngp.core.kernel import HeldPacket, Onward
+from ngp.core.selling.sale import Sale
+
+DEAR = settings(**PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB)
+HOUSEHOLD = settings(**{**PLENTY, "sells": False, "buys_default_route": True})
+
+
+def goes_by(mesh: Mesh, sale: Sale, purchase: Purchase, megabytes: int) -> None:
+    """Let traffic of a's, which goes by a purchase of b's, be counted while its contract runs."""
+    for _ in range(megabytes):
+        for contract in (purchase.id, sale.id):
+            mesh["b"].counts.setdefault(contract, [0, 0])[0] += MB
+        mesh["b"].step(ev.UsageRead((mesh["b"].reading(purchase.id), mesh["b"].reading(sale.id))))
+        mesh["a"].counts[sale.id] = list(mesh["b"].counts[sale.id])
+        mesh["a"].step(ev.UsageRead((mesh["a"].reading(sale.id),)))
+        mesh.settle()
+        mesh.wait(1)
+        if not sale.running:
+            break
+
+
+def with_a_dear_way(way: str) -> Mesh:
+    """Return a mesh in which b sells to a what it buys from c, or sends to its uplink; d and h are b's neighbours."""
+    mesh = Mesh("abc" if way == "c" else "ab", d=DEAR, h=HOUSEHOLD)
+    for name in "zdh":
+        mesh.add(name, "b")
+    mesh["d"].step(ev.SettingsChanged(DEAR))
+    mesh["h"].step(ev.SettingsChanged(HOUSEHOLD))
+    mesh["z"].route = mesh["h"].route = "b"
+    mesh.packet("a", "b")
+    assert mesh["b"].sale("a").running
+    return mesh
+
+
+@pytest.mark.parametrize("way", ["c", "its uplink"])
+@pytest.mark.parametrize("network", ["198.51.100.1/32", "198.51.100.0/24"])
+def test_a_contract_ends_when_its_traffic_goes_by_a_dearer_purchase_of_a_network(network: str, way: str) -> None:
+    """Another client has b buy the network, to which b's route leads another way now."""
+    mesh = with_a_dear_way(way)
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    b.route, b.prefix = "d", ip_network(network)
+    mesh.packet("z", "b")
+    assert b.purchase("d").price_msat_per_gib == 20 * MSAT_PER_KB
+    goes_by(mesh, sale, b.purchase("d"), 20)
+    assert sale.used_bytes < 2 * MB
+
+
+@pytest.mark.parametrize("way", ["c", "its uplink"])
+def test_a_contract_ends_when_its_traffic_goes_by_a_dearer_default_route(way: str) -> None:
+    mesh = with_a_dear_way(way)
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    b.lead("d")
+    b.step(HeldPacket(999, b.link("h"), ip_address("203.0.113.9"), b.onward))
+    mesh.settle()
+    whole = b.world.purchases.exact(mesh["d"].identity, ip_network("0.0.0.0/0"))
+    assert whole is not None and whole.running and whole.price_msat_per_gib == 20 * MSAT_PER_KB
+    goes_by(mesh, sale, whole, 20)
+    assert sale.used_bytes < 2 * MB
+
+
+@pytest.mark.parametrize("way", ["c", "its uplink"])
+def test_a_contract_whose_own_route_stands_goes_on_when_the_network_around_it_is_bought_at_a_higher_price(
+    way: str,
+) -> None:
+    mesh = with_a_dear_way(way)
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    b.others = {ip_network(f"{HOST}/32"): "c" if way == "c" else ""}
+    b.route, b.prefix = "d", ip_network("198.51.100.0/24")
+    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
+    mesh.settle()
+    bought = b.world.purchases.exact(mesh["d"].identity, ip_network("198.51.100.0/24"))
+    assert bought is not None and bought.running and sale.running
+    assert sale.rests_on == (b.purchase("c").id if way == "c" else b"")
+
+
+def test_a_contract_beyond_those_that_are_looked_up_pays_the_dearer_way_from_its_renewal_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(basis_changed, "MOST_LOOKED_UP", 0)
+    mesh = with_a_dear_way("its uplink")
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    b.route, b.prefix = "d", ip_network("198.51.100.0/24")
+    mesh.packet("z", "b")
+    goes_by(mesh, sale, b.purchase("d"), 80)
+    assert not sale.running or (sale.rests_on == b.purchase("d").id and sale.price_msat_per_gib > 20 * MSAT_PER_KB)
+
+
+def test_the_routes_of_a_limited_number_of_contracts_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(basis_changed, "MOST_LOOKED_UP", most := 10)
+    mesh, looked = with_a_dear_way("its uplink"), []
+    b = mesh["b"]
+    for number in range(2 * most):
+        b.step(HeldPacket(number + 10, b.link("a"), ip_address(0x0A010000 + number), b.onward))
+        mesh.settle()
+    b.route, b.prefix = "d", ip_network("10.1.0.0/16")
+    monkeypatch.setattr(b, "onward_to", lambda prefix: looked.append(prefix) or Onward())
+    b.step(HeldPacket(5, b.link("z"), ip_address("10.1.2.3"), b.onward))
+    mesh.settle()
+    assert len(looked) == most
+    assert all(one.running for one in b.world.sold_to(mesh["a"].identity))
