@@ -13,7 +13,8 @@ interface's other neighbours also together.
 
 What we buy for a client counts against the server, which counts it against us. So each client that paid, and all that
 never paid together, may fill only a quarter of a server's count with what we buy for them: one client doesn't keep the
-others, or us, from buying there.
+others, or us, from buying there. What the server itself buys for us is a quarter of its own count. So of that a client
+may fill half, and half as much again for each further seller.
 """
 
 from __future__ import annotations
@@ -67,9 +68,14 @@ def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool)
     )
 
 
-def share_of(pool: Pool, client: bytes) -> Pool:
-    """Return the part of a server's pool that a client may fill. Args: client: b"": those that never paid."""
-    return pool._replace(most=pool.most // SHARES, client=client)
+def share_of(pool: Pool, client: bytes, sellers: int) -> Pool:
+    """Return the part of a server's pool that a client may fill.
+
+    Args:
+        client: b"": those that never paid.
+        sellers: how many nodes sell the destination to each other, >= 1: the server, from whom it buys, and so on.
+    """
+    return pool._replace(most=max(1, (pool.most // SHARES) >> (sellers - 1)), client=client)
 
 
 class Openings:
@@ -84,7 +90,8 @@ class Openings:
     def level(self, pool: Pool, now_mono_s: float) -> float:
         """Return the count of a pool, >= 0."""
         level, then = self._levels.get(pool, (0.0, now_mono_s))
-        return max(0.0, level - (now_mono_s - then) * _FORGIVEN_A_SECOND)
+        forgiven_a_second = _FORGIVEN_A_SECOND / (1 if pool.client is None else SHARES)
+        return max(0.0, level - (now_mono_s - then) * forgiven_a_second)
 
     def full(self, pools: Pools, now_mono_s: float) -> Pool | None:
         """Return the first pool in which no more contract may be opened; None: one may be opened."""

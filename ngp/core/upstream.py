@@ -291,7 +291,8 @@ def secure(world: World, sale: Sale) -> bool:
     if quote is None or quote.until_mono_s <= world.now.monotonic_s:
         return False
     server = world.peers.neighbours.get((sale.seller, quote.link))
-    if server is None or not world.may_open(Role.CLIENT, server, sale.identity):
+    sellers = len(quote.propose.path)
+    if server is None or not world.may_open(Role.CLIENT, server, sale.identity, sellers):
         return False
     destination = sale.destination
     if destination.is_default and not elsewhere.may_resell(world, destination.version, sale.seller):

@@ -13,8 +13,8 @@ from ngp.core import openings
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket
-from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason, Role
-from ngp.core.openings import MOST_OF_STRANGER, pools_of
+from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
+from ngp.core.openings import MOST_OF_STRANGER
 
 
 def asks(mesh: Mesh, client: str, number: int) -> None:
@@ -111,35 +111,6 @@ def test_one_client_that_uses_nothing_does_not_keep_others_or_us_from_buying(
     whom = f"client {mesh['x'].identity.hex()[:8]}" if paid else "clients that never paid"
     assert sum(f"none is bought there for {whom}" in line for line in b.logged) == 1
     b.world.client(mesh["z"].identity).paid_msat = 1_000
-    mesh.packet("z", "b")
-    assert b.sale("z").running and b.purchase("c").running
-
-
-def test_one_client_that_uses_almost_nothing_of_what_is_renewed_for_it_does_not_keep_others_from_buying(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(openings, "MOST_OF_TRADER", most := 80)
-    mesh = Mesh("bc", b=(brief := settings(**PLENTY, contract_time_s=60)), c=brief)
-    b, c = mesh["b"], mesh["c"]
-    b.world.server(c.identity).paid_msat = c.world.client(b.identity).paid_msat = 1_000_000
-    for name in "xz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
-        b.world.client(mesh[name].identity).paid_msat = 1_000_000
-    for number in range(60):
-        b.step(HeldPacket(1 << 20 | number, b.link("x"), ip_address(0x0B000000 + number), b.onward))
-        mesh.settle()
-        for name in "xbc":  # what was used isn't counted any more
-            mesh.count(name, list(mesh[name].world.contracts)[-1], 100)
-            mesh.count(name, list(mesh[name].world.contracts)[-2 if name == "b" else -1], 100)
-    (pool,), levels = pools_of(Role.CLIENT, c.identity, b.link("c"), trades=True), []
-    for _ in range(30):
-        for name in "xbc":
-            for one in list(mesh[name].world.contracts.values()):
-                mesh.count(name, one.id, 100)
-        mesh.wait(10)
-        levels.append(b.world.openings.level(pool, mesh.now.monotonic_s))
-    assert 1 < max(levels) <= most // openings.SHARES
     mesh.packet("z", "b")
     assert b.sale("z").running and b.purchase("c").running
 

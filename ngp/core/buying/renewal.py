@@ -55,7 +55,7 @@ def ask_renewal(world: World, purchase: Purchase, limit_bytes: int, client: byte
     if neighbour is None or not neighbour.up or purchase.state not in (State.ACCEPTED, State.ACTIVE):
         return False
     whom = purchase.opened_for if client is None else client
-    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, whom):
+    if _renews_poorly(world, purchase) and not world.may_open(Role.CLIENT, neighbour, whom, len(purchase.path)):
         return False
     purchase.opened_for = whom
     world.move(purchase, State.RENEWING)
@@ -131,5 +131,7 @@ def _objection(world: World, neighbour: Neighbour, purchase: Purchase, propose: 
     if purchase.state is not State.RENEWING:
         return RejectReason.LAPSED
     # Thousands of renewals may have been asked for before the first was counted.
-    is_poor = _renews_poorly(world, purchase)
-    return RejectReason.BUSY if is_poor and not world.may_open(Role.CLIENT, neighbour, purchase.opened_for) else None
+    if _renews_poorly(world, purchase):
+        may = world.may_open(Role.CLIENT, neighbour, purchase.opened_for, len(purchase.path))
+        return None if may else RejectReason.BUSY
+    return None
