@@ -17,11 +17,17 @@ class Debtor:
     Attributes:
         since_mono_s: since when, or since its latest payment, if that was too small. paid_msat: what it had paid then.
         price_msat_per_gib: of one of its contracts.
+        resting: how many of its contracts rested on what we buy when the kernel refused a packet of it last.
+        again_mono_s: before that, they aren't gone through for one more refused packet.
+        used: ids of the contracts that it used since those that can end were ended; None: look for these among all.
     """
 
     since_mono_s: float
     paid_msat: int
     price_msat_per_gib: int
+    resting: int = 0
+    again_mono_s: float = 0.0
+    used: dict[bytes, None] | None = None
 
 
 @dataclass(slots=True)

@@ -12,6 +12,9 @@ as much that we bought for it.
   told, and the destination is withheld from all for a while, which is doubled each time.
 - We can't count what goes to ourselves and our LANs. But whoever uses a destination also sends there, and what we send
   is what the purchase counts beside its sales. As long as we use it ourselves, it stays.
+- A client may have thousands of contracts that stay, since it doesn't use them and others need the purchases. So after
+  its contracts were gone through, only those are looked at that it uses. All are gone through again when the kernel
+  still refuses its packets, but the more there are, the less often.
 - With its last client a purchase ends that we don't use ourselves: what still came would be for nobody. If we used it,
   or a quote rests on it, it ends as soon as more than GRACE_DATA comes while we send nothing.
 """
@@ -35,6 +38,7 @@ from ngp.core.timers import Due
 from ngp.core.world import World
 
 LOOK_S = 0.1
+SALE_LOOK_S = 0.004  # a contract of a debtor is looked at anew after this time for each one: a look takes some 0.1 ms
 IDLE_LOOK_S = 1.0  # between two looks while nothing comes that nobody pays for
 MOST_STREAMS = 256  # purchases that are read at each look; what others bring is seen at the next reading of all
 STREAM_OVER_S = 60.0
@@ -48,12 +52,17 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
     If the traffic may go by several, it is noted at the one whose last reading counted most that isn't sold. So what
     one of them carried isn't taken for our own use, behind which something could come for nobody.
     """
+    if not to_bytes + from_bytes:
+        return  # most contracts that are read have carried nothing, and the purchases needn't be looked for
     purchase = world.purchase(sale.rests_on)
     if purchase is not None:
         ways = (purchase, *upstream.other_ways(world, sale, purchase))
         max(ways, key=lambda one: (one.fresh_to_bytes, one.rate.at_mono_s)).sold(to_bytes, 0)
         max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s)).sold(0, from_bytes)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
+    debtor = world.streams.debtors.get(account.identity)
+    if debtor is not None and debtor.used is not None:
+        debtor.used[sale.id] = None
 
 
 def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -> bool:
@@ -79,15 +88,23 @@ def is_withheld(world: World, sale: Sale) -> bool:
 
 
 def exhausted(world: World, account: ClientAccount) -> None:
-    """Begin to look after the purchases for a client, since the kernel refused a packet for lack of its money."""
+    """Begin to look after the purchases for a client, since the kernel refused a packet for lack of its money.
+
+    We hear that once a second as long as it has no money. Meanwhile it may have bought more, its traffic may come by
+    other purchases, and other clients may have left those that it uses. So then its contracts are gone through again.
+    """
+    now, debtors = world.now.monotonic_s, world.streams.debtors
+    if account.identity in debtors and now < debtors[account.identity].again_mono_s:
+        return
     sales = [(sale, bought) for sale in world.sold_to(account.identity) if (bought := _bought_for(world, sale))]
     price = max((sale.price_msat_per_gib for sale, _ in sales), default=0)
     if not price or not _is_out(world, account, price):
         return
-    now = world.now.monotonic_s
-    world.streams.debtors.setdefault(account.identity, Debtor(now, account.paid_msat, price))
+    debtor = debtors.setdefault(account.identity, Debtor(now, account.paid_msat, price))
+    debtor.used, debtor.resting = None, len(sales)
+    debtor.again_mono_s = now + SALE_LOOK_S * sum(one.resting for one in debtors.values())
     for purchase in (one for _, bought in sales for one in bought):
-        if purchase.in_use(world.now.monotonic_s):
+        if purchase.in_use(now):
             _watch(world, purchase, account.identity)
     _look_in(world, LOOK_S)
 
@@ -179,7 +196,9 @@ def look(world: World) -> None:
         if _unsold_for(world, identity) > world.settings.grace_data_bytes or (
             now - debtor.since_mono_s >= world.settings.grace_time_s
         ):
-            _end_sales(world, world.client(identity))
+            _end_sales(world, world.client(identity), debtor)
+        else:
+            debtor.used = None  # it has paid a little; if its time is over once more, all are looked at
     for contract, stream in list(streams.of.items()):
         _judge(world, contract, stream)
     if streams.of:
@@ -237,14 +256,20 @@ def _unsold_for(world: World, identity: bytes) -> int:
     return account.unsold_bytes if account is not None else 0
 
 
-def _end_sales(world: World, account: ClientAccount) -> None:
-    """End what we buy for a client. What it asked for since, on purchases that others need, waits for its money."""
-    sales = [
-        one
-        for one in world.sold_to(account.identity)
-        if (bought := _bought_for(world, one))
-        and (one.used_bytes or not all(_is_needed(world, purchase) for purchase in bought))
-    ]
+def _end_sales(world: World, account: ClientAccount, debtor: Debtor) -> None:
+    """End what we buy for a client. What it asked for since, on purchases that others need, waits for its money.
+
+    What waits is looked at again when the client uses it, or `exhausted` says so: there may be thousands.
+    """
+    used, debtor.used = debtor.used, {}
+    if used is None:
+        found = world.sold_to(account.identity)
+    else:
+        found = [sale for one in used if (sale := world.sale(one)) is not None]
+    resting = [(sale, bought) for sale in found if (bought := _bought_for(world, sale))]
+    purchases = {one for _, bought in resting for one in bought}  # each once: thousands of sales may rest on one
+    unneeded = {one for one in purchases if not _is_needed(world, one)}
+    sales = [sale for sale, bought in resting if sale.used_bytes or not unneeded.isdisjoint(bought)]
     if not sales:
         return
     world.log_seldom(

@@ -9,11 +9,15 @@ from mesh import DEFAULT, HOST, MB, PLENTY, Mesh
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
+from ngp.core import upstream
+from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Reject, RejectReason, Role
-from ngp.core.openings import pools_of
-from ngp.core.unsold import FIRST_PAUSE_S, LOOK_S
+from ngp.core.openings import Openings, pools_of
+from ngp.core.selling.sale import Sale
+from ngp.core.unsold import FIRST_PAUSE_S, LOOK_S, SALE_LOOK_S
+from ngp.core.world import World
 
 GRACE, KB = 256 << 10, 1 << 10
 STRICT = settings(**{**PLENTY, "grace_data_bytes": GRACE, "grace_time_s": 10})
@@ -63,6 +67,47 @@ def cancels(mesh: Mesh, client: str, contract: bytes) -> None:
 def reasons(mesh: Mesh, name: str, contract: bytes) -> list[str]:
     """Return the reasons for which a node told its neighbour that a contract is over."""
     return [said.reason for said in mesh[name].sent(Cancel) if said.contract == contract]  # type: ignore[attr-defined]
+
+
+def refused(mesh: Mesh, client: str) -> None:
+    """Let b's kernel tell that it refused a packet for lack of a client's money."""
+    mesh["b"].step(ev.Hinted((Hint(HintKind.ACCOUNT_EXHAUSTED, mesh[client].identity),)))
+    mesh.settle()
+
+
+def shared(count: int) -> tuple[Mesh, list[Sale]]:
+    """Let x, which has no money now, and y, which has some, buy the same destinations. Returns x's contracts.
+
+    x doesn't use them. So they stay, also when the time of the grace is over.
+    """
+    mesh = line(clients="xy")
+    at, x = mesh["b"], mesh["x"].identity
+    hosts = [ip_address("203.0.113.0") + number for number in range(count)]
+    for number, host in enumerate(hosts):
+        for client in "yx":
+            mesh[client].world.openings, at.world.openings = Openings(), Openings()  # not what this is about
+            at.step(HeldPacket(1000 + number, at.link(client), host, at.onward))
+            mesh.settle()
+    account = at.world.clients[x]
+    account.charged_msat = account.paid_msat + 1_000_000
+    refused(mesh, "x")
+    mesh.wait(STRICT.grace_time_s + 1)
+    sales = at.world.sold_to(x)
+    assert len(sales) == count and all(one.running for one in sales) and x in at.world.streams.debtors
+    return mesh, sales
+
+
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Sale]:
+    """Return a list of the contracts whose purchases are looked for from now on, which grows with each look."""
+    found: list[Sale] = []
+    real = upstream.ways
+
+    def ways(world: World, sale: Sale) -> list[Purchase]:
+        found.append(sale)
+        return real(world, sale)
+
+    monkeypatch.setattr(upstream, "ways", ways)
+    return found
 
 
 def test_what_is_bought_for_a_client_without_money_ends_after_as_much_as_the_grace() -> None:
@@ -418,3 +463,48 @@ def test_what_the_household_receives_goes_on_after_a_restart_of_a_node_with_othe
     for _ in range(3):
         brings(mesh, MB, at.purchase("c").id)
     assert at.purchase("c").running
+
+
+def test_a_client_without_money_does_not_have_all_its_contracts_looked_at_ten_times_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mesh, sales = shared(100)
+    assert mesh["b"].world.streams.of, "it is looked ten times a second"
+    looked = looks(monkeypatch)
+    mesh.wait(1)
+    assert not looked
+    for _ in range(20):
+        refused(mesh, "x")
+        mesh.wait(LOOK_S / 2)
+    times = 1 + 1 / (len(sales) * SALE_LOOK_S)
+    assert 2 * len(sales) <= len(looked) <= 2 * times * len(sales)
+
+
+def test_what_a_client_without_money_did_not_use_ends_when_it_is_used() -> None:
+    mesh, sales = shared(3)
+    mesh.count("b", sales[1].rests_on, 60)
+    mesh.count("b", sales[1].id, 60)
+    mesh.wait(2 * LOOK_S)
+    assert [one.running for one in sales] == [True, False, True] and sales[1].reason == "unpaid"
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_what_a_client_without_money_did_not_use_ends_when_others_need_the_purchase_no_more(pays: bool) -> None:
+    """As soon as a packet of it is refused, or, if it paid a little, when its time is over once more."""
+    mesh, (sale,) = shared(1)
+    at = mesh["b"]
+    purchase, others = at.world.running_purchase(sale.rests_on), at.world.sold_to(mesh["y"].identity)
+    assert purchase is not None
+    mesh.count("b", purchase.id, 10 * KB)  # we use it, too
+    cancels(mesh, "y", others[0].id)
+    mesh.settle()
+    assert sale.running and purchase.running
+    if pays:
+        at.world.clients[sale.identity].paid_msat += 100
+        mesh.wait(STRICT.grace_time_s - 1)
+        assert sale.running
+        mesh.wait(2)
+    else:
+        refused(mesh, "x")
+        mesh.wait(2 * LOOK_S)
+    assert not sale.running and sale.reason == "unpaid" and purchase.running
