@@ -7,8 +7,7 @@ counting goes on from the ledger's counters. Contracts that the ledger doesn't k
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from operator import attrgetter
 
@@ -80,6 +79,7 @@ def restore(
     for record in snapshot.accounts:
         _account(world, record)
     _neighbours(world, snapshot, running)
+    bought_for = {one.rests_on: one.identity for one in snapshot.contracts if one.role is Role.SERVER}
     found_as_is: set[bytes] = set()
     halting: list[Sale | Purchase] = []
     for contract_record in sorted(snapshot.contracts, key=attrgetter("closed_at_s")):
@@ -87,7 +87,7 @@ def restore(
             world.server(contract_record.identity).sent = True
         if not contract_record.closed_at_s:
             found = running.pop(contract_record.contract, None)
-            contract = _contract(world, contract_record, found)
+            contract = _contract(world, contract_record, found, bought_for.get(contract_record.contract, b""))
             if found is not None and _is_as_found(world, contract, found, adopted.at_mono_s):
                 found_as_is.add(contract.id)
             elif isinstance(contract, Purchase):  # sales follow when their clients' accounts have limits
@@ -103,16 +103,13 @@ def restore(
     for left_over in running.keys() - world.letting.metered.keys():
         world.do(RevokeContract(left_over))
     _limits(world, snapshot, accounts, adopted.at_mono_s, found_as_is)
-    sold_to_bytes: Counter[bytes] = Counter()  # by the purchases that clients used
-    for contract_record in snapshot.contracts:
-        if contract_record.role is Role.SERVER and contract_record.used_bytes:
-            sold_to_bytes[contract_record.rests_on] += contract_record.used_to_bytes
     for contract in halting:  # the last process died before the kernel's last reading closed them
         if isinstance(contract, Purchase):
-            endings.restore(world, contract, sold_to_bytes.get(contract.id))
+            contract.disowned = contract.reason == CloseReason.CANCELLED  # its server may not have heard of it
+            endings.restore(world, contract, contract.id in bought_for)
         world.halt(contract, CloseReason(contract.reason))
     _outlive(world, snapshot)
-    _ask_anew(world, snapshot, sold_to_bytes)
+    _ask_anew(world, snapshot, bought_for)
     default_route.switched(world)
     default_resale.routes_seen(world, routes)
     default_resale.settle(world)
@@ -164,14 +161,14 @@ def _outlive(world: World, snapshot: Snapshot) -> None:
             purchase.needed_at = purchase.unsold_bytes, purchase.ours_bytes
 
 
-def _ask_anew(world: World, snapshot: Snapshot, sold_to_bytes: Counter[bytes]) -> None:
+def _ask_anew(world: World, snapshot: Snapshot, bought_for: Mapping[bytes, bytes]) -> None:
     """Ask anew for what ended by itself a moment ago: the last process may have died before it could ask."""
     for record in snapshot.contracts:
         is_recent = 0 <= world.now.utc_s - record.closed_at_s <= IN_USE_S
         if record.role is Role.CLIENT and is_recent:
             purchase = Purchase.of_record(record, *_place(world, record, None))
             purchase.rate.at_mono_s = world.now.monotonic_s
-            endings.restore(world, purchase, sold_to_bytes.get(purchase.id))
+            endings.restore(world, purchase, purchase.id in bought_for)
 
 
 def _account(world: World, record: AccountRecord) -> None:
@@ -188,9 +185,15 @@ def _account(world: World, record: AccountRecord) -> None:
     account.reputation = Reputation(record.reputation_ppm, record.reputation_at_s)
 
 
-def _contract(world: World, record: ContractRecord, found: AdoptedContract | None) -> Sale | Purchase:
-    """Restore a contract, and charge what it carried while no daemon ran."""
+def _contract(
+    world: World, record: ContractRecord, found: AdoptedContract | None, client: bytes
+) -> Sale | Purchase:
+    """Restore a contract, and charge what it carried while no daemon ran.
+
+    Args: client: the latest client for which it was bought; b"": it is a sale, or we bought it for ourselves.
+    """
     contract = _sale(world, record, found) if record.role is Role.SERVER else _purchase(world, record, found)
+    contract.opened_for = client
     if not contract.used_bytes:
         world.count_opening(contract)
     return contract

@@ -5,15 +5,16 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from mesh import HOST, PLENTY, Mesh
+from mesh import HOST, MB, PLENTY, Mesh
 from playbook import Sim, account, settings, tell
 from scripted_neighbour import ScriptedNeighbour, host, messages
 
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.buying import bills
 from ngp.core.contract import CloseReason
 from ngp.core.kernel import Reading
-from ngp.core.messages import Accept, Ask, Cancel, Reject, RejectReason
+from ngp.core.messages import Accept, Ask, Cancel, Reject, RejectReason, Statement
 from ngp.core.selling.account import MOST_UNTOLD
 from ngp.core.selling.endings import MOST_STRANGER_TOLD_AGAIN
 
@@ -310,7 +311,7 @@ def test_a_download_goes_on_though_a_new_contract_ends_unused_and_its_server_is_
 
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("ours", [True, False])
-def test_after_a_kill_the_households_own_download_goes_on_though_a_client_had_bought_the_same(
+def test_after_a_kill_a_download_that_was_sold_too_goes_on_as_long_as_the_household_answers(
     ours: bool, closed: bool
 ) -> None:
     mesh = Mesh("abc")
@@ -334,4 +335,133 @@ def test_after_a_kill_the_households_own_download_goes_on_though_a_client_had_bo
     mesh.introduce("b", "c")
     mesh.settle()
     mesh.wait(2)
-    assert buys(mesh, "b", "c") is ours
+    new = mesh["b"].purchase("c")
+    assert new.running
+    for _ in range(5):  # it brings much, for nobody if the household doesn't answer
+        if ours:
+            mesh.count("b", new.id, 100)
+        counts = at.counts.setdefault(new.id, [0, 0])
+        counts[1] += at.world.settings.grace_data_bytes
+        at.step(ev.UsageRead((at.reading(new.id),)))
+        mesh.wait(1)
+    assert new.running is ours
+
+
+def test_our_own_download_is_asked_for_again_though_a_client_uses_the_same_destination_a_little() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    mesh.carry("abc", 10_000)
+    mesh.wait(11)
+    mesh.count("b", mesh["b"].sale("a").id, 60)  # one packet of a's
+    mesh.count("b", mesh["b"].purchase("c").id, 60)
+    download(mesh, "b", "c")
+    mesh["a"].world.settings = settings(**PLENTY, buys=False)  # a doesn't ask
+    mesh["c"].end("b")
+    mesh.wait(10)
+    assert buys(mesh, "b", "c")
+
+
+def brought_for_nobody(mesh: Mesh) -> int:
+    """Let bytes come by what b buys while b sends nothing. Returns how many came until all of it ended."""
+    came, at = 0, mesh["b"]
+    while came < 50 * MB and (running := [one for one in at.world.contracts.values() if one.running]):
+        came += MB
+        for one in running:
+            at.counts.setdefault(one.id, [0, 0])[1] += MB
+            at.step(ev.UsageRead((at.reading(one.id),)))
+        mesh.wait(1)
+    return came
+
+
+def test_what_a_client_used_a_moment_ago_does_not_bring_much_for_nobody_after_a_kill() -> None:
+    """The ledger doesn't say yet that the client used it."""
+    mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": MB}))
+    mesh.packet("a", "b")
+    at, old = mesh["b"], mesh["b"].purchase("c")
+    mesh.carry("abc", 10_000)
+    mesh.lost = {Cancel}  # a is gone, and hears nothing
+    mesh["c"].end("b")
+    at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, Cancel(old.id, "upstream"), 1 << 40))
+    mesh.halted.clear()
+    mesh.post.clear()
+    at.reboot()
+    mesh.introduce("b", "c")
+    mesh.settle()
+    mesh.wait(2)
+    assert 0 < brought_for_nobody(mesh) <= 2 * MB
+
+
+def test_what_outlived_its_client_does_not_bring_much_for_nobody_after_a_kill() -> None:
+    mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": MB}))
+    mesh.packet("a", "b")
+    at, old, sale = mesh["b"], mesh["b"].purchase("c"), mesh["b"].sale("a")
+    mesh.carry("abc", 10_000)
+    mesh.count("b", old.id, 5000)  # the household used it once
+    mesh.wait(1)
+    at.step(ev.MessageReceived(mesh["a"].identity, at.link("a"), 1, Cancel(sale.id), 1 << 40))
+    mesh.settle()
+    mesh.wait(61)
+    assert old.running
+    mesh["c"].end("b")
+    at.reboot()
+    mesh.introduce("b", "c")
+    mesh.settle()
+    mesh.wait(2)
+    assert 0 < brought_for_nobody(mesh) <= 2 * MB
+
+
+def test_what_expired_as_nobody_used_it_is_not_asked_for_anew_after_a_kill() -> None:
+    mesh = Mesh("bc", b=settings(**PLENTY, contract_time_s=60), c=settings(**PLENTY, contract_time_s=60))
+    mesh.packet("b", "c")
+    at, old = mesh["b"], mesh["b"].purchase("c")
+    mesh.count("b", old.id, 5000)
+    while old.running:
+        mesh.wait(1)
+    assert old.reason == "expired"
+    at.said.clear()
+    at.reboot()
+    mesh.introduce("b", "c")
+    mesh.settle()
+    mesh.wait(2)
+    assert not at.sent(Ask) and not at.world.contracts
+
+
+def test_a_server_hears_after_a_kill_that_we_ended_its_contract() -> None:
+    """We are killed after the end is in the ledger, before anything left us."""
+    mesh = Mesh("bc")
+    mesh.packet("b", "c")
+    at, purchase = mesh["b"], mesh["b"].purchase("c")
+    mesh.count("b", purchase.id, 10_000)
+    at.world.effects = []
+    bills.end(at.world, purchase)
+    at.carry_out(at.world.effects)
+    mesh.post.clear()
+    mesh.halted.clear()
+    at.reboot()
+    mesh.settle()
+    mesh.introduce("b", "c")
+    mesh.settle()
+    assert Cancel(purchase.id) in at.sent(Cancel)
+    assert mesh["c"].world.sales.find(at.identity, ip_address(HOST)) is None
+
+
+def test_a_client_whose_last_bill_was_acknowledged_is_told_of_the_end_after_a_kill() -> None:
+    """The acknowledged line is that of the running contract, and nothing came after it; then the client was away."""
+    mesh = Mesh("ab")
+    mesh.packet("a", "b")
+    mesh.carry("ab", 10_000)
+    mesh.wait(6)
+    at, sale = mesh["b"], mesh["b"].sale("a")
+    (line,) = [one for said in at.sent(Statement) for one in said.lines if one.contract == sale.id][-1:]
+    assert line.used_bytes == sale.used_bytes
+    mesh.lost = {Cancel, Statement, Ask}
+    mesh["b"].end("a")
+    at.step(ev.Delivered(mesh["a"].identity, at.link("a"), Statement(0, line.charged_msat, 0, (line,))))
+    mesh.wait(200)
+    at.said.clear()
+    at.reboot()
+    mesh.lost = set()
+    mesh.introduce("a", "b")
+    mesh.settle()
+    mesh.wait(1)
+    assert Cancel(sale.id, "upstream") in at.sent(Cancel)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from mesh import MB, Mesh
 from playbook import Node, Sim, account, bought, settings, states
 from scripted_neighbour import ScriptedNeighbour
 from test_money import spare_units
 
 from ngp.core import effects as fx
+from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import UNITS_PER_MSAT
-from ngp.core.messages import Accept, Invoice, Role
+from ngp.core.messages import Accept, Invoice, Propose, Reject, RejectReason, Role, Statement, StatementLine
 from ngp.core.restore import FORGET_NEIGHBOUR_S
 
 HOST = "198.51.100.1"
@@ -137,3 +139,42 @@ def test_links_that_are_old_leave_the_ledger_and_the_money_behind_them_stays() -
     assert not ledger.neighbours
     assert {identity for identity, _ in ledger.accounts} == {sim.client.identity}
     assert ledger.accounts[sim.client.identity, Role.SERVER].paid_msat > 0
+
+
+def test_what_is_being_renewed_when_it_is_paid_for_is_written_as_active() -> None:
+    mesh = Mesh("ab")
+    mesh.packet("a", "b")
+    at = mesh["a"]
+    purchase = at.purchase("b")
+    assert purchase.state is State.ACCEPTED
+    mesh.lost = {Propose}
+    mesh.carry("ab", 80 * MB)
+    assert purchase.state is State.RENEWING
+    paid = Statement(1_000_000_000, 0, 0, ())
+    at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, paid, 1 << 40))
+    (record,) = [one for one in at.ledger.contracts.values() if one.contract == purchase.id]
+    assert record.state != State.ACCEPTED
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_refusal_after_a_start_does_not_lower_what_is_believed_of_the_time_before(refuses: bool) -> None:
+    mesh = Mesh("ab")
+    mesh.packet("a", "b")
+    at, contract, b = mesh["a"], mesh["a"].purchase("b").id, mesh["b"].identity
+    mesh.carry("ab", 10 * MB)
+    mesh.wait(61)
+    at.world.server(b).paid_msat = at.world.server(b).metered_msat + 10_000_000
+    at.world.effects = []
+    at.world.save_account(at.world.server(b))
+    at.carry_out(at.world.effects)
+    at.reboot()  # meanwhile b goes on
+    mesh.introduce("a", "b")
+    mesh.settle()
+    if refuses:
+        at.step(ev.MessageReceived(b, at.link("b"), 1, Reject(contract, RejectReason.BUSY), 1 << 40))
+    purchase, server = at.world.bought(contract), at.world.server(b)
+    assert purchase is not None
+    charged_msat = purchase.due_msat(60 * MB)
+    bill = Statement(server.paid_msat, charged_msat, 0, (StatementLine(contract, 60 * MB, 0, charged_msat),))
+    at.step(ev.MessageReceived(b, at.link("b"), 1, bill, (1 << 40) + 1))
+    assert not server.disputed

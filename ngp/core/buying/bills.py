@@ -261,10 +261,10 @@ def end_refused(world: World, purchase: Purchase) -> None:
     """End a contract that its server refused while it ran: it may carry some more before it hears that we ended it.
 
     Of that it is believed as much as we use in ten seconds, and only once an hour. Otherwise it could refuse again and
-    again, and bill each time what it never carried.
+    again, and bill each time what it never carried. More may be believed already, if our meter was lost.
     """
     account = world.server(purchase.identity)
-    if world.now.monotonic_s - account.refused_mono_s > REFUSES_AGAIN_S:
+    if not purchase.meter_lost and world.now.monotonic_s - account.refused_mono_s > REFUSES_AGAIN_S:
         account.refused_mono_s, purchase.meter_lost = world.now.monotonic_s, True
         account.unmetered_msat = min(int(account.rate.a_second * TOP_UP_LASTS_S), _in_hand_msat(world, account))
     end(world, purchase)

@@ -40,29 +40,33 @@ def cancelled(world: World, neighbour: Neighbour, cancel: Cancel) -> None:
         return
     purchase.disowned = False
     is_sold = any(_was_used(world, sale) for sale in world.resting.get(purchase.id, {}).values())
-    _ended(world, purchase, cancel.reason, is_sold)
+    _ended(world, purchase, cancel.reason, not is_sold or purchase.ours_bytes > FULL_PACKET_BYTES)
     if purchase.running:
         known = cancel.reason in [reason.value for reason in CloseReason]
         world.halt(purchase, CloseReason(cancel.reason) if known else CloseReason.CANCELLED)
         world.save(purchase)  # else it would live again if we are killed before the kernel's last reading
 
 
-def restore(world: World, purchase: Purchase, sold_to_bytes: int | None) -> None:
+def restore(world: World, purchase: Purchase, was_sold: bool) -> None:
     """Go on with the end of a contract that its server had ended before the last process died.
 
-    When it was used last isn't in the ledger, so it counts as ours if we sent something by it ourselves.
+    Who used it last isn't in the ledger. So we ask for it anew in any case, but if it was sold, the new one ends when
+    it brings more than the grace while we send nothing by it. What expired was hardly in use: it would have been
+    renewed.
 
-    Args: sold_to_bytes: what our clients sent by it; None: they didn't use it.
+    Args: was_sold: clients of ours used it.
     """
-    is_sold = sold_to_bytes is not None and purchase.used_to_bytes - sold_to_bytes <= FULL_PACKET_BYTES
-    _ended(world, purchase, purchase.reason, is_sold)
+    if was_sold:
+        purchase.needed_at = purchase.unsold_bytes, purchase.ours_bytes
+    if purchase.reason != CloseReason.EXPIRED:
+        _ended(world, purchase, purchase.reason, True)
 
 
-def _ended(world: World, purchase: Purchase, reason: str, is_sold: bool) -> None:
+def _ended(world: World, purchase: Purchase, reason: str, is_ours: bool) -> None:
     # A purchase that we ended, as it brought too much for nobody, mustn't be bought again because its server says so.
     if reason in _BY_ITSELF and not (purchase.ended_by_itself or purchase.unneeded):
         purchase.ended_by_itself = True
-        if not is_sold and _is_missed(world, purchase):
+        if is_ours and _is_missed(world, purchase):
             _miss(world, purchase)
 
 

@@ -54,8 +54,9 @@ def paid_for(world: World, account: ServerAccount) -> None:
 
     The caller writes the account in the same step.
     """
-    for purchase in account.unpaid.values():
+    waited = list(account.unpaid.values())
+    account.unpaid.clear()
+    for purchase in waited:
         if purchase.state is State.ACCEPTED:
             world.move(purchase, State.ACTIVE)
         world.save_contract(purchase)
-    account.unpaid.clear()

@@ -97,9 +97,14 @@ def restarted(world: World, identity: bytes) -> None:
 
 
 def delivered(world: World, identity: bytes, statement: Statement) -> None:
-    """Note which closed contracts' bills a client has acknowledged."""
+    """Note which closed contracts' bills a client has acknowledged.
+
+    Not of those of which it hasn't stored that they are over: after a start only a bill that isn't acknowledged shows
+    that it may not know (`endings.restore`).
+    """
+    untold = world.client(identity).untold
     for line in statement.lines:
-        if line.contract not in world.contracts:
+        if line.contract not in world.contracts and line.contract not in untold:
             record = BilledRecord(line.contract, Role.SERVER, identity, line.used_bytes)
             world.acknowledged.pop(line.contract, None)  # so that it moves to the end
             world.acknowledged[line.contract] = (world.now.monotonic_s, record)
