@@ -74,10 +74,12 @@ def draw(file: SessionFile, sums: Sums, picture: Path) -> None:
     """Draw the graph: nodes by what they gained or spent, links by what was sold over them."""
     figure, axes = pyplot.subplots(figsize=SIZE_INCHES, dpi=DOTS_AN_INCH)
     places = {name: device.position for name, device in file.devices.items()}
-    most = max(sums.charged.values(), default=1)
+    charged = sums.charged
+    sold_over = {link: sum(charged.get(way, 0) for way in (link.nodes, link.nodes[::-1])) for link in file.links}
+    most = max(1, *sold_over.values())
     for link in file.links:
         one, other = link.nodes
-        sold = max(sums.charged.get((one, other), 0), sums.charged.get((other, one), 0))
+        sold = sold_over[link]
         ends = zip(places[one], places[other], strict=True)
         axes.plot(*ends, color="0.6" if sold else "0.9", linewidth=0.5 + 5 * sold / most, zorder=1)
     net = [sums.net(name) / 1000 for name in places]

@@ -13,11 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ngp.cli import streams
-from ngp.core.pricing import KILOBYTES_PER_GIB
+from ngp.core.pricing import about_price
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,17 +84,8 @@ def about(amount: float) -> str:
 
 
 def price(value: object) -> str:
-    """Write msat per GiB per kB, with three decimals at most, so that the prices of a table can be compared.
-
-    A rounded price has a ~ before it. One below 0.001 msat/kB has as many decimals as its first two figures need.
-    """
-    if not isinstance(value, int):
-        return clean(value)
-    exact = Decimal(value) / KILOBYTES_PER_GIB
-    decimals = max(3, 1 - exact.adjusted()) if value else 0
-    rounded = round(exact, decimals)
-    text = f"{rounded:f}"
-    return f"{'' if rounded == exact else '~'}{text.rstrip('0').rstrip('.') if '.' in text else text} msat/kB"
+    """Write a price, msat per GiB, as `about_price` does."""
+    return about_price(value) if isinstance(value, int) else clean(value)
 
 
 def duration(value: object) -> str:

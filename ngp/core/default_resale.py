@@ -22,7 +22,7 @@ from ngp.core.contract import State
 from ngp.core.kernel import MeshRoutes
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason
 from ngp.core.peers import Neighbour
-from ngp.core.pricing import show_price
+from ngp.core.pricing import about_price
 from ngp.core.resold import Unsold
 from ngp.core.spans import Spans
 from ngp.core.world import World
@@ -108,7 +108,7 @@ def declines(world: World, neighbour: Neighbour, propose: Propose, message_id: i
     if propose.price_msat_per_gib <= min(one.highest_msat_per_gib for one in wholes):
         return False
     world.send(neighbour, Reject(propose.contract, RejectReason.NOT_BUYING), message_id)
-    price = show_price(propose.price_msat_per_gib)
+    price = about_price(propose.price_msat_per_gib)
     text = f"{neighbour.identity.hex()[:8]} asks {price} for {destination}, more than for its default route"
     world.log_seldom(("part", neighbour.identity), f"{text}: our clients buy that by itself", logging.INFO)
     return True

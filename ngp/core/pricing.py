@@ -8,6 +8,7 @@ the contract, and no packet has to wait while the price changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 SAT_MSAT = 1000
 GIB = 1 << 30
@@ -96,3 +97,15 @@ def show_price(msat_per_gib: int) -> str:
         whole, rest = divmod(thousandths, 1000)
         return f"{whole}{f'.{rest:03}'.rstrip('0') if rest else ''} msat/kB"
     return f"{msat_per_gib} msat/GB"
+
+
+def about_price(msat_per_gib: int) -> str:
+    """Write a price per kilobyte with three decimals at most, so that several can be compared by eye.
+
+    A rounded price has a ~ before it. One below 0.001 msat/kB has as many decimals as its first two figures need.
+    """
+    exact = Decimal(msat_per_gib) / KILOBYTES_PER_GIB
+    decimals = max(3, 1 - exact.adjusted()) if msat_per_gib else 0
+    rounded = round(exact, decimals)
+    text = f"{rounded:f}"
+    return f"{'' if rounded == exact else '~'}{text.rstrip('0').rstrip('.') if '.' in text else text} msat/kB"

@@ -38,7 +38,7 @@ from ngp.core.openings import Openings, Pools, pools_of, share_of
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Link, Neighbour, Peers
 from ngp.core.policy import Occasion
-from ngp.core.pricing import amount_due_msat, show_price
+from ngp.core.pricing import about_price, amount_due_msat
 from ngp.core.records import BilledRecord, ForgetNeighbours, JournalRecord
 from ngp.core.rental.letting import Letting
 from ngp.core.resold import Resold
@@ -471,7 +471,7 @@ class World:
     def tell_price(self, contract: Contract, before_msat_per_gib: int) -> None:
         """Write a price that changed by a renewal to the log: so the log says who pays what, and since when."""
         if contract.price_msat_per_gib != before_msat_per_gib:
-            now, before = show_price(contract.price_msat_per_gib), show_price(before_msat_per_gib)
+            now, before = about_price(contract.price_msat_per_gib), about_price(before_msat_per_gib)
             self.log(f"{_named(contract)} renewed at {now}, before at {before}")
 
     def halt(self, contract: Sale | Purchase, reason: CloseReason) -> None:

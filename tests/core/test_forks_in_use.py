@@ -324,7 +324,7 @@ def test_a_route_of_ours_that_ends_with_the_hosts_routes_is_told_once(left: str,
     for _ in range(2):
         net.see(left) if left else net["c"].step(ev.ForksSeen(()))
     (line,) = [text for text in net["c"].logged[before:] if "no route of ours" in text]
-    assert line.startswith("no route of ours leads packets to 0.0.0.0/0 through ") and "msat/GB, quality" in line
+    assert line.startswith("no route of ours leads packets to 0.0.0.0/0 through ") and "msat/kB, quality" in line
     assert why in line
 
 

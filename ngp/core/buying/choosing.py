@@ -31,7 +31,7 @@ from ngp.core.kernel import Fork, Reading, Router
 from ngp.core.messages import Ask, Prefix, Propose, Reject, RejectReason
 from ngp.core.peers import Neighbour
 from ngp.core.policy import buy_terms
-from ngp.core.pricing import show_price
+from ngp.core.pricing import about_price
 from ngp.core.settings import Settings
 from ngp.core.timers import Due
 from ngp.core.world import World
@@ -408,7 +408,7 @@ def _lead(world: World, state: ForkState, before: Neighbour | None, after: Neigh
 def _told(world: World, state: ForkState, neighbour: Neighbour) -> str:
     """Name a neighbour for the log, with the reasons for which it is chosen or left."""
     price, quality = _price(world, state, neighbour), neighbour.quality.value(world.now.monotonic_s)
-    asks = "its price isn't known" if price is None else show_price(price)
+    asks = "its price isn't known" if price is None else about_price(price)
     brings = "no answers come" if neighbour.identity in state.suspects else f"quality {quality:.2f}"
     return f"{neighbour.identity.hex()[:8]} on {neighbour.link[0]} ({asks}, {brings})"
 

@@ -24,7 +24,7 @@ from ngp.core.messages import Accept, Address, Ask, Cancel, Prefix, Propose, Rej
 from ngp.core.peers import Neighbour
 from ngp.core.policy import MOST_ROUNDS, answer_proposal, buy_terms, is_sold_whole
 from ngp.core.prefixes import PackedPrefix, host_prefix
-from ngp.core.pricing import show_price
+from ngp.core.pricing import about_price
 from ngp.core.world import World
 
 MOST_DECLINED = 256
@@ -82,7 +82,7 @@ def proposed(world: World, neighbour: Neighbour, propose: Propose, message_id: i
         world.send(neighbour, Reject(propose.contract, RejectReason.PRICE, price), message_id)
         if price is None:
             key = "BUY_PRICE_MAX" if terms.most_msat_per_gib == world.settings.buy_max_msat_per_gib else "PRICES"
-            why = f"{show_price(propose.price_msat_per_gib)} is above {key} {show_price(terms.most_msat_per_gib)}"
+            why = f"{about_price(propose.price_msat_per_gib)} is above {key} {about_price(terms.most_msat_per_gib)}"
             _note_decline(world, neighbour, propose.destination, why)
             world.log(f"proposal of {neighbour.identity.hex()[:8]} for {propose.destination} declined: {why}")
     return True

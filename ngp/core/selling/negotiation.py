@@ -14,7 +14,7 @@ from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
 from ngp.core.policy import answer_counter, ask_terms, is_sold_whole
-from ngp.core.pricing import show_price
+from ngp.core.pricing import about_price
 from ngp.core.selling import grace, invoicing, metering
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.quoting import (
@@ -328,11 +328,11 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
     if price is None:
         why = _WHY_DECLINED.get(reject.reason, reject.reason.value)
         if reject.reason is RejectReason.PRICE and found is not None:
-            cost = show_price(found.cost_msat_per_gib)
+            cost = about_price(found.cost_msat_per_gib)
             why = f"too expensive for it; we pay {cost}, add RESALE_MARGIN, and ask SELL_PRICE_MIN at least"
         world.log(
             f"neighbour {neighbour.identity.hex()[:8]} declined {sale.destination} at "
-            f"{show_price(sale.price_msat_per_gib)}: {why}"
+            f"{about_price(sale.price_msat_per_gib)}: {why}"
         )
         # A client with renewal off learns only from proposals that the destination is in use; so another follows soon.
         renewal_off = reject.reason is RejectReason.NOT_RENEWING

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from ngp.core.pricing import SAT_MSAT, ceil_to_sat_msat, floor_to_sat_msat, show_money, show_price
+from ngp.core.pricing import SAT_MSAT, about_price, ceil_to_sat_msat, floor_to_sat_msat, show_money
 from ngp.core.rental.terms import MONTH_S
 from ngp.core.tenant.way import Way
 
@@ -41,7 +41,7 @@ class SaleTerms:
     @property
     def asked(self) -> str:
         """Rent and price of traffic, in words."""
-        traffic = f" and {show_price(self.price_msat_per_gib)} for traffic" if self.price_msat_per_gib else ""
+        traffic = f" and {about_price(self.price_msat_per_gib)} for traffic" if self.price_msat_per_gib else ""
         return f"{show_money(self.rent_msat)} a month{traffic}"
 
 
@@ -146,8 +146,8 @@ def refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> list[str]:
 def _refusals(terms: SaleTerms, limits: Limits, is_first: bool) -> Iterator[str]:
     if terms.price_msat_per_gib > limits.price_max.value:
         yield (
-            f"the landlord asks {show_price(terms.price_msat_per_gib)} for traffic, above {limits.price_max.name} "
-            f"({show_price(limits.price_max.value)})"
+            f"the landlord asks {about_price(terms.price_msat_per_gib)} for traffic, above {limits.price_max.name} "
+            f"({about_price(limits.price_max.value)})"
         )
     yield from _above("rent of a month", terms.rent_msat, limits.rent_max)
     if is_first:
