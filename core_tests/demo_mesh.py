@@ -75,11 +75,10 @@ def draw(file: SessionFile, sums: Sums, picture: Path) -> None:
     figure, axes = pyplot.subplots(figsize=SIZE_INCHES, dpi=DOTS_AN_INCH)
     places = {name: device.position for name, device in file.devices.items()}
     charged = sums.charged
-    sold_over = {link: sum(charged.get(way, 0) for way in (link.nodes, link.nodes[::-1])) for link in file.links}
+    pairs = [link.nodes for link in file.links]
+    sold_over = {pair: charged.get(pair, 0) + charged.get(pair[::-1], 0) for pair in pairs}
     most = max(1, *sold_over.values())
-    for link in file.links:
-        one, other = link.nodes
-        sold = sold_over[link]
+    for (one, other), sold in sold_over.items():
         ends = zip(places[one], places[other], strict=True)
         axes.plot(*ends, color="0.6" if sold else "0.9", linewidth=0.5 + 5 * sold / most, zorder=1)
     net = [sums.net(name) / 1000 for name in places]
