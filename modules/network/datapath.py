@@ -296,10 +296,13 @@ class Datapath(HostQuestions):
             return destination if leads else None
         return contracts.sent_lately(links, destination)
 
-    def onward(self, destination: Address) -> Onward:
-        """Say where packets to a destination go on from here; as if they left the mesh, if the kernel doesn't say."""
+    def onward(self, destination: Address, anew: bool = False) -> Onward:
+        """Say where packets to a destination go on from here; as if they left the mesh, if the kernel doesn't say.
+
+        Args: anew: ask the kernel, though the answer may be remembered for some seconds.
+        """
         try:
-            return self._open_host().onward(destination, self._required().desired.mesh_interfaces)
+            return self._open_host().onward(destination, self._required().desired.mesh_interfaces, anew)
         except KernelError:
             return Onward()
 

@@ -331,7 +331,7 @@ class Host:
         except OSError:  # nothing was sent to this router lately
             return False
 
-    def onward(self, destination: Address, mesh: Collection[str]) -> Onward:
+    def onward(self, destination: Address, mesh: Collection[str], anew: bool = False) -> Onward:
         """Say where packets to a destination go on from here.
 
         A network behind another router is one route to us, so it can be sold as a whole. A host on one of our own links
@@ -343,10 +343,12 @@ class Host:
         If traffic is shared among several routers, the first one on a mesh interface counts. The kernel is asked to
         find out a link address that it doesn't know yet: a packet that went there would wait for it, too.
 
-        Args: mesh: names of the mesh interfaces.
+        Args: mesh: names of the mesh interfaces. anew: ask the kernel, whatever is remembered.
 
         Raises: KernelError if the kernel doesn't answer.
         """
+        if anew:
+            self._routes.pop(destination, None)
         route = self._route(destination)
         if route is None:
             return Onward()

@@ -48,7 +48,8 @@ class Readings:
         sales = [one for effect in effects if isinstance(effect, LookUpRoutes) for one in effect.contracts]
         if sales:
             onward = self._network.onward
-            self._tell(RoutesLookedUp(tuple((contract, onward(sample(prefix))) for contract, prefix in sales)))
+            found = tuple((contract, onward(sample(prefix), anew=True)) for contract, prefix in sales)
+            self._tell(RoutesLookedUp(found))
 
     def hinted(self, hints: Sequence[Hint]) -> None:
         """Tell the core of hints; before them, of the readings of the contracts and accounts that they are about."""

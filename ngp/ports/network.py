@@ -335,8 +335,8 @@ class Network(Protocol):
             packet. None if there was no such packet, or if the destination is on the link itself.
         """
 
-    def onward(self, destination: Address) -> Onward:
-        """Say where packets to a destination go on from here."""
+    def onward(self, destination: Address, anew: bool = False) -> Onward:
+        """Say where packets to a destination go on from here. Args: anew: no remembered answer will do."""
 
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:
         """Return this host's routes that lead to other routers in the mesh, by IP version. Raises KernelError."""
