@@ -34,6 +34,13 @@ def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None
             withdraw(world, sale)
 
 
+def end_if_too_cheap(world: World, sale: Sale) -> None:
+    """End a contract that was put on a dearer purchase, and whose client didn't agree to the higher price."""
+    purchase = world.running_purchase(sale.rests_on)
+    if purchase is not None and sale.price_msat_per_gib < _least_above(world, sale, purchase.price_msat_per_gib):
+        withdraw(world, sale)
+
+
 def _may_go_by(world: World, purchase_id: bytes) -> list[Sale]:
     """List the contracts that rest on another purchase, and whose traffic may go by this one."""
     purchase = world.running_purchase(purchase_id)
@@ -105,12 +112,18 @@ def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
 def route_seen(world: World, contract: bytes, onward: Onward) -> None:
     """End a contract or offer, or rest it elsewhere, if our route leads its traffic through another neighbour now."""
     sale = world.sale(contract)
-    bought = leads_to(world, sale, onward) if sale is not None else None
+    bought = _leads_to(world, sale, onward) if sale is not None else None
     if sale is not None and bought is not None:
         _goes_by(world, sale, bought)
 
 
-def leads_to(world: World, sale: Sale, onward: Onward) -> Purchase | None:
+def least_by_route(world: World, sale: Sale, onward: Onward) -> int:
+    """Return the least price of a sale by the way that our route leads now; 0 if that is the one on which it rests."""
+    bought = _leads_to(world, sale, onward)
+    return 0 if bought is None else _least_above(world, sale, bought.highest_msat_per_gib)
+
+
+def _leads_to(world: World, sale: Sale, onward: Onward) -> Purchase | None:
     """Return the purchase by which a sale's traffic goes by our routes now, if the sale rests on another neighbour's.
 
     None: it goes the same way, or we have bought nothing there yet.

@@ -68,14 +68,9 @@ def pools_of(role: Role, identity: bytes, link: tuple[str, bytes], trades: bool)
     )
 
 
-def share_of(pool: Pool, client: bytes, sellers: int) -> Pool:
-    """Return the part of a server's pool that a client may fill.
-
-    Args:
-        client: b"": those that never paid.
-        sellers: how many nodes sell the destination to each other, >= 1: the server, from whom it buys, and so on.
-    """
-    return pool._replace(most=max(1, (pool.most // SHARES) >> (sellers - 1)), client=client)
+def share_of(pool: Pool, client: bytes) -> Pool:
+    """Return the part of a server's pool that a client may fill. Args: client: b"": those that never paid."""
+    return pool._replace(most=pool.most // SHARES, client=client)
 
 
 class Openings:
@@ -93,9 +88,16 @@ class Openings:
         forgiven_a_second = _FORGIVEN_A_SECOND / (1 if pool.client is None else SHARES)
         return max(0.0, level - (now_mono_s - then) * forgiven_a_second)
 
-    def full(self, pools: Pools, now_mono_s: float) -> Pool | None:
-        """Return the first pool in which no more contract may be opened; None: one may be opened."""
-        return next((pool for pool in pools if self.level(pool, now_mono_s) + 1 > pool.most), None)
+    def full(self, pools: Pools, now_mono_s: float, sellers: int = 1) -> Pool | None:
+        """Return the first pool in which no more contract may be opened; None: one may be opened.
+
+        Args: sellers: how many nodes sell it to each other, >= 1: the server, the one from which it buys, and so on.
+        """
+        for pool in pools:
+            most = pool.most if pool.client is None else max(1, pool.most >> (sellers - 1))
+            if self.level(pool, now_mono_s) + 1 > most:
+                return pool
+        return None
 
     def count(self, pools: Pools, now_mono_s: float, by: int = 1) -> None:
         """Add openings to the counts of some pools; a negative number takes them off."""

@@ -310,7 +310,9 @@ def _withhold(world: World, purchase: Purchase, stream: Stream) -> None:
 
 
 def _end(world: World, purchase: Purchase) -> None:
+    """End a purchase; it isn't asked for anew, though the one before it may have been missed."""
     purchase.unneeded = True
+    world.buying.missed.pop((purchase.identity, purchase.destination.prefix), None)
     world.streams.of.pop(purchase.id, None)
     bills.end(world, purchase)
 

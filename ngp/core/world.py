@@ -546,22 +546,21 @@ class World:
 
     # --- openings -----------------------------------------------------------------------------------------------------
 
-    def _pools(self, role: Role, identity: bytes, link: Link, client: bytes, sellers: int) -> Pools:
+    def _pools(self, role: Role, identity: bytes, link: Link, client: bytes) -> Pools:
         pools = pools_of(role, identity, link, self.has_traded(role, identity))
         if not client:
             return pools
-        whom = client if self.has_traded(Role.SERVER, client) else b""
-        return (*pools, share_of(pools[0], whom, max(1, sellers)))
+        return (*pools, share_of(pools[0], client if self.has_traded(Role.SERVER, client) else b""))
 
     def may_open(self, role: Role, neighbour: Neighbour, client: bytes = b"", sellers: int = 1) -> bool:
         """Say whether a neighbour may open one more contract; if it may not, the log says so.
 
         Args:
             client: the client for which we would buy it; b"": for ourselves.
-            sellers: see `share_of`.
+            sellers: see `Openings.full`.
         """
-        pools = self._pools(role, neighbour.identity, neighbour.link, client, sellers)
-        full = self.openings.full(pools, self.now.monotonic_s)
+        pools = self._pools(role, neighbour.identity, neighbour.link, client)
+        full = self.openings.full(pools, self.now.monotonic_s, max(1, sellers))
         if full is None:
             return True
         self.count("openings_refused")
@@ -578,7 +577,7 @@ class World:
     def count_opening(self, contract: Contract) -> None:
         """Count a contract as unused, until it proves useful."""
         if not contract.pools:
-            contract.pools = self._pools_of(contract)
+            contract.pools = self._pools(contract.role, contract.identity, contract.link, contract.opened_for)
             self.openings.count(contract.pools, self.now.monotonic_s)
 
     def uncount_opening(self, contract: Contract) -> bool:
@@ -591,11 +590,8 @@ class World:
 
     def count_idle(self, contract: Contract, by: int = 1) -> None:
         """Count an idle renewal of a contract like an opening; a negative number takes other openings off the count."""
-        self.openings.count(self._pools_of(contract), self.now.monotonic_s, by)
-
-    def _pools_of(self, contract: Contract) -> Pools:
-        client, sellers = contract.opened_for, len(contract.path)
-        return self._pools(contract.role, contract.identity, contract.link, client, sellers)
+        pools = self._pools(contract.role, contract.identity, contract.link, contract.opened_for)
+        self.openings.count(pools, self.now.monotonic_s, by)
 
 
 def _named(contract: Contract) -> str:

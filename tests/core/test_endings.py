@@ -465,3 +465,46 @@ def test_a_client_whose_last_bill_was_acknowledged_is_told_of_the_end_after_a_ki
     mesh.settle()
     mesh.wait(1)
     assert Cancel(sale.id, "upstream") in at.sent(Cancel)
+
+
+@pytest.mark.parametrize("bytes_a_second", [MB // 4, MB, 4 * MB])
+def test_a_fast_stream_for_nobody_does_not_make_us_buy_again_and_again_after_a_kill(bytes_a_second: int) -> None:
+    mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": MB}))
+    mesh.packet("a", "b")
+    at, old = mesh["b"], mesh["b"].purchase("c")
+    mesh.carry("abc", 10_000)
+    mesh.lost = {Cancel}
+    mesh["c"].end("b")
+    at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, Cancel(old.id, "upstream"), 1 << 40))
+    mesh.halted.clear()
+    mesh.post.clear()
+    at.reboot()
+    mesh.lost = set()
+    mesh.introduce("b", "c")
+    mesh.settle()
+    came = 0
+    for _ in range(1300):  # longer than it is asked for; the kernel is read ten times a second
+        for one in [one for one in at.world.contracts.values() if one.running]:
+            came += bytes_a_second // 10
+            at.counts.setdefault(one.id, [0, 0])[1] += bytes_a_second // 10
+            at.step(ev.UsageRead((at.reading(one.id),)))
+        mesh.wait(0.1)
+    assert 0 < came <= 2 * MB + bytes_a_second
+
+
+@pytest.mark.parametrize("first", [Cancel, Statement])
+def test_a_bill_is_acknowledged_whether_its_acknowledgement_or_that_of_the_end_comes_first(first: type) -> None:
+    mesh = Mesh("ab")
+    mesh.packet("a", "b")
+    mesh.carry("ab", 10_000)
+    at, sale = mesh["b"], mesh["b"].sale("a")
+    at.said.clear()
+    at.end("a")
+    mesh.wait(1)
+    said = [*at.sent(Cancel), *(one for one in at.sent(Statement) if one.lines)]
+    for one in sorted(said, key=lambda one: type(one) is not first):
+        at.step(ev.Delivered(mesh["a"].identity, at.link("a"), one))
+    for _ in range(60):
+        mesh.wait(5)
+    (record,) = [one for one in at.ledger.contracts.values() if one.contract == sale.id]
+    assert record.billed_bytes == record.used_bytes == 10_000

@@ -15,6 +15,7 @@ from ngp.core import basis_changed
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket, Onward
+from ngp.core.messages import Ask, Reject, RejectReason
 from ngp.core.selling.sale import Sale
 
 DEAR = settings(**PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB)
@@ -114,3 +115,63 @@ def test_the_routes_of_a_limited_number_of_contracts_are_looked_up(monkeypatch: 
     mesh.settle()
     assert len(looked) == most
     assert all(one.running for one in b.world.sold_to(mesh["a"].identity))
+
+
+def beyond_the_looked_up(way: str) -> tuple[Mesh, Purchase]:
+    """Return a mesh in which a's traffic goes by d's dear network now; b hasn't looked up that route."""
+    mesh = with_a_dear_way(way)
+    b = mesh["b"]
+    b.others = {ip_network(f"{HOST}/32"): "c" if way == "c" else ""}
+    b.route, b.prefix = "d", ip_network("198.51.100.0/24")
+    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
+    mesh.settle()
+    b.others = {}
+    dear = b.world.purchases.exact(mesh["d"].identity, b.prefix)
+    assert dear is not None and dear.running and b.sale("a").running
+    return mesh, dear
+
+
+def asks_to_renew(mesh: Mesh, client: str, sale: Sale, destination: str) -> None:
+    b, prefix = mesh["b"], ip_network(destination)
+    ask, number = Ask(prefix, 0, 0, sale.id), (1 << 41) + len(b.said)
+    b.step(ev.MessageReceived(sale.identity, sale.link, 1, ask, number, None, None, b.onward_to(prefix)))
+    mesh.settle()
+
+
+@pytest.mark.parametrize("way", ["c", "its uplink"])
+def test_a_renewal_shows_where_the_route_leads_and_ends_a_contract_that_is_too_cheap_for_it(way: str) -> None:
+    """Whatever its client would pay: it is agreed anew."""
+    mesh, dear = beyond_the_looked_up(way)
+    sale = mesh["b"].sale("a")
+    mesh["a"].step(ev.SettingsChanged(settings(**{**PLENTY, "buy_max_msat_per_gib": 6 * MSAT_PER_KB})))
+    asks_to_renew(mesh, "a", sale, f"{HOST}/32")
+    assert not sale.running and dear.running
+
+
+def test_a_client_cannot_choose_by_what_it_asks_for_which_route_its_renewal_is_judged_by() -> None:
+    mesh, _ = beyond_the_looked_up("its uplink")
+    sale = mesh["b"].sale("a")
+    limit_bytes = sale.data_limit_bytes
+    asks_to_renew(mesh, "a", sale, "203.0.113.9/32")
+    assert mesh["b"].sent(Reject)[-1] == Reject(sale.id, RejectReason.TERMS)
+    assert sale.data_limit_bytes == limit_bytes and sale.renewal_offer is None
+
+
+def test_clients_that_renew_at_once_after_a_change_of_routes_to_a_way_of_equal_price_keep_their_contracts() -> None:
+    mesh, names = Mesh("abc"), "efghijklm"
+    b = mesh["b"]
+    for name in f"dz{names}":
+        mesh.add(name, "b")
+        mesh[name].route = "b" if name != "d" else ""
+    for name in names:
+        mesh.packet(name, "b")
+    sales = [b.sale(name) for name in names]
+    b.others = {ip_network(f"{HOST}/32"): "c"}
+    b.route, b.prefix = "d", ip_network("198.51.100.0/24")
+    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
+    mesh.settle()
+    b.others = {}
+    for name, sale in zip(names, sales, strict=True):
+        asks_to_renew(mesh, name, sale, f"{HOST}/32")
+    mesh.wait(1)
+    assert all(one.running for one in sales)

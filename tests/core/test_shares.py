@@ -132,9 +132,19 @@ def test_a_clients_share_is_the_same_after_a_restart(monkeypatch: pytest.MonkeyP
 
 def test_a_client_and_all_that_never_paid_together_leave_half_of_a_servers_count_for_ever() -> None:
     counts, (pool,) = Openings(), pools_of(Role.CLIENT, b"S", ("eth1", b"s"), True)
-    shares = [share_of(pool, b"x", 1), share_of(pool, b"", 1)]
+    shares = [share_of(pool, b"x"), share_of(pool, b"")]
     for now in range(4 * 3600):
         for share in shares:
             while counts.full((pool, share), float(now)) is None:
                 counts.count((pool, share), float(now))
     assert counts.level(pool, 4 * 3600.0) <= pool.most // 2
+
+
+def test_all_that_a_client_leaves_unused_at_any_distance_is_a_quarter() -> None:
+    counts, (pool,) = Openings(), pools_of(Role.CLIENT, b"S", ("eth1", b"s"), True)
+    pools, opened = (pool, share_of(pool, b"x")), []
+    for sellers in (3, 2, 1, 2, 3):
+        while counts.full(pools, 0.0, sellers) is None:
+            counts.count(pools, 0.0)
+        opened.append(counts.level(pool, 0.0))
+    assert opened == [pool.most / 16, pool.most / 8, pool.most / 4, pool.most / 4, pool.most / 4]

@@ -21,7 +21,7 @@ from ngp.core.kernel import MOST_UNITS_AHEAD, UNITS_PER_MSAT, AccountLimit, Read
 from ngp.core.messages import Role
 from ngp.core.money import Order
 from ngp.core.newest import Newest
-from ngp.core.records import AccountRecord
+from ngp.core.records import AccountRecord, BilledRecord
 from ngp.core.selling.sale import Sale
 
 GRACE_SHARES_PER_INTERFACE = 64
@@ -154,6 +154,7 @@ class ClientAccount(Account):
         credit: the grace that is open or owed; None if there is none.
         unstated: contracts (open or just closed) whose totals the client hasn't got yet.
         untold: why contracts are over whose end the client hasn't acknowledged, by id; only the latest (`endings`).
+        billed_untold: the bills of such contracts that the client has acknowledged.
         tell_next: ids of those of them of which it isn't told before it has stored others; the last one comes first.
         recall_after: the bills of contracts closed after this place (time of closing, id) must be read from the ledger
             and sent again; None: no bill must be.
@@ -170,6 +171,7 @@ class ClientAccount(Account):
     kernel: KernelShare = field(default_factory=KernelShare)
     unstated: dict[bytes, Sale] = field(default_factory=dict)
     untold: Newest[bytes, str] = field(default_factory=lambda: Newest(MOST_UNTOLD))
+    billed_untold: Newest[bytes, BilledRecord] = field(default_factory=lambda: Newest(MOST_UNTOLD))
     tell_next: list[bytes] = field(default_factory=list)
     recall_after: tuple[int, bytes] | None = None
     refund: Refunding = field(default_factory=Refunding)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from ngp.core.messages import Cancel, Role
 from ngp.core.peers import Neighbour
 from ngp.core.records import ContractRecord
+from ngp.core.selling import statements
 from ngp.core.selling.account import MOST_UNTOLD, ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.world import World
@@ -31,9 +32,10 @@ def over(world: World, account: ClientAccount, sale: Sale) -> None:
 def told(world: World, identity: bytes, contract: bytes) -> None:
     """Note that a client has stored that a contract is over, and tell it one more that it may not know."""
     account, neighbour = world.clients.get(identity), world.peers.any_link(identity)
-    if account is None or account.untold.pop(contract, None) is None or neighbour is None:
+    if account is None or account.untold.pop(contract, None) is None:
         return
-    while account.tell_next and not _tell(world, neighbour, account, account.tell_next.pop()):
+    statements.told(world, account, contract)
+    while neighbour is not None and account.tell_next and not _tell(world, neighbour, account, account.tell_next.pop()):
         pass
 
 

@@ -176,6 +176,9 @@ def _renewal_asked(
         why = sale.reason if sale is not None and sale.state is State.HALTING else CloseReason.CANCELLED.value
         world.send(neighbour, Cancel(ask.contract, why), message_id)
         return
+    if ask.destination != sale.destination.prefix:  # our route to another one mustn't decide about this one
+        world.send(neighbour, Reject(ask.contract, RejectReason.TERMS), message_id)
+        return
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
         if sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour):
             world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
@@ -183,8 +186,8 @@ def _renewal_asked(
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
         rerouting.follow(world, sale)
-        bought = basis_changed.leads_to(world, sale, onward)
-        if bought is not None and not upstream.move(world, sale, bought):
+        least = basis_changed.least_by_route(world, sale, onward)
+        if sale.price_msat_per_gib < least:
             world.halt(sale, CloseReason.UPSTREAM)
         if not sale.running:  # it can't go on by the way that its traffic goes now
             world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
@@ -203,7 +206,7 @@ def _renewal_asked(
                 world.send(neighbour, Reject(ask.contract, RejectReason.UPSTREAM), message_id)
                 return
         terms = terms_of(world, sale, found)
-        price = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))
+        price = min(max(terms.ask_msat_per_gib, least), max(terms.least_msat_per_gib, sale.price_msat_per_gib))
         sale.renewal_offer = Offer(limit, lifetime_s, price)  # if possible, at the same price
         world.move(sale, State.RENEWING)
     propose(world, neighbour, sale, message_id)
@@ -362,11 +365,12 @@ def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
 
 
 def _renewal_over(world: World, sale: Sale) -> None:
-    """Give up a renewal: the terms stay those that were agreed before."""
+    """Give up a renewal: the terms stay those that were agreed before, if what the sale rests on now allows that."""
     sale.renewal_offer, sale.wanted = None, None
     world.timers.clear(Due.QUOTE, sale.id)
     unpaid = world.client(sale.identity).unpaid
     world.move(sale, State.ACCEPTED if sale.id in unpaid else State.ACTIVE)
+    basis_changed.end_if_too_cheap(world, sale)
 
 
 def quote_due(world: World, sale: Sale) -> None:

@@ -99,15 +99,29 @@ def restarted(world: World, identity: bytes) -> None:
 def delivered(world: World, identity: bytes, statement: Statement) -> None:
     """Note which closed contracts' bills a client has acknowledged.
 
-    Not of those of which it hasn't stored that they are over: after a start only a bill that isn't acknowledged shows
-    that it may not know (`endings.restore`).
+    For those of which it hasn't stored yet that they are over, that is noted when it has: after a start only a bill
+    that isn't acknowledged shows that it may not know (`endings.restore`).
     """
-    untold = world.client(identity).untold
+    account = world.client(identity)
     for line in statement.lines:
-        if line.contract not in world.contracts and line.contract not in untold:
+        if line.contract not in world.contracts:
             record = BilledRecord(line.contract, Role.SERVER, identity, line.used_bytes)
-            world.acknowledged.pop(line.contract, None)  # so that it moves to the end
-            world.acknowledged[line.contract] = (world.now.monotonic_s, record)
+            if line.contract in account.untold:
+                account.billed_untold.note(line.contract, record)
+            else:
+                _acknowledged(world, record)
+
+
+def told(world: World, account: ClientAccount, contract: bytes) -> None:
+    """Note a bill that a client has acknowledged before it stored that the contract is over."""
+    record = account.billed_untold.pop(contract, None)
+    if record is not None:
+        _acknowledged(world, record)
+
+
+def _acknowledged(world: World, record: BilledRecord) -> None:
+    world.acknowledged.pop(record.contract, None)  # so that it moves to the end
+    world.acknowledged[record.contract] = (world.now.monotonic_s, record)
 
 
 def undelivered(world: World, identity: bytes, statement: Statement) -> None:
