@@ -15,7 +15,6 @@ from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import Onward
 from ngp.core.messages import Cancel, Prefix
 from ngp.core.peers import Neighbour
-from ngp.core.policy import least_above_cost
 from ngp.core.prefixes import PackedPrefix
 from ngp.core.selling.quoting import forget
 from ngp.core.selling.sale import Sale
@@ -29,16 +28,9 @@ def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None
     So are those whose traffic may go by it, though they rest on another one from before our route changed.
     """
     for sale in [*world.resting.get(purchase_id, {}).values(), *_may_go_by(world, purchase_id)]:
-        least = _least_above(world, sale, cost_msat_per_gib)
+        least = upstream.least_above(world, sale, cost_msat_per_gib)
         if min(sale.price_msat_per_gib, (sale.renewal_offer or sale).price_msat_per_gib) < least:
             withdraw(world, sale)
-
-
-def end_if_too_cheap(world: World, sale: Sale) -> None:
-    """End a contract that was put on a dearer purchase, and whose client didn't agree to the higher price."""
-    purchase = world.running_purchase(sale.rests_on)
-    if purchase is not None and sale.price_msat_per_gib < _least_above(world, sale, purchase.price_msat_per_gib):
-        withdraw(world, sale)
 
 
 def _may_go_by(world: World, purchase_id: bytes) -> list[Sale]:
@@ -120,7 +112,7 @@ def route_seen(world: World, contract: bytes, onward: Onward) -> None:
 def least_by_route(world: World, sale: Sale, onward: Onward) -> int:
     """Return the least price of a sale by the way that our route leads now; 0 if that is the one on which it rests."""
     bought = _leads_to(world, sale, onward)
-    return 0 if bought is None else _least_above(world, sale, bought.highest_msat_per_gib)
+    return 0 if bought is None else upstream.least_above(world, sale, bought.highest_msat_per_gib)
 
 
 def _leads_to(world: World, sale: Sale, onward: Onward) -> Purchase | None:
@@ -151,15 +143,10 @@ def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
 
 def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
     """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be."""
-    if sale.price_msat_per_gib < _least_above(world, sale, bought.price_msat_per_gib):
+    if sale.price_msat_per_gib < upstream.least_above(world, sale, bought.highest_msat_per_gib):
         withdraw(world, sale)
     elif sale.running and bought.destination.covers(sale.destination):
         rerouting.goes_elsewhere(world, sale, bought)
-
-
-def _least_above(world: World, sale: Sale, cost_msat_per_gib: int) -> int:
-    """Return the least price of a sale whose traffic costs us this much."""
-    return least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
 
 
 def shed(world: World, purchase_id: bytes) -> None:

@@ -52,6 +52,8 @@ def follow(world: World, sale: Sale) -> None:
         return
     used = [one for one in upstream.ways(world, sale) if one.in_use(now_mono_s)]
     if used:
-        if not upstream.move(world, sale, max(used, key=lambda one: one.rate.at_mono_s)):
+        way = max(used, key=lambda one: one.rate.at_mono_s)
+        is_too_cheap = sale.price_msat_per_gib < upstream.least_above(world, sale, way.highest_msat_per_gib)
+        if is_too_cheap or not upstream.move(world, sale, way):  # then it is agreed anew
             world.halt(sale, CloseReason.UPSTREAM)
         leave(world, resting)

@@ -23,6 +23,7 @@ from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import FULL_PACKET_BYTES, Router
 from ngp.core.messages import MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose, Role, mark
 from ngp.core.peers import Neighbour
+from ngp.core.policy import least_above_cost
 from ngp.core.prefixes import covers
 from ngp.core.selling.sale import Sale
 from ngp.core.world import World
@@ -150,6 +151,11 @@ def free(world: World, purchase: Purchase) -> int:
     """Return what a purchase may carry beside all sales that rest on it; negative if they need more than it has."""
     promised = sum(sale.reserved_bytes for sale in world.resting.get(purchase.id, {}).values())
     return purchase.data_limit_bytes - purchase.used_bytes - promised
+
+
+def least_above(world: World, sale: Sale, cost_msat_per_gib: int) -> int:
+    """Return the least price of a sale whose traffic costs us this much."""
+    return least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
 
 
 def room(world: World, sale: Sale) -> int | None:

@@ -14,9 +14,10 @@ from ngp.core import events as ev
 from ngp.core.buying import bills
 from ngp.core.contract import CloseReason
 from ngp.core.kernel import Reading
-from ngp.core.messages import Accept, Ask, Cancel, Reject, RejectReason, Statement
+from ngp.core.messages import Accept, Ask, Cancel, Hello, Reject, RejectReason, Statement
 from ngp.core.selling.account import MOST_UNTOLD
 from ngp.core.selling.endings import MOST_STRANGER_TOLD_AGAIN
+from ngp.core.selling.sale import Sale
 
 DESTINATION = ip_network(f"{HOST}/32")
 
@@ -504,6 +505,48 @@ def test_a_bill_is_acknowledged_whether_its_acknowledgement_or_that_of_the_end_c
     said = [*at.sent(Cancel), *(one for one in at.sent(Statement) if one.lines)]
     for one in sorted(said, key=lambda one: type(one) is not first):
         at.step(ev.Delivered(mesh["a"].identity, at.link("a"), one))
+    for _ in range(60):
+        mesh.wait(5)
+    (record,) = [one for one in at.ledger.contracts.values() if one.contract == sale.id]
+    assert record.billed_bytes == record.used_bytes == 10_000
+
+
+def bill_comes_before_the_end(mesh: Mesh) -> tuple[Sale, Statement]:
+    """Let a sale of b's end, and a acknowledge its last bill, but not that it is over."""
+    mesh.packet("a", "b")
+    mesh.carry("ab", 10_000)
+    at, sale = mesh["b"], mesh["b"].sale("a")
+    mesh.lost = {Cancel, Statement, Ask}
+    at.end("a")
+    mesh.wait(1)
+    bill = [one for one in at.sent(Statement) if any(line.contract == sale.id for line in one.lines)][-1]
+    at.step(ev.Delivered(sale.identity, sale.link, bill))
+    return sale, bill
+
+
+def test_a_bill_that_a_client_lost_by_a_power_cut_is_sent_again() -> None:
+    """It had acknowledged the bill, and stores the end only after its next start."""
+    mesh = Mesh("ab")
+    sale, bill = bill_comes_before_the_end(mesh)
+    at = mesh["b"]
+    at.step(
+        ev.MessageReceived(sale.identity, sale.link, 2, Hello("sandbox", True, True, (), "ngp", False), 1 << 42)
+    )
+    at.step(ev.Delivered(sale.identity, sale.link, Cancel(sale.id, "upstream")))
+    mesh.wait(1)
+    at.said.clear()
+    lines = tuple(line for line in bill.lines if line.contract == sale.id)
+    at.step(ev.BillsRecalled(sale.identity, lines, None))
+    assert [one.lines for one in at.sent(Statement)] == [lines]
+
+
+def test_a_bill_is_acknowledged_though_many_later_ends_came_before_the_client_stored_its_end() -> None:
+    mesh = Mesh("ab")
+    sale, _ = bill_comes_before_the_end(mesh)
+    at = mesh["b"]
+    for number in range(MOST_UNTOLD):
+        at.world.client(sale.identity).untold.note(number.to_bytes(16, "big"), "upstream")
+    at.step(ev.Delivered(sale.identity, sale.link, Cancel(sale.id, "upstream")))
     for _ in range(60):
         mesh.wait(5)
     (record,) = [one for one in at.ledger.contracts.values() if one.contract == sale.id]

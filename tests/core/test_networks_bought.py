@@ -13,10 +13,12 @@ from playbook import MSAT_PER_KB, settings
 
 from ngp.core import basis_changed
 from ngp.core import events as ev
+from ngp.core.buying import renewal
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket, Onward
-from ngp.core.messages import Ask, Reject, RejectReason
+from ngp.core.messages import Ask, Propose, Reject, RejectReason
 from ngp.core.selling.sale import Sale
+from ngp.core.settings import Margin
 
 DEAR = settings(**PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB)
 HOUSEHOLD = settings(**{**PLENTY, "sells": False, "buys_default_route": True})
@@ -175,3 +177,88 @@ def test_clients_that_renew_at_once_after_a_change_of_routes_to_a_way_of_equal_p
         asks_to_renew(mesh, name, sale, f"{HOST}/32")
     mesh.wait(1)
     assert all(one.running for one in sales)
+
+
+def extend(mesh: Mesh, name: str, server: str, limit_bytes: int) -> None:
+    """Let a node ask for a renewal of its purchase."""
+    at = mesh[name]
+    at.world.effects = []
+    assert renewal.ask_renewal(at.world, at.purchase(server), limit_bytes)
+    at.carry_out(at.world.effects)
+    mesh.settle()
+
+
+def goes_slowly_by(mesh: Mesh, sale: Sale, purchase: Purchase, seconds: int, size: int) -> None:
+    """Let a sale and a purchase, by which its traffic goes, carry something each second."""
+    for _ in range(seconds):
+        for contract in (purchase.id, sale.id):
+            mesh.count("b", contract, size)
+        mesh.wait(1)
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_a_contract_in_use_that_is_too_cheap_for_the_way_it_goes_ends_at_its_renewal(falls: bool) -> None:
+    """Also if that way is to cost less later."""
+    mesh, dear = beyond_the_looked_up("c")
+    sale = mesh["b"].sale("a")
+    if falls:
+        mesh["d"].step(ev.SettingsChanged(settings(**PLENTY)))
+        mesh.count("d", dear.id, 80 * MB)
+        mesh.count("b", dear.id, 80 * MB)
+        mesh.settle()
+        assert dear.price_msat_per_gib < dear.highest_msat_per_gib == 20 * MSAT_PER_KB
+    goes_slowly_by(mesh, sale, dear, 12, 10_000)
+    extend(mesh, "a", "b", 2 * sale.data_limit_bytes)
+    assert not sale.running
+
+
+def test_a_client_cannot_keep_a_contract_that_is_too_cheap_by_asking_again_and_again() -> None:
+    mesh, dear = beyond_the_looked_up("c")
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    goes_slowly_by(mesh, sale, dear, 12, 10_000)
+    extend(mesh, "b", "d", 900 * MB)
+    mesh.lost = {Propose}
+    asks_to_renew(mesh, "a", sale, f"{HOST}/32")
+    assert not sale.running and b.world.sales.find(sale.identity, ip_address(HOST)) is None
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_renewal_that_waited_for_room_is_no_cheaper_than_the_way_that_its_route_leads(waits: bool) -> None:
+    prices = [{f"sell_{key}msat_per_gib": at * MSAT_PER_KB for key in ("", "min_")} for at in (15, 20)]
+    mesh = Mesh("abc", b=settings(**PLENTY, **prices[1]))
+    for name in "zd":
+        mesh.add(name, "b")
+    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, **prices[0])))
+    mesh["z"].route = "b"
+    mesh.packet("a", "b")
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    b.step(ev.SettingsChanged(settings(**PLENTY)))
+    b.others = {ip_network(f"{HOST}/32"): "c"}
+    b.route, b.prefix = "d", ip_network("198.51.100.0/24")
+    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
+    mesh.settle()
+    b.others = {}
+    if not waits:
+        extend(mesh, "b", "c", 900 * MB)
+    mesh.count("b", sale.id, 1000)
+    limit_bytes = sale.data_limit_bytes
+    extend(mesh, "a", "b", 2 * limit_bytes)
+    assert sale.data_limit_bytes > limit_bytes and sale.price_msat_per_gib > 15 * MSAT_PER_KB
+
+
+@pytest.mark.parametrize("declined", [True, False])
+def test_a_contract_above_its_cost_goes_on_when_it_isnt_renewed_at_a_higher_margin(declined: bool) -> None:
+    free = {"sell_msat_per_gib": 0, "sell_min_msat_per_gib": 0}
+    mesh = Mesh("abc", b=settings(**PLENTY, **free))
+    mesh.packet("a", "b")
+    mesh.carry("abc", 100_000)
+    b, sale = mesh["b"], mesh["b"].sale("a")
+    extend(mesh, "b", "c", 400 * MB)
+    b.step(ev.SettingsChanged(settings(**PLENTY, **free, resale_margin=Margin(300_000, 0))))
+    if declined:
+        mesh["a"].step(ev.SettingsChanged(settings(**{**PLENTY, "buy_max_msat_per_gib": 6 * MSAT_PER_KB})))
+    else:
+        mesh.lost = {Propose}
+    extend(mesh, "a", "b", 2 * sale.data_limit_bytes)
+    mesh.wait(11)
+    assert sale.running and sale.price_msat_per_gib > b.purchase("c").highest_msat_per_gib

@@ -32,9 +32,11 @@ def over(world: World, account: ClientAccount, sale: Sale) -> None:
 def told(world: World, identity: bytes, contract: bytes) -> None:
     """Note that a client has stored that a contract is over, and tell it one more that it may not know."""
     account, neighbour = world.clients.get(identity), world.peers.any_link(identity)
-    if account is None or account.untold.pop(contract, None) is None:
+    if account is None:
         return
     statements.told(world, account, contract)
+    if account.untold.pop(contract, None) is None:
+        return
     while neighbour is not None and account.tell_next and not _tell(world, neighbour, account, account.tell_next.pop()):
         pass
 

@@ -93,8 +93,8 @@ def answered(world: World, identity: bytes, destination: Prefix, grew: bool = Fa
             if not _opened(world, sale, may_wait=grew):
                 _take_back(world, neighbour, sale)
         elif sale.wanted is not None and sale.running:
-            ask, sale.wanted = sale.wanted, None
-            _renewal_asked(world, neighbour, ask, 0, Onward(), may_wait=grew)
+            (ask, onward), sale.wanted = sale.wanted, None
+            _renewal_asked(world, neighbour, ask, 0, onward, may_wait=grew)
 
 
 def quote_again(world: World, neighbour: Neighbour) -> None:
@@ -198,7 +198,7 @@ def _renewal_asked(
             grows = limit - sale.data_limit_bytes
             lacks = grows > found.free_bytes or not found.lasts
             if lacks and may_wait and upstream.extend(world, sale, grows - found.free_bytes):
-                sale.wanted = ask
+                sale.wanted = ask, onward
                 return
             limit = sale.data_limit_bytes + max(0, min(grows, found.free_bytes))
             lifetime_s = min(lifetime_s, found.lifetime_s)
@@ -365,12 +365,11 @@ def cancelled(world: World, neighbour: Neighbour, contract_id: bytes) -> None:
 
 
 def _renewal_over(world: World, sale: Sale) -> None:
-    """Give up a renewal: the terms stay those that were agreed before, if what the sale rests on now allows that."""
+    """Give up a renewal: the terms stay those that were agreed before."""
     sale.renewal_offer, sale.wanted = None, None
     world.timers.clear(Due.QUOTE, sale.id)
     unpaid = world.client(sale.identity).unpaid
     world.move(sale, State.ACCEPTED if sale.id in unpaid else State.ACTIVE)
-    basis_changed.end_if_too_cheap(world, sale)
 
 
 def quote_due(world: World, sale: Sale) -> None:

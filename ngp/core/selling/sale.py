@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
-from ngp.core.kernel import UNITS_PER_MSAT
+from ngp.core.kernel import UNITS_PER_MSAT, Onward
 from ngp.core.messages import Address, Ask, Prefix, Role
 from ngp.core.pricing import cost_units
 
@@ -36,7 +36,8 @@ class Sale(Contract):
         asked_by: a mark of each node on whose behalf we sell this; the last one is the client.
         seller: identity of the neighbour to which the traffic goes on, if we buy it there; b"": we don't.
         waits_for: server and destination of the question whose answer this contract waits for.
-        wanted: the renewal that the client asked for, and that waits until the purchase has room.
+        wanted: the renewal that the client asked for, and that waits until the purchase has room; and where our route
+            led then.
     """
 
     role: ClassVar[Role] = Role.SERVER
@@ -50,7 +51,7 @@ class Sale(Contract):
     asked_by: tuple[bytes, ...] = ()
     seller: bytes = b""
     waits_for: tuple[bytes, Prefix] | None = None
-    wanted: Ask | None = None
+    wanted: tuple[Ask, Onward] | None = None
 
     @property
     def reserved_bytes(self) -> int:

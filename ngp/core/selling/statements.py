@@ -94,6 +94,8 @@ def restarted(world: World, identity: bytes) -> None:
     for contract_id, (_, record) in list(world.acknowledged.items()):
         if record.identity == identity:
             del world.acknowledged[contract_id]
+    if (account := world.clients.get(identity)) is not None:
+        account.billed_untold.clear()
 
 
 def delivered(world: World, identity: bytes, statement: Statement) -> None:
