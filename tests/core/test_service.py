@@ -247,3 +247,22 @@ def test_a_debt_that_is_paid_in_many_parts_is_paid_for_service_that_was_seen() -
         sim.run(5)
         tell(sim, sim.client, Statement(bought(sim).paid_msat, account(sim).charged_msat, 0, ()))
     assert payments(sim) - before == 6 and not warnings(sim)
+
+
+@pytest.mark.parametrize("seconds", [30, 45, 70])
+def test_a_server_whose_invoices_were_declined_for_long_is_paid_within_a_minute_after_unblock(seconds: int) -> None:
+    """The client was killed meanwhile. It answers the next invoice with a smaller sum, which is asked for at once."""
+    keys = {"trust_amount_msat": None}
+    sim = Sim(settings(**keys), settings(sells=False, **keys))
+    for _ in range(50 * seconds):
+        sim.up(HOST)
+        sim.run(0.02)
+    sim.crash(sim.client)
+    sim.run(3)
+    paid_msat = bought(sim).paid_msat
+    assert 0 < paid_msat < 1280
+    sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
+    for _ in range(62):
+        sim.up(HOST)
+        sim.run(1)
+    assert bought(sim).paid_msat > paid_msat

@@ -96,13 +96,26 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     account.most_asked_msat = max(declined.amount_msat, world.node.least_amount_msat) if declined.amount_msat else 0
     if declined.reason is DeclineReason.BUDGET:  # a budget doesn't grow; other limits grow as the client pays
         account.budget_told_mono_s = world.now.monotonic_s
-    smaller = 0 < declined.amount_msat < record.amount_msat and account.invoice.declined < 2
+    smaller = 0 < declined.amount_msat < record.amount_msat and _may_hurry(world, account)
     wait_s = 0.2 if smaller else pause_s(FIRST_PAUSE_S, account.invoice.declined)
     account.invoice.declined += 1
     if not smaller:
         why_not = f"this neighbour declines our invoices ({_declined_for(declined)}); its log says more"
         note_why_not(world, account, why_not)
     wait(world, account, wait_s)
+
+
+def _may_hurry(world: World, account: ClientAccount) -> bool:
+    """Say whether a client that names what it would pay is asked for that at once: two times, then once a minute.
+
+    It may have declined many invoices for other reasons, which are over now.
+    """
+    if account.invoice.declined < 2:
+        return True
+    if world.now.monotonic_s - account.invoice.hurried_mono_s < MOST_PAUSE_S:
+        return False
+    account.invoice.hurried_mono_s = world.now.monotonic_s
+    return True
 
 
 def _hurry(world: World, identity: bytes, amount_msat: int) -> None:
