@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import elsewhere, rerouting, upstream
+from ngp.core import rerouting, upstream
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import LookUpRoutes
@@ -21,6 +21,7 @@ from ngp.core.selling.sale import Sale
 from ngp.core.world import World
 
 MOST_LOOKED_UP = 256  # most routes that are looked up when a network is bought; the others are at the next renewals
+
 
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
     """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now.
@@ -97,7 +98,7 @@ def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
     """
     within = PackedPrefix.of(prefix)
     for sale in [one for one in world.contracts.values() if isinstance(one, Sale)]:
-        if within.covers(sale.destination) and (bought := _bought_for(world, sale, seller)) is not None:
+        if within.covers(sale.destination) and (bought := _bought_from(world, sale, seller)) is not None:
             _goes_by(world, sale, bought)
 
 
@@ -121,18 +122,12 @@ def _leads_to(world: World, sale: Sale, onward: Onward) -> Purchase | None:
     None: it goes the same way, or we have bought nothing there yet.
     """
     seller = upstream.seller_to(world, sale.destination.prefix, onward.router)
-    return None if seller is None else _bought_for(world, sale, seller.identity)
+    return None if seller is None else _bought_from(world, sale, seller.identity)
 
 
-def _bought_for(world: World, sale: Sale, seller: bytes) -> Purchase | None:
+def _bought_from(world: World, sale: Sale, seller: bytes) -> Purchase | None:
     """Return the purchase from a neighbour that covers a sale's destination, if the sale rests on another one's."""
-    if not _may_go_elsewhere(sale, seller):
-        return None
-    destination = sale.destination.prefix
-    bought = world.purchases.find(seller, destination.network_address)
-    if bought is None or not bought.running or not bought.destination.covers(sale.destination):
-        return None
-    return None if bought.destination.is_default and elsewhere.is_elsewhere(world, destination) else bought
+    return upstream.bought_from(world, sale, seller) if _may_go_elsewhere(sale, seller) else None
 
 
 def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
@@ -143,7 +138,7 @@ def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
 
 def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
     """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be."""
-    if sale.price_msat_per_gib < upstream.least_above(world, sale, bought.highest_msat_per_gib):
+    if upstream.is_too_cheap(world, sale, bought):
         withdraw(world, sale)
     elif sale.running and bought.destination.covers(sale.destination):
         rerouting.goes_elsewhere(world, sale, bought)

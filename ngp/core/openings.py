@@ -14,7 +14,7 @@ interface's other neighbours also together.
 What we buy for a client counts against the server, which counts it against us. So each client that paid, and all that
 never paid together, may fill only a quarter of a server's count with what we buy for them: one client doesn't keep the
 others, or us, from buying there. What the server itself buys for us is a quarter of its own count. So of that a client
-may fill half, and half as much again for each further seller.
+may fill half; what has one seller more, again half of that, and so on.
 """
 
 from __future__ import annotations

@@ -53,7 +53,6 @@ def follow(world: World, sale: Sale) -> None:
     used = [one for one in upstream.ways(world, sale) if one.in_use(now_mono_s)]
     if used:
         way = max(used, key=lambda one: one.rate.at_mono_s)
-        is_too_cheap = sale.price_msat_per_gib < upstream.least_above(world, sale, way.highest_msat_per_gib)
-        if is_too_cheap or not upstream.move(world, sale, way):  # then it is agreed anew
+        if upstream.is_too_cheap(world, sale, way) or not upstream.move(world, sale, way):  # then it is agreed anew
             world.halt(sale, CloseReason.UPSTREAM)
         leave(world, resting)

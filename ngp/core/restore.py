@@ -185,12 +185,10 @@ def _account(world: World, record: AccountRecord) -> None:
     account.reputation = Reputation(record.reputation_ppm, record.reputation_at_s)
 
 
-def _contract(
-    world: World, record: ContractRecord, found: AdoptedContract | None, client: bytes
-) -> Sale | Purchase:
+def _contract(world: World, record: ContractRecord, found: AdoptedContract | None, client: bytes) -> Sale | Purchase:
     """Restore a contract, and charge what it carried while no daemon ran.
 
-    Args: client: the latest client for which it was bought; b"": it is a sale, or we bought it for ourselves.
+    Args: client: a client for which it was bought; b"": it is a sale, or we bought it for ourselves.
     """
     contract = _sale(world, record, found) if record.role is Role.SERVER else _purchase(world, record, found)
     contract.opened_for = client

@@ -29,7 +29,6 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import ReadMeters
 from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
-from ngp.core.prefixes import covers
 from ngp.core.selling import grace
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
@@ -78,7 +77,7 @@ def is_withheld(world: World, sale: Sale) -> bool:
     return any(
         server == sale.seller and world.now.monotonic_s < one.until_mono_s
         for (server, destination), one in world.streams.withheld.items()
-        if covers(destination.prefix, sale.destination.prefix)
+        if destination.covers(sale.destination)
         # Single destinations are the way out when a default route is withheld: none but its buyers can send there.
         and (sale.destination.is_default or not destination.is_default)
     )

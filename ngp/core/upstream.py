@@ -24,7 +24,6 @@ from ngp.core.kernel import FULL_PACKET_BYTES, Router
 from ngp.core.messages import MOST_DATA_BYTES, MOST_HOPS, Ask, Prefix, Propose, Role, mark
 from ngp.core.peers import Neighbour
 from ngp.core.policy import least_above_cost
-from ngp.core.prefixes import covers
 from ngp.core.selling.sale import Sale
 from ngp.core.world import World
 
@@ -98,16 +97,23 @@ def basis(world: World, sale: Sale) -> Basis | None:
 
 def _purchase(world: World, sale: Sale) -> Purchase | None:
     """Find the running purchase on which a sale rests or can rest."""
-    if sale.rests_on:
-        return world.running_purchase(sale.rests_on)
+    return world.running_purchase(sale.rests_on) if sale.rests_on else bought_from(world, sale, sale.seller)
+
+
+def bought_from(world: World, sale: Sale, server: bytes) -> Purchase | None:
+    """Find the running purchase from a server on which a sale can rest."""
     destination = sale.destination.prefix
-    exact = world.purchases.exact(sale.seller, destination)
+    exact = world.purchases.exact(server, destination)
     if exact is not None and exact.running:
         return exact
-    found = world.purchases.find(sale.seller, destination.network_address)
-    if found is None or not found.running or not covers(found.destination.prefix, destination):
-        return None
-    return None if found.destination.is_default and elsewhere.is_elsewhere(world, destination) else found
+    found = _covering(world, sale, server)
+    is_excepted = found is not None and found.destination.is_default and elsewhere.is_elsewhere(world, destination)
+    return None if is_excepted else found
+
+
+def _covering(world: World, sale: Sale, server: bytes) -> Purchase | None:
+    found = world.purchases.find(server, sale.destination.prefix.network_address)
+    return found if found is not None and found.running and found.destination.covers(sale.destination) else None
 
 
 def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
@@ -121,15 +127,13 @@ def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
         for one in ways(world, sale)
         if one is not purchase
         and one.in_use(world.now.monotonic_s)
-        and covers(purchase.destination.prefix, one.destination.prefix)
+        and purchase.destination.covers(one.destination)
     ]
 
 
 def ways(world: World, sale: Sale) -> list[Purchase]:
     """List the purchases that cover a sale's destination: more than one after a change of routes."""
-    destination = sale.destination.prefix
-    found = (world.purchases.find(server, destination.network_address) for server in world.servers)
-    return [one for one in found if one is not None and one.running and covers(one.destination.prefix, destination)]
+    return [one for server in world.servers if (one := _covering(world, sale, server)) is not None]
 
 
 def _quote(world: World, sale: Sale) -> Quote | None:
@@ -156,6 +160,11 @@ def free(world: World, purchase: Purchase) -> int:
 def least_above(world: World, sale: Sale, cost_msat_per_gib: int) -> int:
     """Return the least price of a sale whose traffic costs us this much."""
     return least_above_cost(world.settings, sale.destination.prefix, world.occasion(sale), cost_msat_per_gib)
+
+
+def is_too_cheap(world: World, sale: Sale, purchase: Purchase) -> bool:
+    """Say whether a sale whose traffic goes by a purchase would be sold below its cost and our margin."""
+    return sale.price_msat_per_gib < least_above(world, sale, purchase.highest_msat_per_gib)
 
 
 def room(world: World, sale: Sale) -> int | None:

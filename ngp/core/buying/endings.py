@@ -8,7 +8,7 @@ money further up for a while, and a new contract may end before it is used, whil
 changing. After two minutes hardly anybody waits any more.
 
 A default route isn't asked for: its server may have none any more. Our clients' contracts end with a purchase, and they
-ask, so we don't ask for what a client used. What a client only asked for, or hasn't used lately, doesn't count.
+ask, so we don't ask for what only a client used. What a client asked for, or hasn't used lately, doesn't count.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def restore(world: World, purchase: Purchase, was_sold: bool) -> None:
     it brings more than the grace while we send nothing by it. What expired was hardly in use: it would have been
     renewed.
 
-    Args: was_sold: clients of ours used it.
+    Args: was_sold: clients of ours had bought it.
     """
     if was_sold:
         purchase.needed_at = purchase.unsold_bytes, purchase.ours_bytes

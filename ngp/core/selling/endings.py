@@ -37,8 +37,9 @@ def told(world: World, identity: bytes, contract: bytes) -> None:
     statements.told(world, account, contract)
     if account.untold.pop(contract, None) is None:
         return
-    while neighbour is not None and account.tell_next and not _tell(world, neighbour, account, account.tell_next.pop()):
-        pass
+    while neighbour is not None and account.tell_next:
+        if _tell(world, neighbour, account, account.tell_next.pop()):
+            break
 
 
 def came_back(world: World, neighbour: Neighbour, account: ClientAccount) -> None:

@@ -110,8 +110,11 @@ def _may_hurry(world: World, account: ClientAccount) -> bool:
 
     It may have declined many invoices for other reasons, which are over now.
     """
-    if account.invoice.declined < 2:
-        return True
+    return account.invoice.declined < 2 or _take_haste(world, account)
+
+
+def _take_haste(world: World, account: ClientAccount) -> bool:
+    """Say whether a client gets an invoice at once though it declined others; that is so once a minute."""
     if world.now.monotonic_s - account.invoice.hurried_mono_s < MOST_PAUSE_S:
         return False
     account.invoice.hurried_mono_s = world.now.monotonic_s
@@ -120,11 +123,11 @@ def _may_hurry(world: World, account: ClientAccount) -> bool:
 
 def _hurry(world: World, identity: bytes, amount_msat: int) -> None:
     """Make the next invoice at once, but not often: a client must not keep our node busy with invoices."""
-    account, now = world.clients.get(identity), world.now.monotonic_s
+    account = world.clients.get(identity)
     if account is None or not amount_msat or not account.invoice.declined:
         return
-    if now - account.invoice.hurried_mono_s >= MOST_PAUSE_S:
-        account.invoice.hurried_mono_s, account.invoice.not_before_mono_s = now, 0.0
+    if _take_haste(world, account):
+        account.invoice.not_before_mono_s = 0.0
         account.most_asked_msat = max(amount_msat, world.node.least_amount_msat)
         top_up_if_low(world, account)
 

@@ -206,8 +206,8 @@ def _renewal_asked(
                 world.send(neighbour, Reject(ask.contract, RejectReason.UPSTREAM), message_id)
                 return
         terms = terms_of(world, sale, found)
-        price = min(max(terms.ask_msat_per_gib, least), max(terms.least_msat_per_gib, sale.price_msat_per_gib))
-        sale.renewal_offer = Offer(limit, lifetime_s, price)  # if possible, at the same price
+        same = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))  # if possible
+        sale.renewal_offer = Offer(limit, lifetime_s, max(least, same))
         world.move(sale, State.RENEWING)
     propose(world, neighbour, sale, message_id)
 

@@ -104,11 +104,11 @@ def delivered(world: World, identity: bytes, statement: Statement) -> None:
     For those of which it hasn't stored yet that they are over, that is noted when it has: after a start only a bill
     that isn't acknowledged shows that it may not know (`endings.restore`).
     """
-    account = world.client(identity)
+    account = world.clients.get(identity)
     for line in statement.lines:
         if line.contract not in world.contracts:
             record = BilledRecord(line.contract, Role.SERVER, identity, line.used_bytes)
-            if line.contract in account.untold:
+            if account is not None and line.contract in account.untold:
                 account.billed_untold.note(line.contract, record)
             else:
                 _acknowledged(world, record)
