@@ -15,11 +15,12 @@ from core_tests.lab import Lab
 from core_tests.routers import BITS, REMOTE, REMOTE_NET, Line, add_route_back, cable, rows
 from core_tests.shell import await_until
 from core_tests.trade import MSAT_PER_KB, Conf, Trade, open_trade, start_all, used
+from core_tests.traffic import PING_BYTES
 
 HOUSEHOLD: Conf = {"SELL": "no", "BUY_DEFAULT_ROUTE": "yes"}
 WHOLE = {4: "0.0.0.0/0", 6: "::/0"}
 VERSIONS = (4, 6)
-PING_BYTES, NET_BITS = {4: 84, 6: 104}, {4: 24, 6: 64}
+NET_BITS = {4: 24, 6: 64}
 FIRST, OTHERS = 1, range(2, 22)
 
 

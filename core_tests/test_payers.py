@@ -10,8 +10,8 @@ from core_tests import traffic
 from core_tests.lab import End, Lab
 from core_tests.routers import BITS, REMOTE, REMOTE_NET, Line, add_route_back, addresses, agree, cable, rows
 from core_tests.shell import await_until
+from core_tests.traffic import PING_BYTES
 
-PING_BYTES = {4: 84, 6: 104}
 PINGS = 5
 
 

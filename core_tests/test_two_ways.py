@@ -12,10 +12,10 @@ from core_tests.lab import Lab
 from core_tests.routers import BITS, REMOTE, REMOTE_NET, add_route_back, cable
 from core_tests.shell import await_until
 from core_tests.trade import start_all
+from core_tests.traffic import PING_BYTES
 from ngp.core.settings import Margin
 
 DEAR_MSAT_PER_KB = 20
-PING_BYTES = {4: 84, 6: 104}
 SHIPPED = Margin(100_000, 0)
 
 

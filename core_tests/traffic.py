@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROGRAM = traffic_ends.__file__
 UDP_HEADER_BYTES = 8
 IP_HEADER_BYTES = {4: 20, 6: 40}
+PING_BYTES = {4: 84, 6: 104}  # an echo request of `ping` as it is, or its answer, by IP version
 # The protocol, and the type of a request.
 ECHO = {socket.AF_INET: (socket.IPPROTO_ICMP, 8), socket.AF_INET6: (socket.IPPROTO_ICMPV6, 128)}
 PATIENCE_S = 20.0  # for packets that come at once unless the machine is busy

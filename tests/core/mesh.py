@@ -15,6 +15,7 @@ from core_tests.simulate.simulation import UTC_AT_START_S
 from core_tests.simulate.stand_ins import Ledger
 from ngp.core import effects as fx
 from ngp.core import events as ev
+from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
 from ngp.core.gatekeeper import Gatekeeper
@@ -24,6 +25,7 @@ from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.payment_node import PaymentNode
 from ngp.core.prefixes import covers
 from ngp.core.restore import restore
+from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
 from ngp.core.upstream import free
@@ -98,6 +100,13 @@ class Node:
 
     def step(self, event: ev.Event) -> None:
         self.carry_out(self.gatekeeper.step(event, self.mesh.now))
+
+    def save(self, *accounts: ClientAccount | ServerAccount) -> None:
+        """Write accounts to the ledger."""
+        self.world.effects = []
+        for account in accounts:
+            self.world.save_account(account)
+        self.carry_out(self.world.effects)
 
     def end(self, client: str) -> None:
         """End what is sold to a client, as when the way upstream is over."""
@@ -180,6 +189,12 @@ class Mesh:
         """Add a node beside another one; its route leads to the internet."""
         self.routers[name] = Node(name, self, self.usual)
         self.introduce(name, neighbour)
+
+    def kill(self, name: str) -> None:
+        """Kill a node and start it again: what is on its way dies with it, and no last reading comes."""
+        self.halted.clear()
+        self.post.clear()
+        self[name].reboot()
 
     def introduce(self, one: str, other: str) -> None:
         """Let two nodes hear each other."""

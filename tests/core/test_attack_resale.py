@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 import pytest
 from mesh import HOST, MB, PLENTY, Mesh
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
-from ngp.core import openings
-from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
-from ngp.core.kernel import HeldPacket
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
 from ngp.core.openings import MOST_OF_STRANGER
 
@@ -63,56 +60,6 @@ def test_a_server_that_renews_byte_by_byte_for_a_client_that_waits_is_not_asked_
         at.step(ev.MessageReceived(c.identity, at.link("c"), 1, offer, (1 << 41) + renewed))
         renewed += 1
     assert renewed <= MOST_OF_STRANGER + 1
-
-
-def test_clients_that_never_paid_and_use_nothing_do_not_keep_one_that_paid_from_buying(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What we buy for them and nobody uses counts against our server, and there against us."""
-    monkeypatch.setattr(openings, "MOST_OF_TRADER", most := 40)
-    mesh = Mesh("bc")
-    b, c = mesh["b"], mesh["c"]
-    b.world.server(c.identity).paid_msat = c.world.client(b.identity).paid_msat = 1_000_000
-    for name in "vwxyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
-    b.world.client(mesh["z"].identity).paid_msat = 1_000_000
-    for number in range(2 * most):
-        packet = HeldPacket(1 << 20 | number, b.link("vwxy"[number % 4]), ip_address(0x0B000000 + number), b.onward)
-        b.step(packet)
-        mesh.settle()
-    assert sum(isinstance(one, Purchase) for one in b.world.contracts.values()) == most // openings.SHARES
-    sale = b.world.sold_to(mesh["v"].identity)[0]
-    renewal = Ask(sale.destination.prefix, 2 * sale.data_limit_bytes, 3600, sale.id)
-    b.step(ev.MessageReceived(sale.identity, sale.link, 1, renewal, 1 << 40))
-    assert b.said[-1] == Reject(sale.id, RejectReason.UPSTREAM), "nor is it renewed there for them"
-    assert sum("none is bought there for clients that never paid" in line for line in b.logged) == 1
-    mesh.packet("z", "b")
-    assert b.sale("z").running and b.purchase("c").running
-
-
-@pytest.mark.parametrize("paid", [True, False])
-def test_one_client_that_uses_nothing_does_not_keep_others_or_us_from_buying(
-    paid: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client that paid one sat may leave as many contracts unused as we may leave at our server."""
-    monkeypatch.setattr(openings, "MOST_OF_TRADER", most := 40)
-    mesh = Mesh("bc")
-    b, c = mesh["b"], mesh["c"]
-    b.world.server(c.identity).paid_msat = c.world.client(b.identity).paid_msat = 1_000_000
-    for name in "xz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
-    b.world.client(mesh["x"].identity).paid_msat = 1_000 * paid
-    for number in range(2 * most):
-        b.step(HeldPacket(1 << 20 | number, b.link("x"), ip_address(0x0B000000 + number), b.onward))
-        mesh.settle()
-    assert sum(isinstance(one, Purchase) for one in b.world.contracts.values()) == most // openings.SHARES
-    whom = f"client {mesh['x'].identity.hex()[:8]}" if paid else "clients that never paid"
-    assert sum(f"none is bought there for {whom}" in line for line in b.logged) == 1
-    b.world.client(mesh["z"].identity).paid_msat = 1_000
-    mesh.packet("z", "b")
-    assert b.sale("z").running and b.purchase("c").running
 
 
 def test_a_quote_that_rests_on_one_that_is_taken_back_is_taken_back_too() -> None:

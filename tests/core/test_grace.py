@@ -67,9 +67,22 @@ def test_a_client_that_may_prepay_only_little_yet_keeps_its_grace_beside_its_mon
     assert books.credit is None, "nobody sends"
 
 
-def test_a_payer_gets_grace_too_and_again_when_it_is_paid_for() -> None:
+def small_payments() -> Sim:
+    """Return a gateway and a client that pays a sat at a time."""
     small = {"payment_amount_msat": 1000}
-    sim = Sim(settings(**small), settings(sells=False, **small))
+    return Sim(settings(**small), settings(sells=False, **small))
+
+
+def nothing_passes(sim: Sim) -> bool:
+    """Say whether the client's packets are dropped, also after a while."""
+    passed = sim.passed
+    sim.run(15)
+    sim.flow(HOST, 100_000, 3, size=512)
+    return sim.passed == passed
+
+
+def test_a_payer_gets_grace_too_and_again_when_it_is_paid_for() -> None:
+    sim = small_payments()
     for _ in range(2):
         sim.silenced = set()
         sim.run(5)
@@ -80,16 +93,12 @@ def test_a_payer_gets_grace_too_and_again_when_it_is_paid_for() -> None:
         sim.flow(HOST, 100_000, 20, size=512)
         assert books.balance_msat == -256 * 5  # in kB and msat
         assert books.grace_left_bytes(256 << 10) == 0
-        passed = sim.passed
-        sim.run(15)
-        sim.flow(HOST, 100_000, 3, size=512)
-        assert sim.passed == passed
+        assert nothing_passes(sim)
 
 
 def test_a_payment_of_a_part_of_the_debt_opens_that_part_again_and_no_more() -> None:
     """Else who pays a sat at a time would see nothing for it, and pay no more: a debt may be a sat and a little."""
-    small = {"payment_amount_msat": 1000}
-    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim = small_payments()
     sim.flow(HOST, 50_000, 3, size=512)
     sim.silenced = {Invoice}
     sim.flow(HOST, 100_000, 20, size=512)
@@ -101,14 +110,11 @@ def test_a_payment_of_a_part_of_the_debt_opens_that_part_again_and_no_more() -> 
         assert books.balance_msat == -256 * 5
         assert sim.passed - passed == part * 1024 // 5 // 512 * 512
         passed = sim.passed
-        sim.run(15)
-        sim.flow(HOST, 100_000, 3, size=512)
-        assert sim.passed == passed
+        assert nothing_passes(sim)
 
 
 def test_a_part_of_the_debt_that_is_paid_in_time_begins_the_time_anew() -> None:
-    small = {"payment_amount_msat": 1000}
-    sim = Sim(settings(**small), settings(sells=False, **small))
+    sim = small_payments()
     sim.flow(HOST, 50_000, 3, size=512)
     sim.silenced = {Invoice}
     books, world = account(sim), sim.gateway.world

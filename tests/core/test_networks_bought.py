@@ -24,14 +24,18 @@ DEAR = settings(**PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_
 HOUSEHOLD = settings(**{**PLENTY, "sells": False, "buys_default_route": True})
 
 
-def goes_by(mesh: Mesh, sale: Sale, purchase: Purchase, megabytes: int) -> None:
-    """Let traffic of a's, which goes by a purchase of b's, be counted while its contract runs."""
-    for _ in range(megabytes):
+def goes_by(mesh: Mesh, sale: Sale, purchase: Purchase, seconds: int, size: int = MB, asks: bool = True) -> None:
+    """Let traffic of a's, which goes by a purchase of b's, be counted each second while its contract runs.
+
+    Args: asks: a's meter counts it, too, so it asks for a new contract when that ends.
+    """
+    for _ in range(seconds):
         for contract in (purchase.id, sale.id):
-            mesh["b"].counts.setdefault(contract, [0, 0])[0] += MB
+            mesh["b"].counts.setdefault(contract, [0, 0])[0] += size
         mesh["b"].step(ev.UsageRead((mesh["b"].reading(purchase.id), mesh["b"].reading(sale.id))))
-        mesh["a"].counts[sale.id] = list(mesh["b"].counts[sale.id])
-        mesh["a"].step(ev.UsageRead((mesh["a"].reading(sale.id),)))
+        if asks:
+            mesh["a"].counts[sale.id] = list(mesh["b"].counts[sale.id])
+            mesh["a"].step(ev.UsageRead((mesh["a"].reading(sale.id),)))
         mesh.settle()
         mesh.wait(1)
         if not sale.running:
@@ -188,14 +192,6 @@ def extend(mesh: Mesh, name: str, server: str, limit_bytes: int) -> None:
     mesh.settle()
 
 
-def goes_slowly_by(mesh: Mesh, sale: Sale, purchase: Purchase, seconds: int, size: int) -> None:
-    """Let a sale and a purchase, by which its traffic goes, carry something each second."""
-    for _ in range(seconds):
-        for contract in (purchase.id, sale.id):
-            mesh.count("b", contract, size)
-        mesh.wait(1)
-
-
 @pytest.mark.parametrize("falls", [False, True])
 def test_a_contract_in_use_that_is_too_cheap_for_the_way_it_goes_ends_at_its_renewal(falls: bool) -> None:
     """Also if that way is to cost less later."""
@@ -207,7 +203,7 @@ def test_a_contract_in_use_that_is_too_cheap_for_the_way_it_goes_ends_at_its_ren
         mesh.count("b", dear.id, 80 * MB)
         mesh.settle()
         assert dear.price_msat_per_gib < dear.highest_msat_per_gib == 20 * MSAT_PER_KB
-    goes_slowly_by(mesh, sale, dear, 12, 10_000)
+    goes_by(mesh, sale, dear, 12, 10_000, asks=False)
     extend(mesh, "a", "b", 2 * sale.data_limit_bytes)
     assert not sale.running
 
@@ -215,7 +211,7 @@ def test_a_contract_in_use_that_is_too_cheap_for_the_way_it_goes_ends_at_its_ren
 def test_a_client_cannot_keep_a_contract_that_is_too_cheap_by_asking_again_and_again() -> None:
     mesh, dear = beyond_the_looked_up("c")
     b, sale = mesh["b"], mesh["b"].sale("a")
-    goes_slowly_by(mesh, sale, dear, 12, 10_000)
+    goes_by(mesh, sale, dear, 12, 10_000, asks=False)
     extend(mesh, "b", "d", 900 * MB)
     mesh.lost = {Propose}
     asks_to_renew(mesh, "a", sale, f"{HOST}/32")

@@ -164,9 +164,7 @@ def test_a_refusal_after_a_start_does_not_lower_what_is_believed_of_the_time_bef
     mesh.carry("ab", 10 * MB)
     mesh.wait(61)
     at.world.server(b).paid_msat = at.world.server(b).metered_msat + 10_000_000
-    at.world.effects = []
-    at.world.save_account(at.world.server(b))
-    at.carry_out(at.world.effects)
+    at.save(at.world.server(b))
     at.reboot()  # meanwhile b goes on
     mesh.introduce("a", "b")
     mesh.settle()

@@ -13,7 +13,7 @@ from ngp.core import events as ev
 from ngp.core import openings
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket
-from ngp.core.messages import Role
+from ngp.core.messages import Ask, Reject, RejectReason, Role
 from ngp.core.openings import Openings, pools_of, share_of
 
 
@@ -52,6 +52,49 @@ def level(mesh: Mesh) -> float:
     """Return the count of what b leaves unused at c."""
     (pool,) = pools_of(Role.CLIENT, mesh["c"].identity, mesh["b"].link("c"), trades=True)
     return mesh["b"].world.openings.level(pool, mesh.now.monotonic_s)
+
+
+def told(mesh: Mesh, whom: str) -> int:
+    """Return how often b's log says that nothing is bought at c for a client any more."""
+    return sum(f"none is bought there for {whom}" in line for line in mesh["b"].logged)
+
+
+def test_clients_that_never_paid_and_use_nothing_do_not_keep_one_that_paid_from_buying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What we buy for them and nobody uses counts against our server, and there against us."""
+    monkeypatch.setattr(openings, "MOST_OF_TRADER", most := 40)
+    mesh = with_clients("bc", "vwxyz")
+    b = mesh["b"]
+    for name in "vwxy":
+        b.world.client(mesh[name].identity).paid_msat = 0
+    for number in range(2 * most):
+        packets(mesh, "vwxy"[number % 4], "b", range(number, number + 1))
+    assert len(purchases(mesh, "b")) == most // openings.SHARES
+    sale = b.world.sold_to(mesh["v"].identity)[0]
+    renewal = Ask(sale.destination.prefix, 2 * sale.data_limit_bytes, 3600, sale.id)
+    b.step(ev.MessageReceived(sale.identity, sale.link, 1, renewal, 1 << 40))
+    assert b.said[-1] == Reject(sale.id, RejectReason.UPSTREAM), "nor is it renewed there for them"
+    assert told(mesh, "clients that never paid") == 1
+    mesh.packet("z", "b")
+    assert b.sale("z").running and b.purchase("c").running
+
+
+@pytest.mark.parametrize("paid", [True, False])
+def test_one_client_that_uses_nothing_does_not_keep_others_or_us_from_buying(
+    paid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that paid one sat may leave as many contracts unused as we may leave at our server."""
+    monkeypatch.setattr(openings, "MOST_OF_TRADER", most := 40)
+    mesh = with_clients("bc", "xz")
+    b = mesh["b"]
+    for name, paid_msat in (("x", 1_000 * paid), ("z", 1_000)):
+        b.world.client(mesh[name].identity).paid_msat = paid_msat
+    packets(mesh, "x", "b", range(2 * most))
+    assert len(purchases(mesh, "b")) == most // openings.SHARES
+    assert told(mesh, f"client {mesh['x'].identity.hex()[:8]}" if paid else "clients that never paid") == 1
+    mesh.packet("z", "b")
+    assert b.sale("z").running and b.purchase("c").running
 
 
 @pytest.mark.parametrize("names", ["abc", "abcd"])
@@ -119,10 +162,7 @@ def test_a_clients_share_is_the_same_after_a_restart(monkeypatch: pytest.MonkeyP
     for start in range(0, 8 * most, 2 * most):
         packets(mesh, "x", "b", range(start, start + 2 * most))
         assert len(purchases(mesh, "b")) <= most // openings.SHARES + 1
-        at.world.effects = []
-        at.world.save_account(at.world.client(mesh["x"].identity))
-        at.world.save_account(at.world.server(mesh["c"].identity))
-        at.carry_out(at.world.effects)
+        at.save(at.world.client(mesh["x"].identity), at.world.server(mesh["c"].identity))
         at.reboot()
         for name in "xc":
             mesh.introduce("b", name)

@@ -376,9 +376,7 @@ def test_a_purchase_that_was_ending_for_want_of_clients_ends_after_a_kill() -> N
     router, halted = mesh.halted.popleft()
     router.step(halted)
     assert purchase.state is State.HALTING
-    mesh.halted.clear()
-    mesh.post.clear()
-    at.reboot()
+    mesh.kill("b")
     mesh.settle()
     assert at.world.running_purchase(purchase.id) is None
 
