@@ -316,6 +316,8 @@ def _limit(
         account.count_from(found.reading.spent_units, contracts)
         account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
         if found.reading.exhausted:
+            account.is_out = True
+            world.timers.set(Due.INVOICE, account.identity, world.now.monotonic_s + invoices.RETRY_S)
             seller_meter.lend(world, account)
             unsold.exhausted(world, account)
     if found is not None or contracts:

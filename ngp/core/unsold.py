@@ -89,8 +89,9 @@ def is_withheld(world: World, sale: Sale) -> bool:
 def exhausted(world: World, account: ClientAccount) -> None:
     """Begin to look after the purchases for a client, since the kernel refused a packet for lack of its money.
 
-    We hear that once a second as long as it has no money. Meanwhile it may have bought more, its traffic may come by
-    other purchases, and other clients may have left those that it uses. So then its contracts are gone through again.
+    We may hear that often, as long as small packets still pass or its limit changes. Meanwhile it may have bought more,
+    its traffic may come by other purchases, and other clients may have left those that it uses. So its contracts are
+    gone through again.
     """
     now, debtors = world.now.monotonic_s, world.streams.debtors
     if account.identity in debtors and now < debtors[account.identity].again_mono_s:

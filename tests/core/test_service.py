@@ -266,3 +266,55 @@ def test_a_server_whose_invoices_were_declined_for_long_is_paid_within_a_minute_
         sim.up(HOST)
         sim.run(1)
     assert bought(sim).paid_msat > paid_msat
+
+
+WAITED = [(8, 0.2, 1, 0.3), (6, 1, 0, 0.3), (6, 0.2, 0, 1), (5, 1, 0.5, 3)]
+
+
+@pytest.mark.parametrize(("streamed_s", "away_s", "went_on_s", "quiet_s"), WAITED)
+def test_a_client_that_was_refused_while_no_invoice_was_due_is_asked_later(
+    streamed_s: float, away_s: float, went_on_s: float, quiet_s: float
+) -> None:
+    """The kernel tells a refusal once for each limit. The few small packets before it cost less than a msat each."""
+    sim = refused(streamed_s)
+    sim.crash(sim.client)
+    sim.run(away_s)
+    stream_up(sim, went_on_s)
+    sim.run(quiet_s)
+    paid_msat = bought(sim).paid_msat
+    sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
+    seldom(sim, 62)
+    assert bought(sim).paid_msat > paid_msat
+
+
+@pytest.mark.parametrize("streamed_s", [6, 20, 40])
+def test_a_server_that_was_killed_asks_a_client_that_waits_for_money(streamed_s: float) -> None:
+    sim = refused(streamed_s)
+    sim.run(1)
+    sim.crash(sim.gateway)
+    sim.run(1)
+    paid_msat = bought(sim).paid_msat
+    sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
+    seldom(sim, 10)
+    assert bought(sim).paid_msat > paid_msat
+
+
+def refused(streamed_s: float) -> Sim:
+    """Return a client whose grace and first payment are used up, and to which nothing came back."""
+    sim = Sim(settings(trust_amount_msat=None), settings(sells=False, trust_amount_msat=None))
+    stream_up(sim, streamed_s)
+    return sim
+
+
+def stream_up(sim: Sim, seconds: float) -> None:
+    """Send a hundred kilobytes a second."""
+    for _ in range(int(100 * seconds)):
+        sim.up(HOST)
+        sim.run(0.01)
+
+
+def seldom(sim: Sim, seconds: int) -> None:
+    """Send a small packet each second."""
+    for _ in range(seconds):
+        sim.up(HOST, 84)
+        sim.run(1)

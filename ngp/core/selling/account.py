@@ -152,6 +152,7 @@ class ClientAccount(Account):
         priced: number of open contracts of which some bytes cost something.
         unpaid: contracts accepted without money: the next payment makes them active, or they end.
         credit: the grace that is open or owed; None if there is none.
+        is_out: the kernel refused a packet for lack of the account's money, and nothing was paid since.
         unstated: contracts (open or just closed) whose totals the client hasn't got yet.
         untold: why contracts are over whose end the client hasn't acknowledged, by id; only the latest (`endings`).
         billed_untold: the bills of such contracts that the client has acknowledged.
@@ -168,6 +169,7 @@ class ClientAccount(Account):
     priced: int = 0
     unpaid: dict[bytes, Sale] = field(default_factory=dict)
     credit: Credit | None = None
+    is_out: bool = False
     kernel: KernelShare = field(default_factory=KernelShare)
     unstated: dict[bytes, Sale] = field(default_factory=dict)
     untold: Newest[bytes, str] = field(default_factory=lambda: Newest(MOST_UNTOLD))

@@ -117,9 +117,13 @@ def kernel_spent(world: World, account: ClientAccount, reading: AccountReading) 
 
 
 def account_exhausted(world: World, account: ClientAccount) -> None:
-    """Ask for money and offer credit after the kernel refused a packet for lack of money, and readings were charged."""
+    """Ask for money and offer credit after the kernel refused a packet for lack of money, and readings were charged.
+
+    The kernel tells that once for each limit. So it is remembered, as an invoice may not be due just now.
+    """
+    account.is_out = True
     lend(world, account)
-    invoicing.top_up_if_low(world, account, waits=True)
+    invoicing.top_up_if_low(world, account)
     world.limit(account)
     unsold.exhausted(world, account)
 
@@ -176,6 +180,7 @@ def exhausted_due(world: World, sale: Sale) -> None:
 
 def paid_for(world: World, account: ClientAccount) -> None:
     """Use a payment: it first pays what is owed, then makes contracts active that waited for money."""
+    account.is_out = False
     grace.paid(world, account)
     waited = list(account.unpaid.values())
     if account.funds_msat > 0:
@@ -202,8 +207,10 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     account.close(sale)
     world.close(sale)
     unsold.sale_over(world, sale)
-    if not account.running and not account.debt_msat:
-        grace.take_back(world, account)
+    if not account.running:
+        account.is_out = False
+        if not account.debt_msat:
+            grace.take_back(world, account)
     if len(sale.prices) > 1 and account.running:
         count_again(world, account)
     add_to_statement(account, sale)
