@@ -34,6 +34,8 @@ examples:
 FOLDER gets SCENARIO.json, all figures, and pictures beside it. docs/scale.md explains them. A graph file is JSON:
   {"nodes": 3, "links": [[0, 1, 0.9, 1, "wifi"], [1, 2, 1, 1, "vpn"]], "flows": [[0, 2, 1000000]]}
 links are [node, node, quality there, quality back, wifi, vpn or other]; flows, [from, to, bytes], may be left out.
+
+exit codes: 0 done, 1 the ledgers don't sum to zero or FOLDER can't be written, 2 wrong command line, 3 wrong graph
 """
 
 
@@ -81,10 +83,12 @@ def _scenario(chosen: argparse.Namespace) -> Scenario:
     """Return the scenario with what the command line changes. Raises: UsageError."""
     scenario = SCENARIOS[chosen.scenario]
     for word, value, least, most in (
-        ("--time", chosen.time, 60, 86_400), ("--flows", chosen.flows, 0, 10_000), ("--liars", chosen.liars, 0, 90)
+        ("--time", chosen.time, 60, 86_400), ("--flows", chosen.flows, 0.01, 10_000), ("--liars", chosen.liars, 0, 90)
     ):  # fmt: skip
         if value is not None and not least <= value <= most:
             raise UsageError(f"{word} {value:g}: must be from {least} to {most}")
+    if scenario.pings and chosen.flows is not None:
+        raise UsageError(f"--flows {chosen.flows:g}: {chosen.scenario} has none, each pair is pinged; leave it out")
     changes: dict[str, Any] = {"time_s": chosen.time, "flows_an_hour": chosen.flows}
     changes["liars"] = chosen.liars / 100 if chosen.liars is not None else None
     return replace(scenario, **{key: value for key, value in changes.items() if value is not None})
@@ -94,6 +98,8 @@ def _graph(chosen: argparse.Namespace) -> Graph:
     if chosen.graph is None:
         return grid(25 if chosen.nodes is None else chosen.nodes)
     graph = read_graph(chosen.graph)
+    if graph.flows and chosen.flows is not None:
+        raise GraphError(f"--flows {chosen.flows:g}: {chosen.graph} names its flows; leave one of both out")
     if chosen.nodes is None:
         return graph
     if graph.flows:

@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,10 +151,20 @@ def grid(nodes: int) -> Graph:
     return graph
 
 
+def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a JSON file. Raises: GraphError if a key is there twice: the last one would win unseen."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise GraphError(f"{path}: the key {_shown(key)} is there twice")
+        found[key] = value
+    return found
+
+
 def read_graph(path: Path) -> Graph:
     """Read a graph file. Raises: GraphError, which names the entry and what is wrong with it."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), object_pairs_hook=partial(_object, path))
     except (OSError, UnicodeDecodeError) as error:
         raise GraphError(f"{path}: can't be read: {error}") from error
     except (ValueError, RecursionError) as error:

@@ -24,6 +24,7 @@ def written(folder: Path, content: Any) -> Path:
     [
         ("{", "no JSON: "),
         ("[" * 100_000, "no JSON: "),
+        ('{"nodes": 3, "links": [], "nodes": 2}', "the key 'nodes' is there twice"),
         ([], "must be an object with `nodes` and `links`"),
         ({"nodes": 3, "links": []}, "links: none of them carries anything"),
         ({"links": []}, "nodes: None is no number from 2 to 100000"),

@@ -190,6 +190,8 @@ def test_the_same_seed_gives_the_same_result(tmp_path: Path) -> None:
         (["traffic", "--graph", "/nowhere.json"], 3, "/nowhere.json: can't be read: "),
         (["traffic", "--time", "1"], 2, "--time 1: must be from 60 to 86400"),
         (["liars", "--liars", "95"], 2, "--liars 95: must be from 0 to 90"),
+        (["traffic", "--flows", "0"], 2, "--flows 0: must be from 0.01 to 10000"),
+        (["cold-start", "--flows", "5"], 2, "--flows 5: cold-start has none, each pair is pinged; leave it out"),
         (["traffic", "--time", "nan"], 2, "--time nan: must be from 60 to 86400"),
         (["traffic", "--out", "/dev/null/here"], 1, "--out /dev/null/here: "),
     ],
@@ -199,6 +201,13 @@ def test_what_cannot_be_run_is_refused(
 ) -> None:
     assert main(words) == code
     assert f"simulate: {why}" in capsys.readouterr().err
+
+
+def test_a_file_that_names_flows_gets_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps({"nodes": 2, "links": [[0, 1, 1, 1, "wifi"]], "flows": [[0, 1, 9]]}))
+    assert main(["traffic", "--graph", str(file), "--flows", "5"]) == 3
+    assert f"simulate: --flows 5: {file} names its flows; leave one of both out" in capsys.readouterr().err
 
 
 def test_an_interruption_is_told_in_a_word(tmp_path: Path) -> None:
