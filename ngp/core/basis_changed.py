@@ -29,8 +29,7 @@ def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None
     So are those whose traffic may go by it, though they rest on another one from before our route changed.
     """
     for sale in [*world.resting.get(purchase_id, {}).values(), *_may_go_by(world, purchase_id)]:
-        least = upstream.least_above(world, sale, cost_msat_per_gib)
-        if min(sale.price_msat_per_gib, (sale.renewal_offer or sale).price_msat_per_gib) < least:
+        if sale.least_msat_per_gib < upstream.least_above(world, sale, cost_msat_per_gib):
             withdraw(world, sale)
 
 
@@ -81,8 +80,8 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
         return
     destination, seller = bought.destination, bought.identity
     for client in list(world.peers.by_identity):
-        sale = world.sales.find(client, destination.prefix.network_address)
-        if sale is not None and sale.destination.covers(destination) and _may_go_elsewhere(sale, seller):
+        sale = world.sales.covering(client, destination.prefix)
+        if sale is not None and _may_go_elsewhere(sale, seller):
             _goes_by(world, sale, bought)
     if not destination.is_host:
         sales = (one for one in world.contracts.values() if isinstance(one, Sale) and _may_go_elsewhere(one, seller))
@@ -137,10 +136,13 @@ def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
 
 
 def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
-    """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be."""
-    if upstream.is_too_cheap(world, sale, bought):
+    """Rest a sale on a purchase by which its traffic goes when it can be.
+
+    End it if it is too cheap for that, or if only a part of its traffic goes there: parts are agreed by themselves.
+    """
+    if upstream.is_too_cheap(world, sale, bought) or not bought.destination.covers(sale.destination):
         withdraw(world, sale)
-    elif sale.running and bought.destination.covers(sale.destination):
+    elif sale.running:
         rerouting.goes_elsewhere(world, sale, bought)
 
 

@@ -6,10 +6,12 @@ neighbour's links a packet comes on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from ngp.core.contract import Contract
 from ngp.core.messages import Address, Prefix
+from ngp.core.prefixes import PackedPrefix
 
 OneSide = TypeVar("OneSide", bound=Contract)
 
@@ -49,9 +51,25 @@ class Coverage(Generic[OneSide]):
 
     def find(self, identity: bytes, address: Address) -> OneSide | None:
         """Find the contract with the longest prefix that covers an address."""
+        return self._longest(identity, address, address.max_prefixlen)
+
+    def covering(self, identity: bytes, prefix: Prefix) -> OneSide | None:
+        """Find the contract with the longest prefix that covers all of a prefix."""
+        return self._longest(identity, prefix.network_address, prefix.prefixlen)
+
+    def within(self, identity: bytes, prefix: Prefix) -> Iterator[OneSide]:
+        """Yield the contracts for parts of a prefix."""
+        whole = PackedPrefix.of(prefix)
+        for length, contracts in self._contracts.get((identity, prefix.version), {}).items():
+            if length > prefix.prefixlen:
+                yield from (one for one in contracts.values() if whole.covers(one.destination))
+
+    def _longest(self, identity: bytes, address: Address, most_bits: int) -> OneSide | None:
         lengths = self._contracts.get((identity, address.version), {})
         value, bits = int(address), address.max_prefixlen
         for length in sorted(lengths, reverse=True):
+            if length > most_bits:
+                continue
             network = value >> (bits - length) << (bits - length)
             contract = lengths[length].get(network.to_bytes(bits // 8, "big"))
             if contract is not None:

@@ -80,10 +80,15 @@ class BillsRecalled:
 
 @dataclass(frozen=True, slots=True)
 class UsageRead:
-    """The kernel's cumulative counters of some contracts and accounts."""
+    """The kernel's cumulative counters of some contracts and accounts.
+
+    Attributes: is_last: with this event, all that changed was read at about one instant, and told in this and the
+        events before it.
+    """
 
     readings: tuple[Reading, ...]
     accounts: tuple[AccountReading, ...] = ()
+    is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

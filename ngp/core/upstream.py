@@ -112,8 +112,19 @@ def bought_from(world: World, sale: Sale, server: bytes) -> Purchase | None:
 
 
 def _covering(world: World, sale: Sale, server: bytes) -> Purchase | None:
-    found = world.purchases.find(server, sale.destination.prefix.network_address)
-    return found if found is not None and found.running and found.destination.covers(sale.destination) else None
+    found = world.purchases.covering(server, sale.destination.prefix)
+    return found if found is not None and found.running else None
+
+
+def is_split(world: World, destination: Prefix, server: bytes) -> bool:
+    """Say whether parts of a network are bought from other neighbours than this one: one contract can't rest on all.
+
+    For a default route `elsewhere` says that.
+    """
+    if destination.prefixlen in (0, destination.max_prefixlen):
+        return False
+    others = (one for one in world.servers if one != server)
+    return any(one.running for other in others for one in world.purchases.within(other, destination))
 
 
 def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
@@ -164,7 +175,7 @@ def least_above(world: World, sale: Sale, cost_msat_per_gib: int) -> int:
 
 def is_too_cheap(world: World, sale: Sale, purchase: Purchase) -> bool:
     """Say whether a sale whose traffic goes by a purchase would be sold below its cost and our margin."""
-    return sale.price_msat_per_gib < least_above(world, sale, purchase.highest_msat_per_gib)
+    return sale.least_msat_per_gib < least_above(world, sale, purchase.highest_msat_per_gib)
 
 
 def room(world: World, sale: Sale) -> int | None:

@@ -55,6 +55,14 @@ def with_a_dear_way(way: str) -> Mesh:
     return mesh
 
 
+def buys_the_network(mesh: Mesh) -> None:
+    """Let b buy from d for itself the network to which its route leads there."""
+    b, d = mesh["b"], mesh["d"]
+    d.prefix = b.prefix
+    d.step(HeldPacket(999, d.link("b"), ip_address("198.51.100.9"), d.onward))
+    mesh.settle()
+
+
 @pytest.mark.parametrize("way", ["c", "its uplink"])
 @pytest.mark.parametrize("network", ["198.51.100.1/32", "198.51.100.0/24"])
 def test_a_contract_ends_when_its_traffic_goes_by_a_dearer_purchase_of_a_network(network: str, way: str) -> None:
@@ -89,8 +97,7 @@ def test_a_contract_whose_own_route_stands_goes_on_when_the_network_around_it_is
     b, sale = mesh["b"], mesh["b"].sale("a")
     b.others = {ip_network(f"{HOST}/32"): "c" if way == "c" else ""}
     b.route, b.prefix = "d", ip_network("198.51.100.0/24")
-    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
-    mesh.settle()
+    buys_the_network(mesh)
     bought = b.world.purchases.exact(mesh["d"].identity, ip_network("198.51.100.0/24"))
     assert bought is not None and bought.running and sale.running
     assert sale.rests_on == (b.purchase("c").id if way == "c" else b"")
@@ -129,8 +136,7 @@ def beyond_the_looked_up(way: str) -> tuple[Mesh, Purchase]:
     b = mesh["b"]
     b.others = {ip_network(f"{HOST}/32"): "c" if way == "c" else ""}
     b.route, b.prefix = "d", ip_network("198.51.100.0/24")
-    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
-    mesh.settle()
+    buys_the_network(mesh)
     b.others = {}
     dear = b.world.purchases.exact(mesh["d"].identity, b.prefix)
     assert dear is not None and dear.running and b.sale("a").running
@@ -174,8 +180,7 @@ def test_clients_that_renew_at_once_after_a_change_of_routes_to_a_way_of_equal_p
     sales = [b.sale(name) for name in names]
     b.others = {ip_network(f"{HOST}/32"): "c"}
     b.route, b.prefix = "d", ip_network("198.51.100.0/24")
-    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
-    mesh.settle()
+    buys_the_network(mesh)
     b.others = {}
     for name, sale in zip(names, sales, strict=True):
         asks_to_renew(mesh, name, sale, f"{HOST}/32")
@@ -231,8 +236,7 @@ def test_a_renewal_that_waited_for_room_is_no_cheaper_than_the_way_that_its_rout
     b.step(ev.SettingsChanged(settings(**PLENTY)))
     b.others = {ip_network(f"{HOST}/32"): "c"}
     b.route, b.prefix = "d", ip_network("198.51.100.0/24")
-    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
-    mesh.settle()
+    buys_the_network(mesh)
     b.others = {}
     if not waits:
         extend(mesh, "b", "c", 900 * MB)
@@ -258,3 +262,50 @@ def test_a_contract_above_its_cost_goes_on_when_it_isnt_renewed_at_a_higher_marg
     extend(mesh, "a", "b", 2 * sale.data_limit_bytes)
     mesh.wait(11)
     assert sale.running and sale.price_msat_per_gib > b.purchase("c").highest_msat_per_gib
+
+
+def offered_less(mesh: Mesh, msat_per_kb: int) -> Sale:
+    """Let b lower its price, and a ask for a renewal that it doesn't answer. Returns a's contract."""
+    deliver, b = mesh._deliver, mesh["b"]
+    mesh._deliver = lambda sender, receiver, said: None if receiver is mesh["a"] else deliver(sender, receiver, said)
+    sale = b.sale("a")
+    prices = {f"sell_{key}msat_per_gib": msat_per_kb * MSAT_PER_KB for key in ("", "min_")}
+    b.step(ev.SettingsChanged(settings(**PLENTY, **prices)))
+    for contract in (sale.id, b.purchase("c").id):
+        mesh.count("b", contract, MB)
+    asks_to_renew(mesh, "a", sale, f"{HOST}/32")
+    assert sale.renewal_offer is not None and sale.renewal_offer.price_msat_per_gib < 6 * MSAT_PER_KB
+    return sale
+
+
+def test_a_contract_whose_open_renewal_is_too_cheap_for_the_way_it_goes_now_ends() -> None:
+    """It costs enough until then. Its client may keep the offer open by asking again, and accept it at last."""
+    prices = [{f"sell_{key}msat_per_gib": at * MSAT_PER_KB for key in ("", "min_")} for at in (12, 9)]
+    mesh = Mesh("abc", b=settings(**PLENTY, **prices[0]))
+    for name in "dz":
+        mesh.add(name, "b")
+    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, **prices[1])))
+    mesh["z"].route = "b"
+    mesh.packet("a", "b")
+    sale = offered_less(mesh, 5)
+    mesh["b"].route = "d"
+    mesh.packet("z", "b")
+    assert not sale.running
+
+
+def test_a_client_cannot_keep_a_renewal_from_before_the_route_changed_by_asking_again() -> None:
+    """What it goes by now was bought before, so nothing but the question shows where the route leads."""
+    mesh = Mesh("abc")
+    mesh.add("d", "b")
+    prices = {f"sell_{key}msat_per_gib": 9 * MSAT_PER_KB for key in ("", "min_")}
+    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, **prices)))
+    b = mesh["b"]
+    b.route = "d"
+    mesh.packet("b", "d")
+    mesh.wait(12)
+    b.route = "c"
+    mesh.packet("a", "b")
+    sale = offered_less(mesh, 5)
+    b.route = "d"
+    asks_to_renew(mesh, "a", sale, f"{HOST}/32")
+    assert not sale.running and mesh["b"].sent(Reject)[-1] == Reject(sale.id, RejectReason.LAPSED)

@@ -159,6 +159,38 @@ def test_a_client_with_nothing_to_send_says_why_and_pays_when_it_has_something()
     assert account(sim).paid_msat > 0 and not account(sim).why_not
 
 
+def test_a_client_with_an_empty_channel_that_changes_its_payment_node_is_asked_when_that_has_money() -> None:
+    """Then there is another reason why it isn't asked, from one look at the channels to the next."""
+    new = b"\2" + b"n" * 32
+    sim = Sim(settings(payment_amount_msat=1000), settings(sells=False, payment_amount_msat=1000))
+
+    def look(old_sat: int, new_sat: int = 0) -> None:
+        theirs = [channel(end(0), end(old_sat), PAYEES["client"].hex())]
+        if new_sat:
+            theirs.append(channel(end(0), end(new_sat), new.hex()))
+        sim.happen(sim.gateway, ev.ChannelsSeen(tuple(theirs)))
+        ours = channel(end(old_sat + new_sat), end(0), PAYEES["gateway"].hex())
+        sim.happen(sim.client, ev.ChannelsSeen((ours,)))
+
+    look(500)
+    sim.flow(HOST, 20_000, 30)
+    look(0)
+    while not account(sim).is_out:
+        sim.flow(HOST, 50_000, 1)
+    sim.client.node = replace(sim.client.node, payee=new)
+    sim.carry_out(sim.client, [fx.Greet("eth1")])
+    for _ in range(30):
+        sim.up(HOST, 84)
+        sim.run(1)
+        look(0)
+    paid_msat = bought(sim).paid_msat
+    for _ in range(20):
+        look(0, 500)
+        sim.up(HOST, 84)
+        sim.run(1)
+    assert bought(sim).paid_msat > paid_msat
+
+
 def test_a_new_channel_is_used_within_seconds_however_often_invoices_were_declined_before() -> None:
     sim = Sim()
     sim.happen(sim.gateway, ev.ChannelsSeen((channel(end(0), end(500)),)))  # with a node that may forward payments

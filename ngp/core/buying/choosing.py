@@ -330,7 +330,7 @@ def _buy(world: World, state: ForkState, neighbour: Neighbour) -> bool:
 
 def _covering(world: World, state: ForkState, neighbour: Neighbour) -> Purchase | None:
     """Return the running purchase of the sample from a neighbour."""
-    found = world.purchases.find(neighbour.identity, state.sample.network_address) if state.sample else None
+    found = world.purchases.covering(neighbour.identity, state.sample) if state.sample else None
     return found if found is not None and found.running else None
 
 

@@ -69,7 +69,7 @@ def top_up_if_low(world: World, account: ClientAccount) -> None:
     bounds = receivable(world, account.identity)
     if bounds.why_not:
         note_why_not(world, account, bounds.why_not)
-        account.invoice.not_before_mono_s = world.now.monotonic_s + RETRY_S
+        wait(world, account, RETRY_S)
         return
     amount = top_up_msat(world, account, bounds)
     if not amount:

@@ -136,7 +136,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
             return
         forget(world, existing)
         existing = None
-    covering = existing or world.sales.find(neighbour.identity, terms.destination.network_address)
+    covering = existing or world.sales.covering(neighbour.identity, terms.destination)
     # A client that refused a destination and asks now has other terms, or wants only a part of that destination.
     if covering is not None and covering.refused:
         forget(world, covering)
@@ -179,19 +179,19 @@ def _renewal_asked(
     if ask.destination != sale.destination.prefix:  # our route to another one mustn't decide about this one
         world.send(neighbour, Reject(ask.contract, RejectReason.TERMS), message_id)
         return
+    rerouting.follow(world, sale)
+    least = basis_changed.least_by_route(world, sale, onward)
+    if sale.least_msat_per_gib < least:
+        world.halt(sale, CloseReason.UPSTREAM)
+    if not sale.running:  # it can't go on by the way that its traffic goes now
+        world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
+        return
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
         if sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour):
             world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
             return
         most = min(sale.data_limit_bytes + world.settings.contract_data_bytes, MOST_DATA_BYTES)
         limit = min(max(ask.data_limit_bytes, sale.data_limit_bytes), most) if ask.data_limit_bytes else most
-        rerouting.follow(world, sale)
-        least = basis_changed.least_by_route(world, sale, onward)
-        if sale.price_msat_per_gib < least:
-            world.halt(sale, CloseReason.UPSTREAM)
-        if not sale.running:  # it can't go on by the way that its traffic goes now
-            world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
-            return
         found = upstream.basis(world, sale) if sale.rests_on else None
         lifetime_s = world.settings.contract_time_s
         if found is not None:

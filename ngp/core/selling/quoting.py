@@ -72,7 +72,9 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
     neighbour.quotes += 1
     if seller is None:
         propose(world, neighbour, sale, wish.reply_to)
-    elif not _covers(wish.onward.route, terms.destination):
+    elif not _covers(wish.onward.route, terms.destination) or upstream.is_split(
+        world, terms.destination, seller.identity
+    ):
         _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
     else:
         find_basis(world, neighbour, sale, wish.wait_s)

@@ -60,6 +60,11 @@ class Sale(Contract):
         return max(0, max(offered, self.data_limit_bytes) - self.used_bytes) if self.open else 0
 
     @property
+    def least_msat_per_gib(self) -> int:
+        """The lowest price that the client may have: the present one, or that of a renewal that it may accept."""
+        return min(self.price_msat_per_gib, (self.renewal_offer or self).price_msat_per_gib)
+
+    @property
     def agreed(self) -> bool:
         """True if the client has accepted a quote, and waits until the purchase has room."""
         return self.state is State.QUOTED and self.waits_for is not None
