@@ -175,7 +175,7 @@ class Mesh(Simulation):
         node.reads = False
         readings, accounts = node.kernel.changed(), node.kernel.changed_accounts(self.now)
         if readings or accounts:
-            self.happen(node, ev.UsageRead(readings, accounts, is_last=True))
+            self.happen(node, ev.UsageRead(readings, accounts))
 
     def _do_with_money(self, node: Node, effect: fx.Effect) -> None:
         assert isinstance(node, MeshNode)

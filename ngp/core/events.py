@@ -80,15 +80,10 @@ class BillsRecalled:
 
 @dataclass(frozen=True, slots=True)
 class UsageRead:
-    """The kernel's cumulative counters of some contracts and accounts.
-
-    Attributes: is_last: with this event, all that changed was read at about one instant, and told in this and the
-        events before it.
-    """
+    """The kernel's cumulative counters of some contracts and accounts."""
 
     readings: tuple[Reading, ...]
     accounts: tuple[AccountReading, ...] = ()
-    is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -392,8 +392,6 @@ class Gatekeeper:
         for spent in event.accounts:
             if (client := self._client(spent.account)) is not None:
                 seller_meter.kernel_spent(self.world, client, spent)
-        if event.is_last:
-            unsold.all_read(self.world)
 
     def _hinted(self, event: Hinted) -> None:
         world = self.world

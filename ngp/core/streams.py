@@ -68,10 +68,8 @@ class Streams:
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
-        came: ids of the purchases by which something came since all contracts were read last.
     """
 
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
-    came: dict[bytes, None] = field(default_factory=dict)

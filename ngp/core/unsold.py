@@ -15,9 +15,6 @@ as much that we bought for it.
 - A client may have thousands of contracts that stay, since it doesn't use them and others need the purchases. So after
   its contracts were gone through, only those are looked at that it uses. All are gone through again when the kernel
   still refuses its packets, but the more there are, the less often.
-- Also while all clients pay, a destination may send to others through us: to hosts that have no contract, or to us. If
-  we send nothing there, that is for nobody. Some of what clients buy is lost on its way through us, so a tenth of what
-  is sold is taken off. What is left ends the purchase as above when it is more than GRACE_DATA.
 - With its last client a purchase ends that we don't use ourselves: what still came would be for nobody. If we used it,
   or a quote rests on it, it ends as soon as more than GRACE_DATA comes while we send nothing.
 """
@@ -26,7 +23,7 @@ from __future__ import annotations
 
 import logging
 
-from ngp.core import elsewhere, rerouting, upstream
+from ngp.core import rerouting, upstream
 from ngp.core.buying import bills
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
@@ -140,44 +137,6 @@ def brings(world: World, purchase: Purchase) -> None:
             _watch(world, purchase, owner)
 
 
-def all_read(world: World) -> None:
-    """End the purchases for clients that have brought too much for nobody, though the clients pay.
-
-    Called when all contracts were read: before that, what was sold may be read later than what came.
-    """
-    came, world.streams.came = world.streams.came, {}
-    for contract in came:
-        if (purchase := world.running_purchase(contract)) is not None:
-            _end_if_in_vain(world, purchase)
-
-
-def _end_if_in_vain(world: World, purchase: Purchase) -> None:
-    counted = purchase.unsold_bytes, purchase.ours_bytes, purchase.sold_from_bytes
-    if not world.resting.get(purchase.id):
-        purchase.vain_since = None
-        return
-    # What is in `streams` is looked at more closely.
-    if purchase.vain_since is None or purchase.id in world.streams.of or purchase.ours_bytes > purchase.vain_since[1]:
-        purchase.vain_since = counted
-        return
-    unsold, _, sold = (now - before for now, before in zip(counted, purchase.vain_since, strict=True))
-    in_vain_bytes = unsold - sold // FORGIVEN_SHARE
-    if in_vain_bytes > max(world.settings.grace_data_bytes, LARGEST_PACKET_BYTES):
-        if not _is_within_another(world, purchase):
-            _withhold(world, purchase, b"", in_vain_bytes)
-        _end(world, purchase)
-
-
-def _is_within_another(world: World, purchase: Purchase) -> bool:
-    """Say whether we have bought a network around a purchase, too, by which its clients can go on.
-
-    What the network's clients were sold may come by this purchase, and isn't noted as sold by it.
-    """
-    prefix = purchase.destination.prefix
-    around = world.purchases.covering(purchase.identity, prefix.supernet()) if prefix.prefixlen else None
-    return around is not None and around.running and not elsewhere.is_elsewhere(world, prefix)
-
-
 def bought(world: World, purchase: Purchase) -> None:
     """Look after a purchase from its begin, if its destination was withheld lately: what came may come again."""
     found = world.streams.withheld.get((purchase.identity, purchase.destination))
@@ -210,8 +169,6 @@ def brought(world: World, purchase: Purchase) -> None:
 
     Called after readings of it and of its sales.
     """
-    if world.resting.get(purchase.id):
-        world.streams.came[purchase.id] = None
     if purchase.needed_at is None or not purchase.running:
         return
     unsold, ours = purchase.unsold_bytes, purchase.ours_bytes
@@ -333,23 +290,21 @@ def _judge(world: World, contract: bytes, stream: Stream) -> None:
     if stream.unsold_bytes <= (min(grace_bytes, LARGEST_PACKET_BYTES) if is_over else grace_bytes):
         return
     if _is_needed(world, purchase):
-        _withhold(world, purchase, stream.client, stream.unsold_bytes)
+        _withhold(world, purchase, stream)
     _end(world, purchase)
 
 
-def _withhold(world: World, purchase: Purchase, client: bytes, in_vain_bytes: int) -> None:
-    """Sell a destination to nobody for a while. Args: client: for whom it brought so much; b"": for nobody we know."""
+def _withhold(world: World, purchase: Purchase, stream: Stream) -> None:
     about = purchase.identity, purchase.destination
     before = world.streams.withheld.get(about)
     times = before.times + 1 if before is not None else 1
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
-    world.streams.withheld.note(about, Withheld(client, world.now.monotonic_s + pause_s, times))
-    who = client.hex()[:8]
-    why = f"as {who} has neither money nor credit" if client else "for hosts that didn't buy it, or for us unasked"
-    remedy = f"; ask the operator of {who} to pay" if client else ""
+    world.streams.withheld.note(about, Withheld(stream.client, world.now.monotonic_s + pause_s, times))
+    who = stream.client.hex()[:8]
     world.log(
-        f"{in_vain_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody paid "
-        f"for, {why}: the contracts of all clients for it end, and it isn't sold for {pause_s:.0f} s{remedy}",
+        f"{stream.unsold_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody "
+        f"paid for, as {who} has neither money nor credit: the contracts of all clients for it end, and it isn't sold "
+        f"for {pause_s:.0f} s; ask the operator of {who} to pay",
         logging.WARNING,
     )
 

@@ -35,8 +35,8 @@ class Readings:
         readings = self._network.read(None)
         accounts = tuple(self._network.read_accounts(None))  # read after the contracts, whose bytes are charged first
         self._tell_in_parts(readings)
-        if readings or accounts:
-            self._tell(UsageRead((), accounts, is_last=True))
+        if accounts:
+            self._tell(UsageRead((), accounts))
         if is_in_use(self._world):
             self._tell(UnsoldSeen(self._network.unsold_bytes()))
 

@@ -472,7 +472,7 @@ class Landlord:
         """Let the daemon read the kernel's meters and hints, as it does each second."""
         readings, accounts = self.kernel.changed(), self.kernel.changed_accounts(self.mono_s)
         hints, self.kernel.hints = tuple(self.kernel.hints), []
-        for event in (ev.UsageRead(readings), ev.UsageRead((), accounts, is_last=True), ev.Hinted(hints)):
+        for event in (ev.UsageRead(readings), ev.UsageRead((), accounts), ev.Hinted(hints)):
             self.happen(event)
 
     # --- questions of a test

@@ -140,7 +140,7 @@ class Sim(Simulation):
         def read() -> None:
             readings, accounts = node.kernel.changed(), node.kernel.changed_accounts(self.now)
             if readings or accounts:
-                self.happen(node, ev.UsageRead(readings, accounts, is_last=True))
+                self.happen(node, ev.UsageRead(readings, accounts))
             self._stream(node)
             self.at(self.now + 0.5, read)
 

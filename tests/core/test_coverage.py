@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ngp.core.contract import State
 from ngp.core.coverage import Coverage
@@ -54,7 +57,35 @@ def test_a_contract_that_was_replaced_does_not_take_out_the_new_one() -> None:
     assert coverage.exact(WHO, destination) is new
     coverage.remove(new)
     coverage.remove(new)
-    assert not coverage._contracts, "what a neighbour had is forgotten completely"
+    assert not coverage._contracts and not coverage._order, "what a neighbour had is forgotten completely"
+
+
+@st.composite
+def prefixes(draw: st.DrawFn) -> list[Prefix]:
+    """Draw prefixes that are often within each other, at the ends of the address space too."""
+    bits = draw(st.sampled_from((32, 128)))
+    ends = st.sampled_from((0, (1 << bits) - 1)) | st.integers(0, (1 << bits) - 1)
+    drawn = draw(st.lists(st.tuples(ends, st.sampled_from((0, 1, bits // 2, bits - 1, bits)) | st.integers(0, bits))))
+    kind = IPv4Network if bits == 32 else IPv6Network
+    return list({kind((base >> (bits - length) << (bits - length), length)) for base, length in drawn})
+
+
+@given(prefixes())
+def test_what_is_around_a_prefix_and_within_it_is_found(drawn: list[Prefix]) -> None:
+    coverage = Coverage[Sale]()
+    contracts = {one: sale(one) for one in drawn}
+    for contract in contracts.values():
+        coverage.add(contract)
+    for gone in drawn[::3]:
+        coverage.remove(contracts.pop(gone))
+    for prefix in drawn:
+        whole = PackedPrefix.of(prefix)
+        around = [one for one in contracts.values() if one.destination.covers(whole)]
+        within = [one for one in contracts.values() if whole.covers(one.destination) and one.destination != whole]
+        assert coverage.covering(WHO, prefix) is max(around, key=lambda one: one.destination.bits, default=None)
+        assert sorted(one.destination for one in coverage.within(WHO, prefix)) == sorted(
+            one.destination for one in within
+        )
 
 
 def test_a_client_cannot_choose_addresses_that_all_have_one_hash() -> None:

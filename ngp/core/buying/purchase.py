@@ -28,8 +28,6 @@ class Purchase(Contract):
         fresh_to_bytes, fresh_from_bytes: what the last reading counted and wasn't found to be sold.
         needed_at: bytes that it had brought, and that we had sent by it, beside what was sold, when it was of use last:
             to a client, or because we sent something. None: no client's contract that rested on it has ended.
-        vain_since: bytes that it had brought, and that we had sent by it, beside what was sold, and those that it had
-            brought and that were sold, when we sent something by it last. None: no client's contract rests on it.
         unneeded: we ended it since no client needed it any more, so its early end says nothing against its server.
         ended_by_itself: its server has said so; it may say so again.
     """
@@ -47,7 +45,6 @@ class Purchase(Contract):
     fresh_to_bytes: int = 0
     fresh_from_bytes: int = 0
     needed_at: tuple[int, int] | None = None
-    vain_since: tuple[int, int, int] | None = None
     unneeded: bool = False
     ended_by_itself: bool = False
 

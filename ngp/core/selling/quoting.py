@@ -70,11 +70,11 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
     )
     world.add_contract(sale)
     neighbour.quotes += 1
-    if seller is None:
+    if upstream.is_split(world, terms.destination, sale.seller):
+        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+    elif seller is None:
         propose(world, neighbour, sale, wish.reply_to)
-    elif not _covers(wish.onward.route, terms.destination) or upstream.is_split(
-        world, terms.destination, seller.identity
-    ):
+    elif not _covers(wish.onward.route, terms.destination):
         _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
     else:
         find_basis(world, neighbour, sale, wish.wait_s)
