@@ -26,30 +26,17 @@ MOST_LOOKED_UP = 256  # most routes that are looked up when a network is bought;
 def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None:
     """End the contracts and offers that rest on a purchase, or its quote, and are too cheap for what it costs now.
 
-    So are those whose traffic may go by it, though they rest on another one from before our route changed, or on that
-    of a network around it.
+    So are those whose traffic may go by it, though they rest on another one from before our route changed.
     """
-    purchase = world.running_purchase(purchase_id)
-    others = [] if purchase is None else [*_may_go_by(world, purchase), *_around(world, purchase)]
-    for sale in [*world.resting.get(purchase_id, {}).values(), *others]:
+    for sale in [*world.resting.get(purchase_id, {}).values(), *_may_go_by(world, purchase_id)]:
         if sale.least_msat_per_gib < upstream.least_above(world, sale, cost_msat_per_gib):
             withdraw(world, sale)
 
 
-def _around(world: World, purchase: Purchase) -> list[Sale]:
-    """List the contracts and offers for a network around a purchase that rest on another purchase from its server."""
-    found = (world.sales.covering(client, purchase.destination.prefix) for client in list(world.peers.by_identity))
-    return [sale for sale in found if sale is not None and _is_around(sale, purchase)]
-
-
-def _is_around(sale: Sale, purchase: Purchase) -> bool:
-    is_wider = 0 < sale.destination.bits < purchase.destination.bits  # a default route has exceptions: see `elsewhere`
-    return is_wider and sale.seller == purchase.identity and _is_open(sale)
-
-
-def _may_go_by(world: World, purchase: Purchase) -> list[Sale]:
+def _may_go_by(world: World, purchase_id: bytes) -> list[Sale]:
     """List the contracts that rest on another purchase, and whose traffic may go by this one."""
-    if not purchase.in_use(world.now.monotonic_s):
+    purchase = world.running_purchase(purchase_id)
+    if purchase is None or not purchase.in_use(world.now.monotonic_s):
         return []
     return [
         sale
@@ -94,12 +81,8 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
     destination, seller = bought.destination, bought.identity
     for client in list(world.peers.by_identity):
         sale = world.sales.covering(client, destination.prefix)
-        if sale is None:
-            continue
-        if _may_go_elsewhere(sale, seller):
+        if sale is not None and _may_go_elsewhere(sale, seller):
             _goes_by(world, sale, bought)
-        elif _is_around(sale, bought) and upstream.is_too_cheap(world, sale, bought):
-            withdraw(world, sale)
     if not destination.is_host:
         sales = (one for one in world.contracts.values() if isinstance(one, Sale) and _may_go_elsewhere(one, seller))
         inside = ((one.id, one.destination.prefix) for one in sales if destination.covers(one.destination))
@@ -148,21 +131,15 @@ def _bought_from(world: World, sale: Sale, seller: bytes) -> Purchase | None:
 
 def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
     # A contract for a default route doesn't cover what we buy elsewhere.
-    return _is_open(sale) and not sale.destination.is_default and seller not in (sale.identity, sale.seller)
-
-
-def _is_open(sale: Sale) -> bool:
-    return sale.running or sale.state is State.QUOTED
+    is_open = sale.running or sale.state is State.QUOTED
+    return is_open and not sale.destination.is_default and seller not in (sale.identity, sale.seller)
 
 
 def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
-    """Rest a sale on a purchase by which its traffic goes when it can be.
-
-    End it if it is too cheap for that, or if only a part of its traffic goes there: parts are agreed by themselves.
-    """
-    if upstream.is_too_cheap(world, sale, bought) or not bought.destination.covers(sale.destination):
+    """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be."""
+    if upstream.is_too_cheap(world, sale, bought):
         withdraw(world, sale)
-    elif sale.running:
+    elif sale.running and bought.destination.covers(sale.destination):
         rerouting.goes_elsewhere(world, sale, bought)
 
 

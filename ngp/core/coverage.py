@@ -6,8 +6,6 @@ neighbour's links a packet comes on.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from ngp.core.contract import Contract
@@ -24,16 +22,12 @@ class Coverage(Generic[OneSide]):
         # of bytes can't be foreseen: a client could choose a hundred thousand IPv6 addresses that have one hash as
         # numbers, and each look-up would go through all of them.
         self._contracts: dict[tuple[bytes, int], dict[int, dict[bytes, OneSide]]] = {}
-        self._order: dict[tuple[bytes, int, int], list[bytes]] = {}  # the same addresses, sorted, to find ranges
 
     def add(self, contract: OneSide) -> None:
         """Enter a contract; it replaces another one for the same neighbour and prefix."""
         version, bits, address = contract.destination
         lengths = self._contracts.setdefault((contract.identity, version), {})
-        of_length = lengths.setdefault(bits, {})
-        if address not in of_length:
-            insort(self._order.setdefault((contract.identity, version, bits), []), address)
-        of_length[address] = contract
+        lengths.setdefault(bits, {})[address] = contract
 
     def remove(self, contract: OneSide) -> None:
         """Take a contract out, unless another one has replaced it."""
@@ -43,10 +37,7 @@ class Coverage(Generic[OneSide]):
         if of_length.get(address) is not contract:
             return
         del of_length[address]
-        order = self._order[contract.identity, version, bits]
-        del order[bisect_left(order, address)]
         if not of_length:
-            del self._order[contract.identity, version, bits]
             del lengths[bits]
             if not lengths:
                 del self._contracts[contract.identity, version]
@@ -63,15 +54,6 @@ class Coverage(Generic[OneSide]):
     def covering(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract with the longest prefix that covers all of a prefix."""
         return self._longest(identity, prefix.network_address, prefix.prefixlen)
-
-    def within(self, identity: bytes, prefix: Prefix) -> Iterator[OneSide]:
-        """Yield the contracts for parts of a prefix; it takes as long as there are any."""
-        first, last = prefix.network_address.packed, prefix.broadcast_address.packed
-        for length, contracts in self._contracts.get((identity, prefix.version), {}).items():
-            if length > prefix.prefixlen:
-                order = self._order[identity, prefix.version, length]
-                for address in order[bisect_left(order, first) : bisect_right(order, last)]:
-                    yield contracts[address]
 
     def _longest(self, identity: bytes, address: Address, most_bits: int) -> OneSide | None:
         lengths = self._contracts.get((identity, address.version), {})

@@ -85,15 +85,14 @@ def basis(world: World, sale: Sale) -> Basis | None:
         free_bytes = free(world, running)
         others = other_ways(world, sale, running) if sale.running else ()  # what isn't sold yet goes by the new way
         cost = max(one.highest_msat_per_gib for one in (running, *others))
-        cost = max(cost, _dearest_part_msat_per_gib(world, sale, running.identity))
         lasts = left_s >= min(LEAST_LIFETIME_S, running.lifetime_s // 2)
         return Basis(running.id, cost, free_bytes, left_s, float("inf"), running.path, True, lasts)
     quote = _quote(world, sale)
     if quote is None or quote.until_mono_s - now < LEAST_VALID_S:
         return None
     offered, valid_s = quote.propose, quote.until_mono_s - now
-    cost = max(offered.price_msat_per_gib, _dearest_part_msat_per_gib(world, sale, sale.seller))
-    return Basis(offered.contract, cost, offered.data_limit_bytes, offered.lifetime_s, valid_s, offered.path)
+    terms = offered.price_msat_per_gib, offered.data_limit_bytes, offered.lifetime_s
+    return Basis(offered.contract, *terms, valid_s, offered.path)
 
 
 def _purchase(world: World, sale: Sale) -> Purchase | None:
@@ -115,28 +114,6 @@ def bought_from(world: World, sale: Sale, server: bytes) -> Purchase | None:
 def _covering(world: World, sale: Sale, server: bytes) -> Purchase | None:
     found = world.purchases.covering(server, sale.destination.prefix)
     return found if found is not None and found.running else None
-
-
-def is_split(world: World, destination: Prefix, server: bytes) -> bool:
-    """Say whether parts of a network are bought from other neighbours than the one to which its route leads.
-
-    One contract can't rest on all of them. For a default route `elsewhere` says that.
-    """
-    others = (one for one in world.servers if one != server)
-    return bool(destination.prefixlen) and any(_parts(world, destination, one) for one in others)
-
-
-def _parts(world: World, destination: Prefix, server: bytes) -> list[Purchase]:
-    """List the running purchases of parts of a destination."""
-    return [one for one in world.purchases.within(server, destination) if one.running]
-
-
-def _dearest_part_msat_per_gib(world: World, sale: Sale, server: bytes) -> int:
-    """Return the highest price of what is bought within a sale's network from a server: its packets there cost that."""
-    if sale.destination.is_host or sale.destination.is_default:
-        return 0
-    parts = _parts(world, sale.destination.prefix, server)
-    return max((one.highest_msat_per_gib for one in parts), default=0)
 
 
 def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:

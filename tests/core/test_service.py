@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +15,10 @@ from ngp.core.buying import service
 from ngp.core.buying.account import Seen
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.service import MOST_UNSEEN, TRY_AGAIN_S
-from ngp.core.messages import Invoice, Role, Statement
+from ngp.core.messages import Cancel, Invoice, Role, Statement
 from ngp.core.pricing import amount_due_msat
 from ngp.core.reputation import HALVING_S, STRANGERS_PPM, Reputation
-from ngp.core.settings import FULL_PPM
+from ngp.core.settings import FULL_PPM, PriceRule
 from ngp.core.standing import reputation_ppm
 
 HOST = "198.51.100.1"
@@ -297,6 +299,28 @@ def test_a_server_that_was_killed_asks_a_client_that_waits_for_money(streamed_s:
     sim.happen(sim.client, ev.BlockNeighbour(sim.gateway.identity, False))
     seldom(sim, 10)
     assert bought(sim).paid_msat > paid_msat
+
+
+def test_a_client_that_is_out_of_money_is_not_asked_for_what_costs_nothing() -> None:
+    free = "203.0.113.7"
+    rule = PriceRule(prefix=ip_network(f"{free}/32"), sell_msat_per_gib=0, sell_min_msat_per_gib=0)
+    sim = Sim(
+        settings(trust_amount_msat=None, prices=(rule,), grace_data_bytes=0),
+        settings(sells=False, trust_amount_msat=20_000, payment_amount_msat=3000),
+    )
+    sim.up(free)
+    sim.run(1)
+    stream_up(sim, 15)
+    assert account(sim).is_out and account(sim).balance_msat >= 0
+    for sale in sim.gateway.world.sold_to(sim.client.identity):
+        if sale.price_msat_per_gib:
+            tell(sim, sim.gateway, Cancel(sale.id, "cancelled"))
+    sim.run(2)
+    before = len(sim.sent(sim.gateway, Invoice))
+    for _ in range(300):
+        sim.up(free)
+        sim.run(1)
+    assert account(sim).running and len(sim.sent(sim.gateway, Invoice)) == before
 
 
 def refused(streamed_s: float) -> Sim:

@@ -55,7 +55,8 @@ def top_up_msat(world: World, account: ClientAccount, bounds: Bounds) -> int:
 
 def top_up_if_low(world: World, account: ClientAccount) -> None:
     """Ask a client for money when what is left won't last, or it waits for money; it has one invoice at a time."""
-    waits = account.is_out or any(sale.price_msat_per_gib for sale in account.unpaid.values())
+    waits = account.is_out and bool(account.priced or account.debt_msat)
+    waits = waits or any(sale.price_msat_per_gib for sale in account.unpaid.values())
     if not account.running or not (waits or account.rate.a_second):
         return  # no traffic that costs anything
     if not waits and account.balance_msat >= world.low_msat(account):

@@ -70,9 +70,7 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
     )
     world.add_contract(sale)
     neighbour.quotes += 1
-    if upstream.is_split(world, terms.destination, sale.seller):
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
-    elif seller is None:
+    if seller is None:
         propose(world, neighbour, sale, wish.reply_to)
     elif not _covers(wish.onward.route, terms.destination):
         _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
