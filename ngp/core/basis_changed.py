@@ -80,7 +80,7 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
         return
     destination, seller = bought.destination, bought.identity
     for client in list(world.peers.by_identity):
-        sale = world.sales.exact(client, destination.prefix)  # one for a network around it: see `parts`
+        sale = world.sales.covering(client, destination.prefix)
         if sale is not None and _may_go_elsewhere(sale, seller):
             _goes_by(world, sale, bought)
     if not destination.is_host:
@@ -131,12 +131,8 @@ def _bought_from(world: World, sale: Sale, seller: bytes) -> Purchase | None:
 
 def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
     # A contract for a default route doesn't cover what we buy elsewhere.
-    return is_open(sale) and not sale.destination.is_default and seller not in (sale.identity, sale.seller)
-
-
-def is_open(sale: Sale) -> bool:
-    """Say whether a contract runs, or may be accepted."""
-    return sale.running or sale.state is State.QUOTED
+    is_open = sale.running or sale.state is State.QUOTED
+    return is_open and not sale.destination.is_default and seller not in (sale.identity, sale.seller)
 
 
 def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:

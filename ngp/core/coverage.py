@@ -6,8 +6,6 @@ neighbour's links a packet comes on.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from ngp.core.contract import Contract
@@ -17,27 +15,19 @@ OneSide = TypeVar("OneSide", bound=Contract)
 
 
 class Coverage(Generic[OneSide]):
-    """Longest-prefix match over contracts; one dictionary probe for each prefix length that a neighbour uses.
+    """Longest-prefix match over contracts; one dictionary probe for each prefix length that a neighbour uses."""
 
-    Args: ordered: also keep the addresses in order, for `within`.
-    """
-
-    def __init__(self, ordered: bool = False) -> None:
+    def __init__(self) -> None:
         # By (identity, version), by prefix length, by the network's first address. The address is packed, as the hash
         # of bytes can't be foreseen: a client could choose a hundred thousand IPv6 addresses that have one hash as
         # numbers, and each look-up would go through all of them.
         self._contracts: dict[tuple[bytes, int], dict[int, dict[bytes, OneSide]]] = {}
-        # By identity, version and prefix length, the same addresses in order.
-        self._order: dict[tuple[bytes, int, int], list[bytes]] | None = {} if ordered else None
 
     def add(self, contract: OneSide) -> None:
         """Enter a contract; it replaces another one for the same neighbour and prefix."""
         version, bits, address = contract.destination
         lengths = self._contracts.setdefault((contract.identity, version), {})
-        of_length = lengths.setdefault(bits, {})
-        if self._order is not None and address not in of_length:
-            insort(self._order.setdefault((contract.identity, version, bits), []), address)
-        of_length[address] = contract
+        lengths.setdefault(bits, {})[address] = contract
 
     def remove(self, contract: OneSide) -> None:
         """Take a contract out, unless another one has replaced it."""
@@ -47,11 +37,6 @@ class Coverage(Generic[OneSide]):
         if of_length.get(address) is not contract:
             return
         del of_length[address]
-        if self._order is not None:
-            order = self._order[contract.identity, version, bits]
-            del order[bisect_left(order, address)]
-            if not order:
-                del self._order[contract.identity, version, bits]
         if not of_length:
             del lengths[bits]
             if not lengths:
@@ -69,16 +54,6 @@ class Coverage(Generic[OneSide]):
     def covering(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract with the longest prefix that covers all of a prefix."""
         return self._longest(identity, prefix.network_address, prefix.prefixlen)
-
-    def within(self, identity: bytes, prefix: Prefix) -> Iterator[OneSide]:
-        """Yield the contracts for parts of a prefix; this takes as long as there are any. Only if they are ordered."""
-        assert self._order is not None
-        first, last = prefix.network_address.packed, prefix.broadcast_address.packed
-        for length, contracts in self._contracts.get((identity, prefix.version), {}).items():
-            if length > prefix.prefixlen:
-                order = self._order[identity, prefix.version, length]
-                for position in range(bisect_left(order, first), bisect_right(order, last)):
-                    yield contracts[order[position]]
 
     def _longest(self, identity: bytes, address: Address, most_bits: int) -> OneSide | None:
         lengths = self._contracts.get((identity, address.version), {})

@@ -17,7 +17,6 @@ from ngp.core import (
     invoices,
     meeting,
     orders,
-    parts,
     rerouting,
     settlements,
     unsold,
@@ -130,7 +129,6 @@ class Gatekeeper:
             default_resale.moved(world, prefix, seller_there)
         while world.buying.bought:
             purchase = world.buying.bought.pop()
-            parts.merge(world, purchase)
             basis_changed.leads_elsewhere(world, purchase.id)
             unsold.bought(world, purchase)
         default_resale.settle(world)
@@ -307,16 +305,11 @@ class Gatekeeper:
         sends_to = event.sends_to
         if world.resold.purchases and default_resale.declines(world, neighbour, propose, event.message_id, sends_to):
             return True
-        if parts.declines(world, neighbour, propose, event.message_id):
-            return True
         limit = purchase.data_limit_bytes if purchase is not None else 0
         cost = upstream.cost(world, neighbour.identity, propose)
         replied = buyer.proposed(world, neighbour, propose, event.message_id, sends_to)
         if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
             basis_changed.costs_more(world, propose.contract, costs_now)
-            if purchase is not None:
-                parts.merge(world, purchase)
-                parts.used(world, purchase)
         bought = world.running_purchase(propose.contract)
         if purchase is None and bought is not None and event.sends_all:
             default_route.ask(world, neighbour, propose.destination.version)
@@ -381,10 +374,7 @@ class Gatekeeper:
             if isinstance(contract, Purchase):
                 choosing.carried(self.world, contract, reading)
                 unsold.brings(self.world, contract)
-                was_used = contract.used_bytes and contract.in_use(self.world.now.monotonic_s)
                 buyer_meter.usage_read(self.world, contract, reading)
-                if not was_used and self.world.networks:
-                    parts.used(self.world, contract)
                 bought.append(contract)
             elif contract is not None:
                 sold.append((contract, reading))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from operator import attrgetter
 
-from ngp.core import default_resale, invoices, parts, unsold
+from ngp.core import default_resale, invoices, unsold
 from ngp.core.buying import bills, default_route, endings, service
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying.account import ServerAccount
@@ -109,9 +109,6 @@ def restore(
             endings.restore(world, contract, contract.id in bought_for)
         world.halt(contract, CloseReason(contract.reason))
     _outlive(world, snapshot)
-    for purchase in list(world.contracts.values()) if world.networks else ():
-        if isinstance(purchase, Purchase):  # the last process died before it had noted that these sales end
-            parts.used(world, purchase)
     _ask_anew(world, snapshot, bought_for)
     default_route.switched(world)
     default_resale.routes_seen(world, routes)

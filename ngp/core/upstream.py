@@ -116,26 +116,6 @@ def _covering(world: World, sale: Sale, server: bytes) -> Purchase | None:
     return found if found is not None and found.running else None
 
 
-def dearest_elsewhere_msat_per_gib(world: World, sale: Sale) -> int:
-    """Return the highest price of what is used within a sale's network and is bought from others than its seller; or 0.
-
-    For a default route `elsewhere` says that.
-    """
-    if sale.destination.is_host or sale.destination.is_default:
-        return 0
-    prefix, now_mono_s = sale.destination.prefix, world.now.monotonic_s
-    others = (one for one in world.servers if one not in (sale.identity, sale.seller))
-    return max(
-        (
-            one.highest_msat_per_gib
-            for other in others
-            for one in world.purchases.within(other, prefix)
-            if one.running and one.used_bytes and one.in_use(now_mono_s)
-        ),
-        default=0,
-    )
-
-
 def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
     """List the purchases in use, beside the one on which a sale rests, by which its traffic may go too.
 

@@ -64,7 +64,6 @@ class World:
     Attributes:
         clients: accounts of neighbours that buy from us; servers: our accounts with neighbours that sell to us.
         contracts: all sales and purchases that aren't closed; sales, purchases: find the one that covers an address.
-        networks: the sales of networks, without hosts and default routes.
         credit: outstanding grace, by link and interface.
         streams: what purchases bring that no client pays for.
         letting: what is let to tenants, whose accounts are among `clients`.
@@ -91,8 +90,7 @@ class World:
     servers: dict[bytes, ServerAccount] = field(default_factory=dict)
     contracts: dict[bytes, Sale | Purchase] = field(default_factory=dict)
     sales: Coverage[Sale] = field(default_factory=Coverage)
-    purchases: Coverage[Purchase] = field(default_factory=lambda: Coverage(ordered=True))
-    networks: dict[bytes, Sale] = field(default_factory=dict)
+    purchases: Coverage[Purchase] = field(default_factory=Coverage)
     money: Money = field(default_factory=Money)
     buying: BuyingMemory = field(default_factory=BuyingMemory)
     credit: CreditLine = field(default_factory=CreditLine)
@@ -326,8 +324,6 @@ class World:
         self.strangers += contract.of_stranger
         if isinstance(contract, Sale):
             self.sales.add(contract)
-            if not (contract.destination.is_host or contract.destination.is_default):
-                self.networks[contract.id] = contract
             if contract.rests_on:
                 self.rest(contract, contract.rests_on)
         else:
@@ -346,7 +342,6 @@ class World:
         self._is_no_strangers(contract)
         if isinstance(contract, Sale):
             self.sales.remove(contract)
-            self.networks.pop(contract.id, None)
             self._rests_no_more(contract)
             self.stop_waiting(contract)
         else:

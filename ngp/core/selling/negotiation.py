@@ -181,8 +181,6 @@ def _renewal_asked(
         return
     rerouting.follow(world, sale)
     least = basis_changed.least_by_route(world, sale, onward)
-    if dearest := upstream.dearest_elsewhere_msat_per_gib(world, sale):
-        least = max(least, upstream.least_above(world, sale, dearest))
     if sale.least_msat_per_gib < least:
         world.halt(sale, CloseReason.UPSTREAM)
     if not sale.running:  # it can't go on by the way that its traffic goes now

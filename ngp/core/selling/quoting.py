@@ -70,9 +70,7 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
     )
     world.add_contract(sale)
     neighbour.quotes += 1
-    if seller is None and upstream.dearest_elsewhere_msat_per_gib(world, sale):
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
-    elif seller is None:
+    if seller is None:
         propose(world, neighbour, sale, wish.reply_to)
     elif not _covers(wish.onward.route, terms.destination):
         _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
@@ -108,9 +106,6 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
     if found is None or found.free_bytes < least or found.lifetime_s <= 0:
         _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
         return
-    if upstream.dearest_elsewhere_msat_per_gib(world, sale) > found.cost_msat_per_gib:
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
-        return
     terms = terms_of(world, sale, found)
     sale.prices = ((0, terms.ask_msat_per_gib),)
     sale.round = first_round(terms)
@@ -138,12 +133,10 @@ def _may_ask(world: World, neighbour: Neighbour, sale: Sale) -> bool:
 def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
     """Refuse a quote, since what it would rest on isn't sold to us. For a network, try the packet's address alone."""
     destination = sale.destination.prefix
-    router = upstream.router_of(world, sale)
-    is_away = sale.seller and router is None
-    is_network = destination.prefixlen < destination.max_prefixlen
-    if reason is not RejectReason.LOOP and sale.first is not None and is_network and not is_away:
+    if reason is not RejectReason.LOOP and sale.first is not None and destination.prefixlen < destination.max_prefixlen:
         terms = ask_terms(world.settings, host_prefix(sale.first), world.occasion(sale))
         packet = HeldPacket(sale.held.pop(0), sale.link, sale.first)
+        router = upstream.router_of(world, sale)
         forget(world, sale)
         quote(world, neighbour, Wish(terms, Onward(terms.destination, router), packet))
         return
