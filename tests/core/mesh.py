@@ -9,7 +9,7 @@ import random
 from collections import deque
 from ipaddress import ip_address, ip_network
 
-from playbook import settings
+from playbook import MSAT_PER_KB, settings
 
 from core_tests.simulate.simulation import UTC_AT_START_S
 from core_tests.simulate.stand_ins import Ledger
@@ -36,6 +36,12 @@ HOST = "198.51.100.1"
 DEFAULT = ip_network("0.0.0.0/0")
 PLENTY = {"grace_data_bytes": 1 << 30, "grace_time_s": 3600, "buy_max_msat_per_gib": 1 << 40}
 MB = 1 << 20
+
+
+def asks(msat_per_kb: int) -> Settings:
+    """Return the settings of a node that sells at this price and not below it."""
+    price = msat_per_kb * MSAT_PER_KB
+    return settings(**PLENTY, sell_msat_per_gib=price, sell_min_msat_per_gib=price)
 
 
 class Node:

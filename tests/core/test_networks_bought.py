@@ -8,7 +8,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from mesh import HOST, MB, PLENTY, Mesh
+from mesh import HOST, MB, PLENTY, Mesh, asks
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import basis_changed
@@ -20,7 +20,7 @@ from ngp.core.messages import Ask, Propose, Reject, RejectReason
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Margin
 
-DEAR = settings(**PLENTY, sell_msat_per_gib=20 * MSAT_PER_KB, sell_min_msat_per_gib=20 * MSAT_PER_KB)
+DEAR = asks(20)
 HOUSEHOLD = settings(**{**PLENTY, "sells": False, "buys_default_route": True})
 
 
@@ -56,10 +56,9 @@ def with_a_dear_way(way: str) -> Mesh:
 
 
 def buys_the_network(mesh: Mesh) -> None:
-    """Let b buy from d for itself the network to which its route leads there."""
-    b, d = mesh["b"], mesh["d"]
-    d.prefix = b.prefix
-    d.step(HeldPacket(999, d.link("b"), ip_address("198.51.100.9"), d.onward))
+    """Let z send to another host of the network, so that b buys that where its route leads now."""
+    b = mesh["b"]
+    b.step(HeldPacket(999, b.link("z"), ip_address("198.51.100.9"), b.onward))
     mesh.settle()
 
 
@@ -225,11 +224,10 @@ def test_a_client_cannot_keep_a_contract_that_is_too_cheap_by_asking_again_and_a
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_renewal_that_waited_for_room_is_no_cheaper_than_the_way_that_its_route_leads(waits: bool) -> None:
-    prices = [{f"sell_{key}msat_per_gib": at * MSAT_PER_KB for key in ("", "min_")} for at in (15, 20)]
-    mesh = Mesh("abc", b=settings(**PLENTY, **prices[1]))
+    mesh = Mesh("abc", b=asks(20))
     for name in "zd":
         mesh.add(name, "b")
-    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, **prices[0])))
+    mesh["d"].step(ev.SettingsChanged(asks(15)))
     mesh["z"].route = "b"
     mesh.packet("a", "b")
     b, sale = mesh["b"], mesh["b"].sale("a")
@@ -269,8 +267,7 @@ def offered_less(mesh: Mesh, msat_per_kb: int) -> Sale:
     deliver, b = mesh._deliver, mesh["b"]
     mesh._deliver = lambda sender, receiver, said: None if receiver is mesh["a"] else deliver(sender, receiver, said)
     sale = b.sale("a")
-    prices = {f"sell_{key}msat_per_gib": msat_per_kb * MSAT_PER_KB for key in ("", "min_")}
-    b.step(ev.SettingsChanged(settings(**PLENTY, **prices)))
+    b.step(ev.SettingsChanged(asks(msat_per_kb)))
     for contract in (sale.id, b.purchase("c").id):
         mesh.count("b", contract, MB)
     asks_to_renew(mesh, "a", sale, f"{HOST}/32")
@@ -280,11 +277,10 @@ def offered_less(mesh: Mesh, msat_per_kb: int) -> Sale:
 
 def test_a_contract_whose_open_renewal_is_too_cheap_for_the_way_it_goes_now_ends() -> None:
     """It costs enough until then. Its client may keep the offer open by asking again, and accept it at last."""
-    prices = [{f"sell_{key}msat_per_gib": at * MSAT_PER_KB for key in ("", "min_")} for at in (12, 9)]
-    mesh = Mesh("abc", b=settings(**PLENTY, **prices[0]))
+    mesh = Mesh("abc", b=asks(12))
     for name in "dz":
         mesh.add(name, "b")
-    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, **prices[1])))
+    mesh["d"].step(ev.SettingsChanged(asks(9)))
     mesh["z"].route = "b"
     mesh.packet("a", "b")
     sale = offered_less(mesh, 5)
@@ -297,8 +293,7 @@ def test_a_client_cannot_keep_a_renewal_from_before_the_route_changed_by_asking_
     """What it goes by now was bought before, so nothing but the question shows where the route leads."""
     mesh = Mesh("abc")
     mesh.add("d", "b")
-    prices = {f"sell_{key}msat_per_gib": 9 * MSAT_PER_KB for key in ("", "min_")}
-    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, **prices)))
+    mesh["d"].step(ev.SettingsChanged(asks(9)))
     b = mesh["b"]
     b.route = "d"
     mesh.packet("b", "d")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from mesh import MB, PLENTY, Mesh
-from playbook import MSAT_PER_KB, settings
+from mesh import MB, PLENTY, Mesh, asks
+from playbook import settings
 
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
@@ -18,11 +18,6 @@ from ngp.core.settings import Settings
 NETWORK, FIRST, HALF = (ip_network(f"198.51.100.0/{bits}") for bits in (24, 32, 25))
 GRACE = 256 << 10
 STRICT = settings(**{**PLENTY, "grace_data_bytes": GRACE, "grace_time_s": 10})
-
-
-def asks(msat_per_kb: int) -> Settings:
-    price = msat_per_kb * MSAT_PER_KB
-    return settings(**PLENTY, sell_msat_per_gib=price, sell_min_msat_per_gib=price)
 
 
 def star(d_asks: int, **confs: Settings) -> Mesh:
