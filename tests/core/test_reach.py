@@ -177,17 +177,21 @@ def test_a_client_with_an_empty_channel_that_changes_its_payment_node_is_asked_w
     look(0)
     while not account(sim).is_out:
         sim.flow(HOST, 50_000, 1)
-    sim.client.node = replace(sim.client.node, payee=new)
-    sim.carry_out(sim.client, [fx.Greet("eth1")])
-    for _ in range(30):
+    sim.run(15)
+    for _ in range(150):  # until the invoice from before is withdrawn, and no other is made
         sim.up(HOST, 84)
         sim.run(1)
         look(0)
+    sim.client.node = replace(sim.client.node, payee=new)
+    sim.carry_out(sim.client, [fx.Greet("eth1")])
+    sim.run(1)
+    look(0)
     paid_msat = bought(sim).paid_msat
-    for _ in range(20):
-        look(0, 500)
+    for number in range(60):
         sim.up(HOST, 84)
         sim.run(1)
+        if number % 10 == 5:
+            look(0, 500)
     assert bought(sim).paid_msat > paid_msat
 
 
