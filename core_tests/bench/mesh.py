@@ -1,8 +1,9 @@
 """Mesh: first packets over several routers, quotes a second of one in the middle, and fail-over to another gateway.
 
-Six routers in a line, each with the settings as shipped. A first packet of the first one has five hops: five routers
-ask, quote, accept and sell. Each router sends to new destinations itself, so all lengths share one network. The links
-add nothing to speak of, and what they add is subtracted: it is the time of the next packet to the same destination.
+Six routers in a line, which trust each other; the other settings are as shipped. A first packet of the first one has
+five hops: five routers ask, quote, accept and sell. Each router sends to new destinations itself, so all lengths share
+one network. The links add nothing to speak of, and what they add is subtracted: it is the time of the next packet to
+the same destination.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from core_tests.daemon import Daemon
 from core_tests.diamond import Diamond, diamond, fail_over, gateway
 from core_tests.lab import Lab
 from core_tests.routers import Line
+from core_tests.trade import KNOWN
 from ngp.core.peers import QUESTIONS_A_SECOND
 
 NAMES = "abcdef"
@@ -28,7 +30,9 @@ GOAL_FAIL_OVER_S = 1.0
 ROUND, WARM, IN_A_ROW = 10, 50, 200
 APART = 1 << 16  # destinations of one length of the way from those of the next
 # Prepaid in few payments, so that quotes are measured and not payments; long enough that no contract ends meanwhile.
-KEYS = {"CONTRACTS_MAX": 65536, "CONTRACT_TIME": "1 day", "PAYMENT_AMOUNT": "10000 sat"}
+# Each open contract sets 1 msat aside. Here each carries one packet, which costs less: a stranger, trusted with what it
+# has carried, would be prepaid too little for more than some 1,000 of them.
+KEYS = {"CONTRACTS_MAX": 65536, "CONTRACT_TIME": "1 day", "PAYMENT_AMOUNT": "10000 sat", **KNOWN}
 
 
 def run(quick: bool) -> None:
