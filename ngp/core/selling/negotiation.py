@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import basis_changed, elsewhere, networks, rerouting, upstream
+from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -264,8 +264,10 @@ def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
     """
     room = upstream.room(world, sale)
     if room is not None and room >= sale.data_limit_bytes:
-        _open(world, sale)
-        return True
+        sells = parts.sold(world, sale)
+        if sells:
+            _open(world, sale)
+        return sells
     return room is not None and may_wait and upstream.extend(world, sale, sale.data_limit_bytes - room)
 
 
@@ -310,6 +312,9 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     account.priced += sale.priced
     world.timers.clear(Due.QUOTE, sale.id)
     world.timers.clear(Due.EXHAUSTED, sale.id)
+    if sale.price_msat_per_gib < before_msat_per_gib and not parts.sold(world, sale):
+        world.halt(sale, CloseReason.UPSTREAM)
+        return
     _run(world, account, sale, "renewed")
 
 
