@@ -70,20 +70,24 @@ def excepts(world: World, sale: Sale, address: Address) -> bool:
     return sale.destination.is_default or (sale.excepts and elsewhere.is_excepted(world, host_prefix(address)))
 
 
-def terms(world: World, neighbour: Neighbour, address: Address, usual: SellTerms) -> SellTerms:
-    """Return what to propose for an address that a contract of a client excepts: the dear part, or the address alone.
+def terms(world: World, neighbour: Neighbour, address: Address, usual: SellTerms, excepting: Sale | None) -> SellTerms:
+    """Return what to propose for an address: a dear part, or the address alone, where a network doesn't do.
 
-    Args: usual: what is proposed to a client without a contract there.
+    Args:
+        usual: what is proposed otherwise.
+        excepting: the client's contract that excepts the address, if there is one.
     """
-    known = world.sales.exact(neighbour.identity, usual.destination) is not None
-    if elsewhere.is_excepted(world, usual.destination) and not known:
-        return usual
-    return ask_terms(world.settings, host_prefix(address), world.occasion(neighbour))
+    if excepting is None or excepting.destination.is_default:
+        does = not is_split(world, usual.destination)
+    else:
+        known = world.sales.exact(neighbour.identity, usual.destination) is not None
+        does = elsewhere.is_excepted(world, usual.destination) and not known
+    return usual if does else ask_terms(world.settings, host_prefix(address), world.occasion(neighbour))
 
 
-def is_split(world: World, destination: PackedPrefix) -> bool:
+def is_split(world: World, destination: Prefix) -> bool:
     """Say whether a network isn't sold as a whole now, since too many of its parts cost more."""
-    until_mono_s = world.resold.split.get(destination, 0.0)
+    until_mono_s = world.resold.split.get(PackedPrefix.of(destination), 0.0)
     return world.now.monotonic_s < until_mono_s
 
 

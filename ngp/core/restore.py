@@ -285,9 +285,11 @@ def _limits(
             _limit(world, record, contracts, found.pop(record.identity, None), at_mono_s)
             blocked, links = record.identity in world.peers.blocked, world.peers.by_identity.get(record.identity, {})
             for contract in contracts:
+                purchase = world.running_purchase(contract.rests_on)
+                contract.seller = b"" if purchase is None else purchase.identity
                 if blocked or contract.link not in links:
                     world.halt(contract, CloseReason.CANCELLED)
-                elif contract.rests_on and world.running_purchase(contract.rests_on) is None:
+                elif contract.rests_on and purchase is None:
                     world.halt(contract, CloseReason.UPSTREAM)  # it was agreed, but not bought yet
                 elif contract.id not in found_as_is:
                     world.grant(contract)

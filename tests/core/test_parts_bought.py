@@ -226,15 +226,19 @@ def test_a_client_that_sells_us_a_part_of_what_it_buys_gets_all_of_it() -> None:
     assert not excepted(mesh, sold(mesh, "a"))
 
 
-def test_a_network_with_too_many_dear_parts_is_sold_by_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["c", ""])
+def test_a_network_with_too_many_dear_parts_is_sold_by_its_addresses(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr(elsewhere, "MOST_PARTS", 2)
     mesh = star(4, c=asks(20))
     for part in (FIRST, ip_network("198.51.100.1/32"), ip_network("198.51.100.2/32")):
         ask(mesh, "z", part)
     mesh["c"].step(ev.SettingsChanged(asks(4)))
+    mesh["b"].route = way
     send(mesh, "a", "198.51.100.7")
     assert mesh["b"].world.sales.exact(mesh["a"].identity, NETWORK) is None
     send(mesh, "a", "198.51.100.7")
+    ask(mesh, "a", NETWORK)
+    assert mesh["b"].world.sales.exact(mesh["a"].identity, NETWORK) is None
     assert sold(mesh, "a", ip_network("198.51.100.7/32")).running and not mesh["b"].elsewhere
 
 

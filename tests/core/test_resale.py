@@ -444,6 +444,13 @@ def test_a_neighbours_own_address_costs_nothing_more() -> None:
     assert mesh["b"].sale("a").price_msat_per_gib == 5 * MSAT_PER_KB and not mesh["b"].sent(Ask)
 
 
+def test_after_a_kill_a_sale_knows_again_from_whom_its_traffic_is_bought() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    mesh.kill("b")
+    assert mesh["b"].sale("a").seller == mesh["c"].identity
+
+
 def test_a_network_that_is_not_sold_whole_further_up_is_sold_by_the_address() -> None:
     mesh = Mesh("abc")
     net = ip_network("198.51.100.0/24")

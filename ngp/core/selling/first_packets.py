@@ -48,9 +48,8 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         world.count("quotes_refused")
         world.do(Decide(packet.handle, Verdict.DROP))
         return
-    terms = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
-    if sale is not None and not sale.destination.is_default:
-        terms = parts.terms(world, neighbour, packet.destination, terms)
+    usual = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
+    terms = parts.terms(world, neighbour, packet.destination, usual, sale)
     quote(world, neighbour, Wish(terms, packet.onward, packet))
 
 

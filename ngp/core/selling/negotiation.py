@@ -157,7 +157,8 @@ def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> Reje
     us something else.
     """
     if destination.prefixlen:
-        return None if is_sold_whole(destination) else RejectReason.NOT_SELLING
+        sells = is_sold_whole(destination) and not parts.is_split(world, destination)
+        return None if sells else RejectReason.NOT_SELLING
     if onward.router is None:
         return None
     seller = upstream.seller_to(world, destination, onward.router)
