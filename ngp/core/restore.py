@@ -291,6 +291,8 @@ def _limits(
                     world.halt(contract, CloseReason.CANCELLED)
                 elif contract.rests_on and purchase is None:
                     world.halt(contract, CloseReason.UPSTREAM)  # it was agreed, but not bought yet
+                elif purchase is not None and contract.least_msat_per_gib < purchase.highest_msat_per_gib:
+                    world.halt(contract, CloseReason.UPSTREAM)  # it was about to end when the last process died
                 elif contract.id not in found_as_is:
                     world.grant(contract)
     for identity in found:

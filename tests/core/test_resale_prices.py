@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
-from mesh import HOST, MB, PLENTY, Mesh, promised
+from mesh import HOST, MB, PLENTY, Mesh, asks, promised
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
@@ -148,6 +149,19 @@ def test_a_dearer_renewal_ends_the_sales_and_they_are_quoted_at_the_new_cost() -
     mesh.packet("a", "b")
     assert mesh["b"].sale("a").price_msat_per_gib == Margin(100_000, 0).least_msat_per_gib(8 * MSAT_PER_KB)
     assert promised(mesh, "b")
+
+
+def test_a_sale_that_was_ending_as_it_costs_more_ends_also_when_the_process_dies_before() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    mesh.halted = deque(maxlen=0)  # the kernel's last readings come too late
+    mesh["c"].step(ev.SettingsChanged(asks(8)))
+    mesh.carry("abc", 80 * MB)
+    assert mesh["b"].purchase("c").price_msat_per_gib == 8 * MSAT_PER_KB
+    mesh.halted = deque()
+    mesh.kill("b")
+    mesh.settle()
+    assert not sold_too_cheaply(mesh)
 
 
 def test_a_route_that_changes_to_a_dearer_way_ends_what_was_sold_for_the_old_one() -> None:
