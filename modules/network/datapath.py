@@ -249,7 +249,7 @@ class Datapath(HostQuestions):
         self._required().contracts.grant(grants)
 
     def set_elsewhere(self, prefixes: Collection[Prefix]) -> None:
-        """Except these prefixes and no others from contracts that are `resold`. Raises KernelError."""
+        """Except these prefixes and no others from contracts for default routes that we resell. Raises KernelError."""
         running = self._required()
         for version, name in layout.ELSEWHERE.items():
             wanted = [layout.elsewhere_key(prefix) for prefix in prefixes if prefix.version == version]

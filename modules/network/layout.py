@@ -176,11 +176,9 @@ def make_tag(
     Args:
         slot: for a contract, the slot of the account that pays for it.
         wide: its bytes are counted by address too. default_route: it is for 0.0.0.0/0 or ::/0.
-        resold: it covers what goes on to the mesh, except for what is elsewhere: a default route that we buy ourselves,
-            or a network with dear parts.
+        resold: a default route that we buy ourselves.
     """
-    excepts = default_route or resold
-    flags = VALID | BLOCKED * blocked | WIDE * wide | DEFAULT_ROUTE * excepts | RESOLD * resold
+    flags = VALID | BLOCKED * blocked | WIDE * wide | DEFAULT_ROUTE * default_route | RESOLD * resold
     return flags | generation << 8 | slot << 32
 
 

@@ -44,8 +44,8 @@ enum role { SERVER, CLIENT };
 #define VALID 1
 #define BLOCKED 2
 #define WIDE 4                                                /* a neighbour's contract for several addresses: see note_host */
-#define DEFAULT_ROUTE 8                                       /* one that doesn't cover all: 0.0.0.0/0, ::/0; see covers_mesh */
-#define RESOLD 16                                             /* one of those; it covers all that isn't elsewhere */
+#define DEFAULT_ROUTE 8                                       /* one for 0.0.0.0/0 or ::/0: see covers_mesh */
+#define RESOLD 16                                             /* one of those, and we buy the default route ourselves */
 #define GENERATION(tag) ((__u32)(tag) >> 8)
 #define ACCOUNT(tag) ((__u32)((tag) >> 32))
 #define ACCOUNTS 65536

@@ -80,7 +80,7 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
         return
     destination, seller = bought.destination, bought.identity
     for client in list(world.peers.by_identity):
-        sale = world.sales.exact(client, destination.prefix)  # a wider one goes on: see `parts`
+        sale = world.sales.covering(client, destination.prefix)
         if sale is not None and _may_go_elsewhere(sale, seller):
             _goes_by(world, sale, bought)
     if not destination.is_host:
@@ -139,7 +139,7 @@ def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
     """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be."""
     if upstream.is_too_cheap(world, sale, bought):
         withdraw(world, sale)
-    elif sale.running:
+    elif sale.running and bought.destination.covers(sale.destination):
         rerouting.goes_elsewhere(world, sale, bought)
 
 

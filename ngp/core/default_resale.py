@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ngp.core import elsewhere, upstream
+from ngp.core import elsewhere
 from ngp.core.basis_changed import withdraw
 from ngp.core.buying import bills
 from ngp.core.buying.purchase import Purchase
@@ -94,11 +94,11 @@ def declines(world: World, neighbour: Neighbour, propose: Propose, message_id: i
 
     Returns: whether the offer was declined.
     """
-    destination = propose.destination
+    destination, about = propose.destination, (neighbour.identity, propose.destination)
     wholes = [one for one in elsewhere.resold(world) if one.destination.version == destination.version]
     if sends_to is None and all(one.identity != neighbour.identity for one in wholes):
         return False
-    was_asked = upstream.was_asked(world, neighbour.identity, destination)
+    was_asked = bool(world.awaited.get(about)) or world.buying.asked.get(about, 0.0) > world.now.monotonic_s
     if not wholes or propose.contract in world.contracts or was_asked or not destination.prefixlen:
         return False
     if elsewhere.is_excepted(world, destination):

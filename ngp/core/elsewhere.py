@@ -1,4 +1,4 @@
-"""Elsewhere: which parts of a default route, or of a network, aren't covered when we sell it as a whole.
+"""Elsewhere: which parts of a default route aren't covered when we resell it.
 
 A node in the middle sells `0.0.0.0/0` by what it buys from one neighbour, to which its own default route leads. Some
 parts of it cost something else, or must be bought elsewhere:
@@ -10,8 +10,7 @@ parts of it cost something else, or must be bought elsewhere:
 
 The kernel excepts these parts from our clients' contracts for default routes. So a packet to such a part is held, and
 its destination is sold by itself, never below cost. If the default route doesn't lead to one neighbour that sells to
-us, or if there are too many such parts, all of it is elsewhere. The parts of networks that cost more than these are
-sold for (`parts`) are excepted in the same way.
+us, or if there are too many such parts, all of it is elsewhere.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from ngp.core.spans import Spans
 from ngp.core.world import World
 
 MOST_PARTS = 1024
-"""Parts of a default route that may be elsewhere, and dear parts of networks. The kernel has room for more: it gets new
-ones before old ones go."""
+"""Parts of a default route that may be elsewhere. The kernel has room for more: it gets new ones before old ones go."""
 
 
 def resold(world: World) -> list[Purchase]:
@@ -63,14 +61,13 @@ def is_elsewhere(world: World, destination: Prefix) -> bool:
 
 
 def is_excepted(world: World, destination: Prefix) -> bool:
-    """Say whether the kernel excepts all of a destination from what we sell as a whole."""
+    """Say whether the kernel excepts all of a destination from default routes that we resell."""
     return world.resold.spans.cover(destination)
 
 
 def tell(world: World) -> None:
     """Tell the kernel what is elsewhere now, if that changed."""
-    of_defaults = {part for routes in world.resold.routes.values() for part in _parts(world, routes)}
-    parts = frozenset(of_defaults.union(part.prefix for part in world.resold.dear))
+    parts = frozenset(part for routes in world.resold.routes.values() for part in _parts(world, routes))
     before = world.resold.elsewhere
     if parts == before:
         return

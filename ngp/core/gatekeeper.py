@@ -17,7 +17,6 @@ from ngp.core import (
     invoices,
     meeting,
     orders,
-    parts,
     rerouting,
     settlements,
     unsold,
@@ -131,7 +130,6 @@ class Gatekeeper:
         while world.buying.bought:
             purchase = world.buying.bought.pop()
             basis_changed.leads_elsewhere(world, purchase.id)
-            parts.bought(world, purchase)
             unsold.bought(world, purchase)
         default_resale.settle(world)
         if any(isinstance(effect, Log) for effect in world.effects):
@@ -307,16 +305,12 @@ class Gatekeeper:
         sends_to = event.sends_to
         if world.resold.purchases and default_resale.declines(world, neighbour, propose, event.message_id, sends_to):
             return True
-        if parts.declines(world, neighbour, propose, event.message_id, sends_to):
-            return True
         limit = purchase.data_limit_bytes if purchase is not None else 0
         cost = upstream.cost(world, neighbour.identity, propose)
         replied = buyer.proposed(world, neighbour, propose, event.message_id, sends_to)
         if (costs_now := upstream.cost(world, neighbour.identity, propose)) > cost:
             basis_changed.costs_more(world, propose.contract, costs_now)
         bought = world.running_purchase(propose.contract)
-        if bought is not None and costs_now > cost > 0:
-            parts.bought(world, bought)
         if purchase is None and bought is not None and event.sends_all:
             default_route.ask(world, neighbour, propose.destination.version)
         if world.resold.purchases and bought is not None:  # it may be dearer than the default route now

@@ -43,10 +43,6 @@ class PackedPrefix(NamedTuple):
         outside = 8 * len(self.address) - self.bits
         return int.from_bytes(self.address, "big") >> outside == int.from_bytes(other.address, "big") >> outside
 
-    def has_part(self, other: PackedPrefix) -> bool:
-        """Say whether another prefix is in this one and narrower."""
-        return self.bits < other.bits and self.covers(other)
-
     @property
     def prefix(self) -> Prefix:
         """The prefix, for those who compute with it or send it."""

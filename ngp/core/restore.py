@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from operator import attrgetter
 
-from ngp.core import default_resale, invoices, parts, unsold
+from ngp.core import default_resale, invoices, unsold
 from ngp.core.buying import bills, default_route, endings, service
 from ngp.core.buying import metering as buyer_meter
 from ngp.core.buying.account import ServerAccount
@@ -96,7 +96,6 @@ def restore(
                 halting.append(contract)
         elif contract_record.role is Role.SERVER:
             seller_endings.restore(world, contract_record)
-    found_as_is -= parts.restore(world)
     _payments(world, snapshot)
     world.letting.others = snapshot.others
     accounts = {found.limit.account: found for found in adopted.accounts}

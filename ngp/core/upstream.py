@@ -125,7 +125,9 @@ def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
     return [
         one
         for one in ways(world, sale)
-        if one is not purchase and one.in_use(world.now.monotonic_s) and purchase.destination.covers(one.destination)
+        if one is not purchase
+        and one.in_use(world.now.monotonic_s)
+        and purchase.destination.covers(one.destination)
     ]
 
 
@@ -214,12 +216,6 @@ def ask(world: World, sale: Sale, wait_s: float) -> bool:
         world.send(seller, Ask(key[1], 0, 0, wait_ms=int((wait_s - HOP_S) * 1000), path=path))
     world.wait_for(sale, *key)
     return True
-
-
-def was_asked(world: World, server: bytes, destination: Prefix) -> bool:
-    """Say whether we asked a server for a quote, and its answer isn't too late to be kept."""
-    about = server, destination
-    return bool(world.awaited.get(about)) or world.buying.asked.get(about, 0.0) > world.now.monotonic_s
 
 
 def extend(world: World, sale: Sale, more_bytes: int) -> bool:

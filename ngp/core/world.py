@@ -324,8 +324,6 @@ class World:
         self.strangers += contract.of_stranger
         if isinstance(contract, Sale):
             self.sales.add(contract)
-            if not (contract.destination.is_host or contract.destination.is_default):
-                self.resold.networks[contract.id] = contract
             if contract.rests_on:
                 self.rest(contract, contract.rests_on)
         else:
@@ -344,7 +342,6 @@ class World:
         self._is_no_strangers(contract)
         if isinstance(contract, Sale):
             self.sales.remove(contract)
-            self.resold.forget(contract)
             self._rests_no_more(contract)
             self.stop_waiting(contract)
         else:
@@ -422,14 +419,14 @@ class World:
 
         A contract that was refused has no account there: it only makes the kernel drop packets.
         """
-        account, price, low_water, resold = b"", 0, None, False
+        account, price, low_water = b"", 0, None
         if isinstance(contract, Sale):
-            resold = contract.excepts or (contract.destination.is_default and bool(contract.rests_on))
             if contract.open:
                 account, price = contract.identity, contract.highest_msat_per_gib
         else:
             low_water = max(0, contract.data_limit_bytes - contract.renewal_bytes(self.settings))
         limit_bytes, blocked = contract.data_limit_bytes, not contract.running
+        resold = contract.destination.is_default and bool(contract.rests_on)
         where = contract.link_number, contract.role, contract.destination
         return LastingTerms(*where, limit_bytes, account, price, low_water, blocked, resold)
 

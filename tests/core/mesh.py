@@ -53,7 +53,6 @@ class Node:
         self.verdicts: list[Verdict] = []
         self.said: list[Message] = []
         self.logged: list[str] = []
-        self.done: list[fx.Effect] = []
         self.counts: dict[bytes, list[int]] = {}
         self.routes: dict[Prefix, NextRouter] = {}
         self.others: dict[Prefix, str] = {}  # the next routers of routes to parts of the default route
@@ -124,7 +123,6 @@ class Node:
 
     def carry_out(self, effects: list[fx.Effect]) -> None:
         """Carry out what the core decided."""
-        self.done += effects
         for effect in effects:
             match effect:
                 case fx.Persist():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from ngp.core import parts, upstream
+from ngp.core import upstream
 from ngp.core.contract import State
 from ngp.core.effects import Decide, Greet
 from ngp.core.kernel import HeldPacket, Verdict
@@ -38,7 +38,7 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         world.do(Decide(packet.handle, Verdict.REPEAT if slowed else Verdict.PROHIBIT))
         return
     sale = world.sales.find(neighbour.identity, packet.destination)
-    if sale is not None and not parts.excepts(world, sale, packet.destination):
+    if sale is not None and not sale.destination.is_default:  # the packet of a default route's contract isn't held
         _hold_for_contract(world, sale, packet)
         return
     if upstream.is_unknown(world, packet.onward.router):  # the kernel looks for it, and the sender repeats the packet
@@ -48,8 +48,7 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         world.count("quotes_refused")
         world.do(Decide(packet.handle, Verdict.DROP))
         return
-    usual = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
-    terms = parts.terms(world, neighbour, packet.destination, usual, sale)
+    terms = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
     quote(world, neighbour, Wish(terms, packet.onward, packet))
 
 

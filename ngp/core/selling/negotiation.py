@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
+from ngp.core import basis_changed, elsewhere, networks, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -157,8 +157,7 @@ def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> Reje
     us something else.
     """
     if destination.prefixlen:
-        sells = is_sold_whole(destination) and not parts.is_split(world, destination)
-        return None if sells else RejectReason.NOT_SELLING
+        return None if is_sold_whole(destination) else RejectReason.NOT_SELLING
     if onward.router is None:
         return None
     seller = upstream.seller_to(world, destination, onward.router)
@@ -265,10 +264,8 @@ def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
     """
     room = upstream.room(world, sale)
     if room is not None and room >= sale.data_limit_bytes:
-        sells = parts.sold(world, sale)
-        if sells:
-            _open(world, sale)
-        return sells
+        _open(world, sale)
+        return True
     return room is not None and may_wait and upstream.extend(world, sale, sale.data_limit_bytes - room)
 
 
@@ -313,9 +310,6 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     account.priced += sale.priced
     world.timers.clear(Due.QUOTE, sale.id)
     world.timers.clear(Due.EXHAUSTED, sale.id)
-    if sale.price_msat_per_gib < before_msat_per_gib and not parts.sold(world, sale):
-        world.halt(sale, CloseReason.UPSTREAM)
-        return
     _run(world, account, sale, "renewed")
 
 

@@ -36,7 +36,6 @@ class Sale(Contract):
         asked_by: a mark of each node on whose behalf we sell this; the last one is the client.
         seller: identity of the neighbour to which the traffic goes on, if we buy it there; b"": we don't.
         waits_for: server and destination of the question whose answer this contract waits for.
-        excepts: it is for a network, and the kernel excepts dear parts of it (`ngp.core.parts`).
         wanted: the renewal that the client asked for, and that waits until the purchase has room; and where our route
             led then.
     """
@@ -52,7 +51,6 @@ class Sale(Contract):
     asked_by: tuple[bytes, ...] = ()
     seller: bytes = b""
     waits_for: tuple[bytes, Prefix] | None = None
-    excepts: bool = False
     wanted: tuple[Ask, Onward] | None = None
 
     @property
