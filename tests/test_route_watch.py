@@ -43,7 +43,8 @@ def test_routes_are_read_after_changes_and_until_the_router_is_known(monkeypatch
 
     async def follow() -> None:
         nonlocal in_use
-        watch: Any = RouteWatch(network, SimpleNamespace(), told.append)  # type: ignore[arg-type]
+        world: Any = SimpleNamespace(contracts={})
+        watch: Any = RouteWatch(network, world, told.append)  # type: ignore[arg-type]
         task = asyncio.create_task(watch.follow())
         await asyncio.sleep(0.02)
         assert network.looks == 0

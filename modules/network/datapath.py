@@ -37,6 +37,7 @@ from ngp.core.kernel import (
     Verdict,
 )
 from ngp.core.messages import Address, Prefix
+from ngp.core.prefixes import PackedPrefix, sample
 from ngp.core.values import Check
 from ngp.errors import KernelError
 from ngp.modules.bpf import Table, library
@@ -305,6 +306,19 @@ class Datapath(HostQuestions):
             return self._open_host().onward(destination, self._required().desired.mesh_interfaces, anew)
         except KernelError:
             return Onward()
+
+    def onward_whole(self, destination: Prefix, fresh: bool = False) -> Onward:
+        """Say where packets to a destination go on from here, asked anew, and where those to parts of it do."""
+        mesh = self._required().desired.mesh_interfaces
+        found = self.onward(sample(destination), anew=True)
+        if not PackedPrefix.of(destination).is_network:
+            return found
+        try:
+            inside = self._open_forks().inside(destination, mesh, fresh)
+        except KernelError:
+            return found
+        place = None if found.router is None else found.router.place
+        return replace(found, inside=tuple(router for router in inside if router.place != place))
 
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:
         """Return this host's routes that lead to other routers in the mesh, by IP version. Raises KernelError."""

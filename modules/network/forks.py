@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import errno
 import itertools
+import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from ngp.core.kernel import Fork, MeshRoutes, Router
@@ -37,6 +40,8 @@ MOST_FORKS = 1024
 MOST_OTHERS = 1024
 """Routes beside the default route that are read of one IP version; with more, no default route is resold."""
 
+SORTED_S = 1.0
+
 _VERSIONS = (4, 6)
 _IS_GONE = (errno.ENOENT, errno.ESRCH)
 _Place = tuple[str, Address | None]
@@ -51,6 +56,15 @@ class _Way(NamedTuple):
     settings: bytes
 
 
+class _Sorted(NamedTuple):
+    """Routes by first address and prefix length. Attributes: at: as the host knew them (`Host.forgotten`)."""
+
+    mesh: tuple[str, ...]
+    at: int
+    read_mono_s: float
+    routes: list[tuple[tuple[int, int], _Way]]
+
+
 class Forks:
     """The forks of this network namespace, and our routes. Remembers what a copy of an operator's route needs.
 
@@ -60,6 +74,7 @@ class Forks:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._routes: dict[tuple[Prefix, _Place], tuple[Hop, bytes]] = {}
+        self._sorted: dict[int, _Sorted] = {}
 
     def find(self, mesh: Sequence[str], families: Iterable[int]) -> tuple[Fork, ...]:
         """Return the forks. Raises KernelError."""
@@ -91,6 +106,33 @@ class Forks:
         others = {(prefix, known[way.interface, way.hop]): None for prefix, way in read[:MOST_OTHERS]}
         default = self._host.default_router(version, mesh)
         return MeshRoutes(version, default, tuple(others), is_whole=len(read) <= MOST_OTHERS)
+
+    def inside(self, destination: Prefix, mesh: Sequence[str], fresh: bool) -> tuple[Router, ...]:
+        """Return the routers in the mesh to which routes to narrower prefixes inside one lead. Raises KernelError.
+
+        Args: fresh: the routes are read anew if they changed; else only if that is SORTED_S ago: clients cause it.
+        """
+        known, now_s = self._sorted.get(destination.version), time.monotonic()
+        names = tuple(mesh)
+        if (
+            known is None
+            or known.mesh != names
+            or (known.at != self._host.forgotten and (fresh or now_s - known.read_mono_s >= SORTED_S))
+        ):
+            ways = (way for name in mesh for way in self._ways(destination.version, name))
+            found = (((int(prefix.network_address), prefix.prefixlen), way) for prefix, way in ways)
+            routes = sorted(found, key=itemgetter(0))
+            known = self._sorted[destination.version] = _Sorted(names, self._host.forgotten, now_s, routes)
+        first = int(destination.network_address)
+        start, end = (
+            bisect_left(known.routes, (at, 0), key=itemgetter(0)) for at in (first, first + destination.num_addresses)
+        )
+        routers = {
+            (way.interface, way.hop.gateway): way
+            for (_, length), way in itertools.islice(known.routes, start, end)
+            if length > destination.prefixlen
+        }
+        return tuple(map(self._router, routers.values()))
 
     def _ways(self, version: int, name: str) -> Iterator[tuple[Prefix, _Way]]:
         """Yield the main table's routes through routers on an interface; a route with several of them, once for each.

@@ -65,6 +65,7 @@ class Host:
     """
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self.forgotten = 0
         self._now_s = monotonic_s
         self._kernel = rtnetlink.open_asker()
         self._interfaces: dict[str, Interface] = {}
@@ -417,6 +418,7 @@ class Host:
 
     def forget(self) -> None:
         """Forget remembered interfaces, addresses and routes."""
+        self.forgotten += 1
         self._interfaces_at_s = self._addresses_at_s = None
         self._routes.clear()
 

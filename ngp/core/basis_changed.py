@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import rerouting, upstream
+from ngp.core import parts, rerouting, upstream
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import Onward
-from ngp.core.messages import Cancel, Prefix
+from ngp.core.messages import Cancel, Prefix, RejectReason
 from ngp.core.peers import Neighbour
 from ngp.core.prefixes import PackedPrefix
-from ngp.core.selling.quoting import forget
+from ngp.core.selling.quoting import forget, give_up
 from ngp.core.selling.sale import Sale
 from ngp.core.world import World
 
@@ -104,9 +104,23 @@ def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
 def route_seen(world: World, contract: bytes, onward: Onward) -> None:
     """End a contract or offer, or rest it elsewhere, if our route leads its traffic through another neighbour now."""
     sale = world.sale(contract)
-    bought = _leads_to(world, sale, onward) if sale is not None else None
-    if sale is not None and bought is not None:
+    if sale is None:
+        return
+    if parts.goes_apart(world, sale, onward):
+        _take_apart(world, sale)
+    elif (bought := _leads_to(world, sale, onward)) is not None:
         _goes_by(world, sale, bought)
+
+
+def _take_apart(world: World, sale: Sale) -> None:
+    """End a contract for a network, or offer the address of the packet that waits for it instead."""
+    neighbour = world.peers.of(sale)
+    if not sale.held or neighbour is None:
+        withdraw(world, sale)
+        return
+    if sale.state is State.QUOTED:
+        world.send(neighbour, Cancel(sale.id, CloseReason.UPSTREAM.value))
+    give_up(world, neighbour, sale, RejectReason.UPSTREAM)
 
 
 def least_by_route(world: World, sale: Sale, onward: Onward) -> int:

@@ -6,10 +6,12 @@ neighbour's links a packet comes on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from ngp.core.contract import Contract
 from ngp.core.messages import Address, Prefix
+from ngp.core.prefixes import PackedPrefix
 
 OneSide = TypeVar("OneSide", bound=Contract)
 
@@ -54,6 +56,12 @@ class Coverage(Generic[OneSide]):
     def covering(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract with the longest prefix that covers all of a prefix."""
         return self._longest(identity, prefix.network_address, prefix.prefixlen)
+
+    def within(self, identity: bytes, prefix: PackedPrefix) -> Iterator[OneSide]:
+        """Yield the contracts for narrower prefixes inside one."""
+        for length, contracts in self._contracts.get((identity, prefix.version), {}).items():
+            if length > prefix.bits:
+                yield from (one for one in contracts.values() if prefix.covers(one.destination))
 
     def _longest(self, identity: bytes, address: Address, most_bits: int) -> OneSide | None:
         lengths = self._contracts.get((identity, address.version), {})

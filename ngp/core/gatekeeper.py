@@ -17,6 +17,7 @@ from ngp.core import (
     invoices,
     meeting,
     orders,
+    parts,
     rerouting,
     settlements,
     unsold,
@@ -236,8 +237,10 @@ class Gatekeeper:
         if isinstance(event.message, Hello):
             before = self._seller_at(event.link)
             meeting.hello_heard(world, event, event.message)
-            if world.resold.purchases and self._seller_at(event.link) != before:
-                default_resale.follow(world)
+            if self._seller_at(event.link) != before:
+                parts.look_up(world)
+                if world.resold.purchases:
+                    default_resale.follow(world)
             return
         neighbour = world.peers.neighbours.get((event.identity, event.link))
         if neighbour is None or world.peers.by_link.get(event.link) is not neighbour:

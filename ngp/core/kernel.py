@@ -217,10 +217,13 @@ class Onward:
     Attributes:
         route: our route, if it leads through a router; None: it doesn't, or isn't known.
         router: the next router, if it is on a mesh interface; None: it isn't.
+        inside: other routers in the mesh to which our routes to parts of the destination lead; empty if only the way of
+            one address was asked for.
     """
 
     route: Prefix | None = None
     router: Router | None = None
+    inside: tuple[Router, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

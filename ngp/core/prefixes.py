@@ -36,6 +36,11 @@ class PackedPrefix(NamedTuple):
         """True for a single address."""
         return self.bits == 8 * len(self.address)
 
+    @property
+    def is_network(self) -> bool:
+        """True for several addresses that are no default route."""
+        return 0 < self.bits < 8 * len(self.address)
+
     def covers(self, other: PackedPrefix) -> bool:
         """Say whether all of another prefix is in this one."""
         if self.version != other.version or self.bits > other.bits:

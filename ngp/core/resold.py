@@ -1,4 +1,7 @@
-"""Resold: what a node remembers about the default routes that it buys and resells. `elsewhere` has the rules."""
+"""Resold: what a node remembers about the default routes that it resells, and of networks that it doesn't sell whole.
+
+`elsewhere` and `parts` have the rules.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ from dataclasses import dataclass, field
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import MeshRoutes
 from ngp.core.messages import Prefix
+from ngp.core.newest import Newest
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.spans import Spans
+
+MOST_SPLIT = 1024
 
 
 @dataclass(slots=True)
@@ -39,6 +46,7 @@ class Resold:
         fresh: those of them that are new in this step, so that sales within them must end.
         not_before_mono_s: by IP version, until when no default route is resold, as too much was lost.
         unsold: what was lost lately.
+        split: until when networks aren't sold as a whole, by the monotonic clock.
     """
 
     routes: dict[int, MeshRoutes] = field(default_factory=dict)
@@ -50,3 +58,4 @@ class Resold:
     fresh: set[Prefix] = field(default_factory=set)
     not_before_mono_s: dict[int, float] = field(default_factory=dict)
     unsold: Unsold = field(default_factory=Unsold)
+    split: Newest[PackedPrefix, float] = field(default_factory=lambda: Newest(MOST_SPLIT))

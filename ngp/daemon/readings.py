@@ -47,9 +47,8 @@ class Readings:
             self._tell_in_parts(self._network.read(contracts))
         sales = [one for effect in effects if isinstance(effect, LookUpRoutes) for one in effect.contracts]
         if sales:
-            onward = self._network.onward
-            found = tuple((contract, onward(sample(prefix), anew=True)) for contract, prefix in sales)
-            self._tell(RoutesLookedUp(found))
+            onward = self._network.onward_whole
+            self._tell(RoutesLookedUp(tuple((contract, onward(prefix)) for contract, prefix in sales)))
 
     def hinted(self, hints: Sequence[Hint]) -> None:
         """Tell the core of hints; before them, of the readings of the contracts and accounts that they are about."""

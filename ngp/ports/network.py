@@ -338,6 +338,12 @@ class Network(Protocol):
     def onward(self, destination: Address, anew: bool = False) -> Onward:
         """Say where packets to a destination go on from here. Args: anew: no remembered answer will do."""
 
+    def onward_whole(self, destination: Prefix, fresh: bool = False) -> Onward:
+        """Say, asked anew, where packets to a destination go on from here; for a network, also those to its parts.
+
+        Args: fresh: the routes to parts of it must not be those of a moment ago.
+        """
+
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:
         """Return this host's routes that lead to other routers in the mesh, by IP version. Raises KernelError."""
 

@@ -22,6 +22,7 @@ from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, HeldPacket, MeshRoutes, Onward, Reading, Verdict
 from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
+from ngp.core.parts import sold_whole
 from ngp.core.payment_node import PaymentNode
 from ngp.core.prefixes import covers
 from ngp.core.restore import restore
@@ -84,13 +85,17 @@ class Node:
         return Onward(self.prefix, NextRouter(*self.link(self.route)) if self.route else None)
 
     def onward_to(self, destination: Prefix) -> Onward:
-        """Return where packets to a destination go on: by the narrowest route that covers it."""
+        """Return where packets to a destination, and to parts of it, go on: by the narrowest route that covers it."""
         routes = {self.prefix: self.route, **self.others}
         covering = [one for one in routes if covers(one, destination)]
         if not covering:
             return Onward()
         route = max(covering, key=lambda one: one.prefixlen)
-        return Onward(route, NextRouter(*self.link(routes[route])) if routes[route] else None)
+        narrower = {
+            name for one, name in routes.items() if one.prefixlen > destination.prefixlen and covers(destination, one)
+        }
+        inside = tuple(NextRouter(*self.link(name)) for name in sorted(narrower - {routes[route], ""}))
+        return Onward(route, NextRouter(*self.link(routes[route])) if routes[route] else None, inside)
 
     @property
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:
@@ -101,6 +106,7 @@ class Node:
     def lead(self, route: str, others: dict[Prefix, str] | None = None) -> None:
         """Change where the routes lead; the daemon sees it."""
         self.route, self.others = route, others or {}
+        self.step(ev.RoutesLookedUp(tuple((one, self.onward_to(prefix)) for one, prefix in sold_whole(self.world))))
         self.step(ev.RoutesSeen(self.mesh_routes))
         self.mesh.settle()
 

@@ -6,14 +6,16 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from mesh import MB, PLENTY, Mesh, asks
-from playbook import settings
+from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
-from ngp.core.kernel import HeldPacket, Hint, HintKind
-from ngp.core.messages import Ask, Prefix
+from ngp.core.buying.renewal import ask_renewal
+from ngp.core.kernel import HeldPacket, Hint, HintKind, Onward, Router, Verdict
+from ngp.core.messages import Ask, Prefix, Reject
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
+from ngp.core.values import Now
 
 NETWORK, FIRST, HALF = (ip_network(f"198.51.100.0/{bits}") for bits in (24, 32, 25))
 GRACE = 256 << 10
@@ -84,15 +86,144 @@ def test_a_stream_for_a_client_without_money_ends_whatever_is_bought_within_its_
     assert not whole.running and not sale.running and whole.used_from_bytes <= 3 * MB
 
 
-@pytest.mark.parametrize("part", [None, FIRST])
-@pytest.mark.parametrize("d_asks", [4, 20])
-def test_a_contract_for_a_network_ends_when_a_dearer_part_is_bought_elsewhere(part: Prefix | None, d_asks: int) -> None:
-    """Also if its client has bought the network's first address, too."""
+def leads(mesh: Mesh, others: dict[Prefix, str], route: str = "c") -> None:
+    """Have b's route for the network lead one way, and routes for parts of it others."""
+    mesh["b"].prefix = NETWORK
+    mesh["b"].lead(route, others)
+
+
+def is_by_addresses(mesh: Mesh, client: str) -> bool:
+    """Say whether b doesn't sell the network as a whole to a client, but its addresses."""
+    send(mesh, client, "198.51.100.200")
+    whole = mesh["b"].world.sales.exact(mesh[client].identity, NETWORK)
+    return (whole is None or not whole.running) and sold(mesh, client, ip_network("198.51.100.200/32")).running
+
+
+@pytest.mark.parametrize("d_asks", [1, 20])
+@pytest.mark.parametrize("route", ["c", ""])
+def test_a_network_is_sold_by_its_addresses_if_our_route_to_a_part_leads_to_another_seller(
+    d_asks: int, route: str
+) -> None:
     mesh = star(d_asks)
+    leads(mesh, {HALF: "d"}, route)
+    send(mesh, "a", "198.51.100.200")
+    assert mesh["b"].verdicts == [Verdict.REPEAT], "the first packet passes: its own route is known"
+    assert is_by_addresses(mesh, "a") and is_by_addresses(mesh, "z")
+
+
+@pytest.mark.parametrize("route", ["c", ""])
+def test_a_change_of_routes_ends_the_contracts_for_a_network_whose_part_leads_to_another_seller(route: str) -> None:
+    mesh = star(20)
+    leads(mesh, {}, route)
     send(mesh, "a", "198.51.100.7")
-    if part is not None:
-        ask(mesh, "a", part)
     sale = sold(mesh, "a")
-    mesh["b"].prefix, mesh["b"].route = HALF, "d"
-    send(mesh, "z", "198.51.100.9")
-    assert bought(mesh, "d", HALF) and sale.running == (d_asks == 4)
+    leads(mesh, {HALF: "d"}, route)
+    assert not sale.running and is_by_addresses(mesh, "a")
+
+
+@pytest.mark.parametrize("wide", ["198.51.100.0/24", "198.51.0.0/16"])
+def test_a_part_is_not_sold_below_cost_if_a_wider_purchase_carries_it(wide: str) -> None:
+    mesh = star(20)
+    mesh["b"].prefix, mesh["b"].route = ip_network(wide), "d"
+    ask(mesh, "z", ip_network(wide))
+    leads(mesh, {HALF: "d"})
+    send(mesh, "a", "198.51.100.200")
+    assert is_by_addresses(mesh, "a")
+
+
+def test_after_a_while_and_when_the_routes_are_one_again_a_network_is_sold_as_a_whole() -> None:
+    mesh = star(20)
+    leads(mesh, {HALF: "d"})
+    send(mesh, "a", "198.51.100.7")
+    leads(mesh, {})
+    mesh.wait(60)
+    assert is_by_addresses(mesh, "z")
+    mesh.now = Now(mesh.now.utc_s + 3600, mesh.now.monotonic_s + 3600)
+    send(mesh, "z", "198.51.100.7")
+    assert sold(mesh, "z").running
+
+
+def test_routes_to_neighbours_that_sell_us_nothing_dont_matter() -> None:
+    mesh = star(20)
+    mesh["b"].world.peers.by_link[mesh["b"].link("d")].sells = False
+    leads(mesh, {HALF: "d"})
+    send(mesh, "a", "198.51.100.7")
+    assert sold(mesh, "a").running
+
+
+def test_a_neighbour_that_begins_to_sell_us_a_part_ends_the_contracts_for_the_network() -> None:
+    mesh = star(20)
+    link = mesh["b"].link("d")
+    mesh["b"].world.peers.by_link[link].sells = False
+    leads(mesh, {HALF: "d"})
+    send(mesh, "a", "198.51.100.7")
+    sale = sold(mesh, "a")
+    mesh.introduce("d", "b")
+    mesh.settle()
+    assert mesh["b"].world.peers.by_link[link].sells and not sale.running
+
+
+def test_a_router_that_is_not_known_yet_may_sell_us_a_part_and_is_looked_at_again_soon() -> None:
+    mesh = star(20)
+    b = mesh["b"]
+    b.prefix = NETWORK
+    send(mesh, "a", "198.51.100.7")
+    unknown = Onward(NETWORK, Router(*b.link("c")), (Router("to-d", None, ip_address("192.0.2.1")),))
+    b.step(ev.RoutesLookedUp(((sold(mesh, "a").id, unknown),)))
+    mesh.settle()
+    assert is_by_addresses(mesh, "a")
+    mesh.wait(4)
+    send(mesh, "z", "198.51.100.7")
+    assert sold(mesh, "z").running
+
+
+def test_a_client_that_sells_us_a_part_of_a_network_gets_the_network_by_its_addresses() -> None:
+    """Otherwise it could pay us less for its packets to that part than we pay it for them."""
+    mesh = star(20, a=asks(30))
+    leads(mesh, {HALF: "a"})
+    send(mesh, "a", "198.51.100.200")
+    assert is_by_addresses(mesh, "a")
+
+
+def test_a_client_that_asks_for_a_network_that_is_not_sold_as_a_whole_is_refused() -> None:
+    mesh = star(20)
+    leads(mesh, {HALF: "d"})
+    send(mesh, "a", "198.51.100.200")
+    ask(mesh, "a", NETWORK)
+    refusals = mesh["b"].sent(Reject)
+    assert isinstance(refusals[-1], Reject) and refusals[-1].destination == NETWORK
+
+
+def test_a_network_within_which_we_bought_a_part_at_a_higher_price_is_sold_by_its_addresses() -> None:
+    mesh = star(4, c=asks(20))
+    ask(mesh, "z", FIRST)
+    mesh["c"].step(ev.SettingsChanged(asks(4)))
+    send(mesh, "a", "198.51.100.7")
+    assert is_by_addresses(mesh, "a")
+    send(mesh, "a", str(FIRST.network_address))
+    part = sold(mesh, "a", FIRST)
+    assert part.running and part.rests_on == bought(mesh, "c", FIRST).id
+    assert part.price_msat_per_gib > 20 * MSAT_PER_KB
+
+
+def test_a_part_whose_price_has_risen_ends_the_contract_for_the_network_at_its_renewal() -> None:
+    mesh = star(4, c=asks(4))
+    ask(mesh, "z", FIRST)
+    send(mesh, "a", "198.51.100.7")
+    sale, part = sold(mesh, "a"), bought(mesh, "c", FIRST)
+    mesh["c"].step(ev.SettingsChanged(asks(20)))
+    renew(mesh, "b", part)
+    assert part.highest_msat_per_gib == 20 * MSAT_PER_KB and sale.running
+    whole = mesh["a"].world.purchases.exact(mesh["b"].identity, NETWORK)
+    assert whole is not None
+    mesh["c"].step(ev.SettingsChanged(asks(4)))
+    renew(mesh, "a", whole)
+    assert not sale.running and is_by_addresses(mesh, "a")
+
+
+def renew(mesh: Mesh, name: str, purchase: Purchase) -> None:
+    at = mesh[name]
+    at.world.effects = []
+    ask_renewal(at.world, purchase, purchase.data_limit_bytes + MB)
+    at.carry_out(at.world.effects)
+    mesh.settle()

@@ -96,6 +96,23 @@ def test_routes_into_the_mesh_and_the_one_router_of_the_default_route(
     assert look() == (None, {*parts, ("128.0.0.0/1", EAST.place)}, True)
 
 
+def test_the_routers_of_routes_inside_a_prefix_are_found_and_read_anew_after_changes_only(host: Host) -> None:
+    forks = Forks(host)
+
+    def inside(prefix: str, mesh: tuple[str, ...] = MESH, fresh: bool = True) -> set[object]:
+        return {router.place for router in forks.inside(ip_network(prefix), mesh, fresh)}
+
+    assert inside("198.51.0.0/16") == {WEST.place, EAST.place} and inside("203.0.113.0/24") == set()
+    assert inside("203.0.0.0/8") == {WEST.place} and inside("203.0.0.0/8", ("w1",)) == set()
+    assert inside("198.52.0.0/16") == inside("2001:db8::/32") == set()
+    sh("ip route add 203.0.113.255/32 via 10.0.1.2; ip -6 route add 2001:db8:ffff::/48 via fd00:1::2")
+    assert inside("203.0.113.0/24") == set(), "what was read stands until a change is told"
+    host.forget()
+    assert inside("203.0.113.0/24", fresh=False) == set(), "clients cause this one: not again within a second"
+    assert inside("203.0.113.0/24") == inside("203.0.113.254/31") == {EAST.place} and inside("203.0.112.0/24") == set()
+    assert inside("2001:db8::/32") == {EAST_6.place} and inside("2001:db8:ffff::/48") == set()
+
+
 def test_a_link_without_carrier_is_no_way(host: Host) -> None:
     sh("ip link set x0 down")
     await_until(lambda: EVERYTHING not in find(host), what="the loss of the carrier")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from ngp.core import upstream
+from ngp.core import parts, upstream
 from ngp.core.contract import State
 from ngp.core.effects import Decide, Greet
 from ngp.core.kernel import HeldPacket, Verdict
@@ -48,7 +48,8 @@ def packet_held(world: World, packet: HeldPacket) -> None:
         world.count("quotes_refused")
         world.do(Decide(packet.handle, Verdict.DROP))
         return
-    terms = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
+    usual = sell_terms(world.settings, packet.destination, world.occasion(neighbour), packet.onward.route)
+    terms = parts.terms(world, neighbour, packet.destination, usual)
     quote(world, neighbour, Wish(terms, packet.onward, packet))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import basis_changed, elsewhere, networks, rerouting, upstream
+from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -157,7 +157,8 @@ def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> Reje
     us something else.
     """
     if destination.prefixlen:
-        return None if is_sold_whole(destination) else RejectReason.NOT_SELLING
+        sells = is_sold_whole(destination) and not parts.is_split(world, destination)
+        return None if sells else RejectReason.NOT_SELLING
     if onward.router is None:
         return None
     seller = upstream.seller_to(world, destination, onward.router)
@@ -181,7 +182,7 @@ def _renewal_asked(
         return
     rerouting.follow(world, sale)
     least = basis_changed.least_by_route(world, sale, onward)
-    if sale.least_msat_per_gib < least:
+    if sale.least_msat_per_gib < least or parts.has_dear(world, sale):
         world.halt(sale, CloseReason.UPSTREAM)
     if not sale.running:  # it can't go on by the way that its traffic goes now
         world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
@@ -263,6 +264,8 @@ def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
     Returns False if neither is possible.
     """
     room = upstream.room(world, sale)
+    if parts.has_dear(world, sale):
+        return False
     if room is not None and room >= sale.data_limit_bytes:
         _open(world, sale)
         return True

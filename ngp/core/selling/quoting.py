@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ngp.core import unsold, upstream
 from ngp.core.contract import State
+from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason, Role, mark
 from ngp.core.peers import Neighbour
@@ -69,11 +70,13 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
         round=first_round(terms),
     )
     world.add_contract(sale)
+    if sale.destination.is_network:
+        world.do(LookUpRoutes(((sale.id, sale.destination.prefix),)))
     neighbour.quotes += 1
     if seller is None:
         propose(world, neighbour, sale, wish.reply_to)
     elif not _covers(wish.onward.route, terms.destination):
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+        give_up(world, neighbour, sale, RejectReason.UPSTREAM)
     else:
         find_basis(world, neighbour, sale, wish.wait_s)
 
@@ -89,11 +92,11 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
     Args: wait_s: how long the client waits for our answer; 0: we asked already, and it didn't help.
     """
     if unsold.is_withheld(world, sale) or upstream.is_unpayable(world, sale):
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+        give_up(world, neighbour, sale, RejectReason.UPSTREAM)
         return
     found = upstream.basis(world, sale)
     if upstream.is_loop(world, sale, found.path if found is not None else ()):
-        _give_up(world, neighbour, sale, RejectReason.LOOP)
+        give_up(world, neighbour, sale, RejectReason.LOOP)
         return
     wanted = world.settings.contract_data_bytes
     fits = found is not None and found.lasts and found.free_bytes >= wanted // 2
@@ -104,7 +107,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
             return
     least = min(wanted, LEAST_WORTH_BYTES) if found is not None and found.is_bought else 1
     if found is None or found.free_bytes < least or found.lifetime_s <= 0:
-        _give_up(world, neighbour, sale, RejectReason.UPSTREAM)
+        give_up(world, neighbour, sale, RejectReason.UPSTREAM)
         return
     terms = terms_of(world, sale, found)
     sale.prices = ((0, terms.ask_msat_per_gib),)
@@ -130,7 +133,7 @@ def _may_ask(world: World, neighbour: Neighbour, sale: Sale) -> bool:
     return neighbour.questions.take(sale.asker, now)
 
 
-def _give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
+def give_up(world: World, neighbour: Neighbour, sale: Sale, reason: RejectReason) -> None:
     """Refuse a quote, since what it would rest on isn't sold to us. For a network, try the packet's address alone."""
     destination = sale.destination.prefix
     if reason is not RejectReason.LOOP and sale.first is not None and destination.prefixlen < destination.max_prefixlen:

@@ -1,0 +1,95 @@
+"""Parts: a network is sold as a whole only if all of it costs us the same.
+
+It is sold for what it costs us, plus our margin. But our routes may lead a part of it through another neighbour that
+sells to us. And we may have bought a part by itself when its price was higher: its packets go by that purchase. Then
+the network's contracts end, and for a while its destinations are sold one by one, each above its own cost.
+
+Our routes to parts are looked up when a network is sold, after each change of routes, and when a neighbour begins to
+sell. What was bought is compared when a network is sold, and at each renewal.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ngp.core import upstream
+from ngp.core.contract import State
+from ngp.core.effects import LookUpRoutes
+from ngp.core.kernel import Onward
+from ngp.core.messages import Address, Prefix
+from ngp.core.peers import Neighbour
+from ngp.core.policy import SellTerms, ask_terms
+from ngp.core.prefixes import PackedPrefix, host_prefix
+from ngp.core.selling.sale import Sale
+from ngp.core.world import World
+
+SPLIT_S = 3600.0
+UNKNOWN_SPLIT_S = 3.0  # the kernel needs so long to find a router's link address
+
+
+def sold_whole(world: World) -> tuple[tuple[bytes, Prefix], ...]:
+    """List the contracts for networks that run or are quoted, with their destinations."""
+    sales = (one for one in world.contracts.values() if isinstance(one, Sale) and one.destination.is_network)
+    return tuple((one.id, one.destination.prefix) for one in sales if _is_open(one))
+
+
+def look_up(world: World) -> None:
+    """Look up the routes to parts of all networks that we sell."""
+    if found := sold_whole(world):
+        world.do(LookUpRoutes(found))
+
+
+def is_split(world: World, destination: Prefix) -> bool:
+    """Say whether a network isn't sold as a whole now."""
+    return world.now.monotonic_s < world.resold.split.get(PackedPrefix.of(destination), 0.0)
+
+
+def terms(world: World, neighbour: Neighbour, address: Address, usual: SellTerms) -> SellTerms:
+    """Return what to propose for an address. Args: usual: what is proposed if its network is sold as a whole."""
+    if not is_split(world, usual.destination):
+        return usual
+    return ask_terms(world.settings, host_prefix(address), world.occasion(neighbour))
+
+
+def has_dear(world: World, sale: Sale) -> bool:
+    """Say whether a part of a network, bought from the same server, costs more than the network is sold for.
+
+    If so, the network isn't sold as a whole for a while; the caller ends the sale.
+    """
+    if not (sale.seller and sale.destination.is_network):
+        return False
+    inside = world.purchases.within(sale.seller, sale.destination)
+    is_dear = any(one.running and upstream.is_too_cheap(world, sale, one) for one in inside)
+    if is_dear:
+        _split(world, sale, SPLIT_S)
+    return is_dear
+
+
+def goes_apart(world: World, sale: Sale, onward: Onward) -> bool:
+    """Say whether our routes lead a part of a network through another neighbour that sells to us, or may do so.
+
+    If so, the network isn't sold as a whole for a while; the caller ends the sale.
+    """
+    if not (sale.destination.is_network and _is_open(sale)):
+        return False
+    sellers = {router: upstream.seller_to(world, sale.destination.prefix, router) for router in onward.inside}
+    if any(seller is not None and seller.identity != sale.seller for seller in sellers.values()):
+        _split(world, sale, SPLIT_S)
+        return True
+    if any(upstream.is_unknown(world, router) for router in onward.inside):
+        _split(world, sale, UNKNOWN_SPLIT_S)
+        return True
+    return False
+
+
+def _is_open(sale: Sale) -> bool:
+    return sale.running or sale.state in (State.QUOTING, State.QUOTED)
+
+
+def _split(world: World, sale: Sale, for_s: float) -> None:
+    world.resold.split.note(sale.destination, world.now.monotonic_s + for_s)
+    if for_s == SPLIT_S:
+        text = f"{sale.destination} isn't sold as a whole: a part of it costs us more, or may do so"
+        world.log_seldom(
+            ("split", str(sale.destination).encode()), f"{text}; its addresses are sold by themselves", logging.INFO
+        )
