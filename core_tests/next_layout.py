@@ -26,7 +26,6 @@ _SOURCES = ROOT / "modules" / "network"
 _EDITS = (
     (f"#define LAYOUT {layout.LAYOUT}\n", f"#define LAYOUT {layout.LAYOUT + 1}\n"),
     ("__u64 used, used_to, mark;", "__u64 used_to, used, mark;"),
-    (f"TABLE({layout.LABELS},", f"TABLE({LABELS},"),
 )
 _BEGIN = """from pathlib import Path
 from core_tests import next_layout
@@ -47,7 +46,8 @@ def make(folder: Path) -> Path:
         text = text.replace(old, new)
     header.write_text(text)
     include = ["-idirafter", f"/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}"]
-    command = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", *include, "-c", "meter.bpf.c", "-o"]
+    renamed = f"-D{layout.LABELS}={LABELS}"
+    command = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", *include, renamed, "-c", "meter.bpf.c", "-o"]
     subprocess.run([*command, str(folder / OBJECT)], cwd=sources, check=True, timeout=300)
     (folder / "sitecustomize.py").write_text(_BEGIN)
     return folder

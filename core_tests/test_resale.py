@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from core_tests import traffic
 from core_tests.daemon import Daemon
 from core_tests.lab import Lab
-from core_tests.routers import REMOTE, Line
+from core_tests.routers import BITS, REMOTE, REMOTE_NET, Line, add_route_back, cable
 from core_tests.shell import await_until
 from core_tests.trade import KNOWN, Row, start_all
 from ngp.core.pricing import amount_due_msat
@@ -205,6 +206,61 @@ def test_a_stream_to_a_client_that_cannot_pay_costs_a_middle_node_the_grace_and_
     print(f"the client got {carried['a']} bytes, {carried['b']} were bought")
     late = rate_pps * 1428 // 2  # on a busy machine two looks may be half a second apart
     assert carried["b"] - carried["a"] <= (256 << 10) + late < seconds * rate_pps * 1428 // 4
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_stream_of_a_clients_destination_to_other_hosts_costs_a_middle_node_the_grace(lab: Lab, version: int) -> None:
+    """client - middle - gateway - internet, and `other`, which buys nothing, also behind the middle node."""
+    client, other, middle = lab.host("client"), lab.host("other"), lab.host("middle", forward=True)
+    gateway, internet = lab.host("gateway", forward=True), lab.host("internet")
+    for net, (near, far, names) in enumerate(
+        (
+            (client, middle, ("mesh0", "mesh0")),
+            (other, middle, ("mesh0", "mesh1")),
+            (middle, gateway, ("mesh2", "mesh0")),
+            (gateway, internet, ("wan0", "wan0")),
+        ),
+        1,
+    ):
+        cable(lab, near, far, net, names)
+    for net in (1, 2):
+        add_route_back(gateway, net, middle, "mesh2")
+    for net in (1, 2, 3):
+        add_route_back(internet, net, gateway, "wan0")
+    internet.owns(REMOTE_NET[version])
+    lab.await_carriers()
+    a = client.daemon({"MESH_INTERFACES": "mesh0", **KNOWN}, start=False)
+    b = middle.daemon({"MESH_INTERFACES": [f"mesh{number}" for number in range(3)], **KNOWN}, start=False)
+    c = gateway.daemon({"MESH_INTERFACES": "mesh0", **KNOWN}, start=False)
+    start_all(a, b, c)
+    await_until(lambda: len(b.json("neighbours")) == 2, what="neighbours found")
+    source, second = REMOTE[version], str(ip_address(REMOTE[version]) + 1)
+    for remote in (source, second):
+        assert traffic.ping(client, remote, count=3).received == 3
+    assert traffic.ping(middle, other.address("mesh0", version)).received == 1, "its next hop is known"
+
+    def purchases(*options: str) -> dict[str, Row]:
+        """List what the middle node buys, by destination."""
+        listed = (row for row in b.json("contracts", *options) if row["role"] == "client")
+        return {row["destination"]: row for row in listed}
+
+    before = {destination: row["id"] for destination, row in purchases().items()}
+    about, stays = (f"{one}/{BITS[version]}" for one in (source, second))
+    assert before.keys() == {about, stays}
+    to, way = other.address("mesh0", version), ("via", gateway.address("wan0", version), "dev", "wan0")
+    internet.ip("address", "replace", f"{source}/{BITS[version]}", "dev", "lo", *(["nodad"] if version == 6 else []))
+    internet.ip(f"-{version}", "route", "replace", f"{to}/{BITS[version]}", *way, "src", source)
+    seconds, rate_pps, payload_bytes = 6, 1500, 1400
+    size_bytes = traffic.l3_bytes(version, payload_bytes)
+    traffic.udp_send(internet, to, 5001, count=seconds * rate_pps, payload_bytes=payload_bytes, rate_pps=rate_pps)
+    await_until(lambda: about not in purchases(), 20, "the end of the purchase")
+    lost = purchases("--all")[about]["used_from_bytes"]
+    print(f"{lost} of {seconds * rate_pps * size_bytes} bytes were bought for nobody")
+    assert 256 << 10 < lost <= (256 << 10) + 3 * rate_pps * size_bytes // 2 < seconds * rate_pps * size_bytes // 2
+    b.await_logged("were for hosts behind this router that hadn't bought it")
+    assert purchases()[stays]["id"] == before[stays] and traffic.ping(client, second, count=3).received == 3
+    assert traffic.ping(client, source, wait_s=1).received == 0, "it is withheld"
+    await_until(lambda: traffic.ping(client, source, wait_s=1).received == 1, 60, "it is sold again")
 
 
 def test_a_middle_node_that_cannot_pay_sells_nothing_until_it_can(lab: Lab) -> None:

@@ -48,6 +48,9 @@ class Closed:
     def left_out(self, *_: object) -> dict[str, tuple[str, str]]:
         return {}
 
+    def unsold_bytes(self) -> int:
+        return 0
+
     def beside(self) -> Closed:
         return Closed()
 

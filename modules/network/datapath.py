@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -98,6 +99,7 @@ class Datapath(HostQuestions):
         self._left_out: tuple[FreeRule, ...] = ()
         self._runs_beside: DesiredNetwork | None = None
         self._former_ended = False
+        self._unsold: dict[bytes, int] = {}
 
     def check(self, desired: DesiredNetwork) -> list[Check]:
         """Say what this host can do and what is missing; changes nothing."""
@@ -176,6 +178,7 @@ class Datapath(HostQuestions):
             self._running = Meter(tables, desired, self._folder, self._index_of)
             self._running.take_over(interfaces)
             self._wait = ProgramsWait()
+            self.unsold_by_purchase()  # what was counted before isn't news
             at_ns = time.monotonic_ns()
             accounts = self._running.accounts.adopt(self._wait.wait, at_ns)
             contracts, room = self._running.contracts.adopt(at_ns), self._running.contracts.slots_max
@@ -261,6 +264,17 @@ class Datapath(HostQuestions):
     def unsold_bytes(self) -> int:
         """Return the bytes that came from the mesh to neighbours that didn't buy them, since the tables were made."""
         return _total(self._required().tables[layout.COUNTERS], Counter.UNSOLD_BYTES)
+
+    def unsold_by_purchase(self) -> dict[bytes, int]:
+        """Return such bytes, by the purchases by which they came, since the last such call or `set_up`.
+
+        The kernel remembers the purchases that lost something last, and begins anew when one comes back.
+        Raises: KernelError.
+        """
+        before, table = self._unsold, self._required().tables[layout.UNSOLD]
+        self._unsold = {contract: int.from_bytes(value, sys.byteorder) for contract, value in table.items()}
+        grown = ((one, now, before.get(one, 0)) for one, now in self._unsold.items() if now != before.get(one))
+        return {contract: now - was if now > was else now for contract, now, was in grown}
 
     def block_all(self) -> None:
         """Let nothing more pass on any contract until it is granted again."""

@@ -19,14 +19,14 @@ from ngp.core.prefixes import PackedPrefix
 from ngp.ports.network import FreeRule
 from ngp.ports.services import SERVICES_A_HOST, free_at, room_for_services
 
-LAYOUT = 13
+LAYOUT = 14
 TABLES_BEGIN, GATE_PROGRAMS_BEGIN = "ngp_", "xt_"
 CONFIG, CONTRACTS, LABELS = "ngp_config", "ngp_contracts", "ngp_labels"
 ACCOUNTS, IDENTITIES = "ngp_accounts", "ngp_identities"
 NEIGHBOURS, INTERFACES, HINTS, COUNTERS = "ngp_neighbours", "ngp_interfaces", "ngp_hints", "ngp_counters"
 EARLY, LANES, UPPERS, INSIDE = "ngp_early", "ngp_lanes", "ngp_uppers", "ngp_inside"
 FLOWS, PLACES = "ngp_flows", "ngp_places"
-OURS, HELD_FOR, SENT = "ngp_ours", "ngp_held_for", "ngp_sent"
+OURS, HELD_FOR, SENT, UNSOLD = "ngp_ours", "ngp_held_for", "ngp_sent", "ngp_unsold"
 MOST_OURS = 4096
 HOSTS = {4: "ngp_hosts4", 6: "ngp_hosts6"}
 PREFIXES = {4: "ngp_prefixes4", 6: "ngp_prefixes6"}
@@ -46,6 +46,7 @@ TABLES = (
         "ngp_asked",
         EARLY,
         INSIDE,
+        UNSOLD,
         "ngp_strangers",
         "ngp_returning",
         "ngp_leaders",
@@ -250,7 +251,7 @@ _BOOKS_7 = Books(
     used_to=6,
     label=struct.Struct("=16sqq16sIBBBxI4x"),
 )
-BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7, 12: _BOOKS_7, 13: _BOOKS_7}
+BOOKS = {7: _BOOKS_7, 8: _BOOKS_7, 9: _BOOKS_7, 10: _BOOKS_7, 11: _BOOKS_7, 12: _BOOKS_7, 13: _BOOKS_7, 14: _BOOKS_7}
 """Books by LAYOUT. Never change or remove an entry: `former.last_readings` reads the tables of old versions by it."""
 
 

@@ -40,13 +40,41 @@ APART int may_be_from_mesh(struct __sk_buff *skb)
 	return !skb->ingress_ifindex || (class_of(skb->ingress_ifindex) & MESH);
 }
 
-/* Refuse a download that no contract covers. If it came from the mesh, it is a return, for which we have paid: user space
- * bounds that loss (ngp/core/default_resale.py). */
-INLINE int refuse_unsold(struct __sk_buff *skb, const struct packet *p)
+/* Count a refused download that its receiver hasn't bought. If it came from the mesh, it is a return, for which we have
+ * paid, and user space bounds that loss: for each purchase of ours (ngp/core/losses.py), and for all default routes
+ * together (default_resale.py). So find the purchase to which the packet was counted at ingress; the id is in its label.
+ * What arrives after we have ended the purchase isn't counted there. */
+APART int count_unsold(struct __sk_buff *skb, const struct packet *p)
 {
-	if (class_of(skb->ingress_ifindex) & MESH)
-		count_by(UNSOLD_BYTES, p->bytes);
-	return refuse_uncovered();
+	const struct config *config = settings();
+	__u64 *known, bytes = p->bytes;
+	struct contract *contract;
+	struct packet came = {};
+	struct contract_id id;
+	struct entry *entry;
+	struct label *label;
+
+	if (!config || !(class_of(skb->ingress_ifindex) & MESH))
+		return 0;
+	count_by(UNSOLD_BYTES, bytes);
+	if (!find_sender(skb->ingress_ifindex, p, &came.link))
+		return 0;
+	came.v6 = p->v6;
+	entry = find_entry(config, &came, CLIENT, remote(p));
+	contract = contract_of(entry);
+	if (!contract || (ONCE(contract->tag) & BLOCKED))
+		return 0;
+	label = bpf_map_lookup_elem(&ngp_labels, &entry->slot);
+	if (!label)
+		return 0;
+	id.word[0] = label->word[0];
+	id.word[1] = label->word[1];
+	known = bpf_map_lookup_elem(&ngp_unsold, &id);
+	if (known)
+		__sync_fetch_and_add(known, bytes);
+	else
+		bpf_map_update_elem(&ngp_unsold, &id, &bytes, BPF_NOEXIST);
+	return 0;
 }
 
 /* Let a download of a neighbour pass if the neighbour's contract covers and pays for it, or by UNPAID_RATE. A
@@ -59,9 +87,13 @@ INLINE int sell(struct __sk_buff *skb, const struct config *config, const struct
 
 	if (contract && may_be_from_mesh(skb) && !covers_mesh(contract, p, remote(p)))
 		contract = 0;
-	if (!contract || (p->v6 && (config->flags & PREFIXES(SERVER, 1)) && is_ours(p, p->source) && !p->error))
-		return passes_unpaid(skb, p) ? PASS : refuse_unsold(skb, p);
-	return charge(contract, entry->slot, p, FROM, SERVER) || passes_unpaid(skb, p) ? PASS : SHOT;
+	if (p->v6 && (config->flags & PREFIXES(SERVER, 1)) && is_ours(p, p->source) && !p->error)
+		contract = 0;
+	if ((contract && charge(contract, entry->slot, p, FROM, SERVER)) || passes_unpaid(skb, p))
+		return PASS;
+	if (!contract || (ONCE(contract->tag) & BLOCKED))         /* blocked: for example, its price was refused */
+		count_unsold(skb, p);
+	return contract ? SHOT : refuse_uncovered();
 }
 
 /* Ask the daemon to buy a packet's destination. The neighbour has bought the packet's source from us, so its gate takes

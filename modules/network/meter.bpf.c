@@ -132,7 +132,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 			read_answered(skb, &p, &answered);
 		returns = is_anothers(&p, &onward, way) || (rewritten && is_anothers(&p, &answered, way));
 		if (is_led_return(&p, skb->ifindex, AT_GATE, returns))
-			return way == TO_LAN || note_return(skb->ifindex, &onward);
+			return way == TO_LAN || note_return(&p, skb->ifindex, &onward);
 	}
 	if (rewritten && way != TO_MESH && is_ours(&p, p.destination))
 		return passes_as_own(skb, config, &p);
@@ -152,7 +152,7 @@ INLINE int paid(struct __sk_buff *skb, enum way way)
 		return 0;
 	if (!is_bought(config, &p, way) && !is_answer(skb, config, &p)) /* 4: we bought its source from its sender */
 		return 0;
-	return way == TO_LAN || note_return(skb->ifindex, &onward);
+	return way == TO_LAN || note_return(&p, skb->ifindex, &onward);
 }
 
 SEC("socket")
@@ -489,8 +489,10 @@ int ngp_tc_out(struct __sk_buff *skb)
 		return send_own(skb, config, &p);
 	if (p.group)
 		return config->flags & SELLS ? refuse_uncovered() : PASS;
-	if (p.error && (config->flags & SELLS) && !allows_error(config, &p))
+	if (p.error && (config->flags & SELLS) && !allows_error(config, &p)) {
+		count_unsold(skb, &p);
 		return refuse_uncovered();
+	}
 	if (any_given(config, &p)) {
 		given = gives(skb, &p, (any_free(config, &p) ? free_by(&p, ingress_ifindex) : 0) | FROM_SERVICE);
 		if (given != NOT_GIVEN)

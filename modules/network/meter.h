@@ -16,7 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define LAYOUT 13
+#define LAYOUT 14
 
 /* config.flags */
 #define SELLS (1 << 0)
@@ -98,7 +98,7 @@ struct account {
 	__u64 spent, returned, mark;                              /* the kernel writes these */
 };
 
-/* User space only: what a daemon needs to adopt a contract or account (layout.py knows the fields). */
+/* What a daemon needs to adopt a contract or account (layout.py knows the fields). User space alone writes it. */
 struct label {
 	__u64 word[8];
 };
@@ -153,6 +153,8 @@ struct lane {
 struct inside { __u32 slot, generation, address[4]; };
 struct host_bytes { __u64 to, from; };
 
+struct contract_id { __u64 word[2]; };                       /* a label begins with it */
+
 struct asked { __u32 number, address[4]; };
 struct asking { __u64 since_ns, packets; };
 struct early { __u64 first_ns, since_ns, packets, bytes; };  /* packets: in the window that began at since_ns */
@@ -170,7 +172,7 @@ struct held { struct link link; __u32 source[4], mark[MARK_WORDS]; }; /* a held 
 struct held_for { __u32 address[4]; };                        /* the address to which it was sent */
 
 struct passage { __u32 ifindex; struct flow flow; };          /* a packet: where it came in, and which flow it answers */
-struct returning { struct passage passage; __u32 left; };     /* left: the packet has reached ngp_tc_out */
+struct returning { struct passage passage; struct link sender; __u32 left; }; /* left: has reached ngp_tc_out */
 enum leader_of { AT_GATE, AT_EGRESS, LEADERS };
 struct leader { __u32 ifindex, source[4], destination[4], number, is_return; }; /* the latest first fragment of a packet */
 struct hint { __u32 kind, slot; __u64 tag; };
@@ -201,6 +203,7 @@ TABLE(ngp_elsewhere4, LPM_TRIE, struct free4, __u32, ELSEWHERE, BPF_F_NO_PREALLO
 TABLE(ngp_elsewhere6, LPM_TRIE, struct free6, __u32, ELSEWHERE, BPF_F_NO_PREALLOC);
 TABLE(ngp_lanes, HASH, __u32, struct lane, 65536 + 2, BPF_F_NO_PREALLOC);
 TABLE(ngp_inside, LRU_HASH, struct inside, struct host_bytes, 16384, 0);
+TABLE(ngp_unsold, LRU_HASH, struct contract_id, __u64, 4096, 0); /* see count_unsold */
 TABLE(ngp_asked, LRU_HASH, struct asked, struct asking, 16384, 0);
 TABLE(ngp_early, LRU_HASH, struct asked, struct early, 4096, 0);
 TABLE(ngp_strangers, ARRAY, __u32, __u64, 1, 0);

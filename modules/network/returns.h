@@ -41,13 +41,14 @@ INLINE void let_wait(struct returning *now)
 		bpf_map_update_elem(&ngp_waiting, &now->passage, &at, BPF_ANY);
 }
 
-/* Store that the packet which passes the gate now is a return. Not static, like the functions below: see `serves`. */
-__noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
+/* Store that the packet which passes the gate now is a return, and who sent it. Not static, like the functions below:
+ * see `serves`. */
+__noinline int note_return(const struct packet *p, __u32 ingress_ifindex, const struct flow *answered)
 {
 	struct returning *now;
 	__u32 zero = 0;
 
-	if (!answered)
+	if (!p || !answered)
 		return 1;
 	now = bpf_map_lookup_elem(&ngp_returning, &zero);
 	if (!now)
@@ -55,6 +56,7 @@ __noinline int note_return(__u32 ingress_ifindex, const struct flow *answered)
 	let_wait(now);
 	now->passage.ifindex = ingress_ifindex;
 	now->passage.flow = *answered;
+	now->sender = p->link;
 	now->left = 0;
 	return 1;
 }
@@ -97,6 +99,24 @@ __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 	}
 	waits = bpf_map_lookup_elem(&ngp_waiting, &passage);
 	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
+}
+
+/* Find, at ngp_tc_out, the neighbour's link from which a return came. Returns 0 if it isn't known, as the packet had to
+ * wait: then the entry is another packet's. */
+APART int find_sender(__u32 ingress_ifindex, const struct packet *p, struct link *sender)
+{
+	const __u32 *address = remote(p);
+	struct returning *now;
+	__u32 zero = 0;
+
+	now = bpf_map_lookup_elem(&ngp_returning, &zero);
+	if (!now || now->passage.ifindex != ingress_ifindex)
+		return 0;
+	for (int i = 0; i < 4; i++)
+		if (now->passage.flow.to[i] != address[i] || now->passage.flow.from[i] != p->destination[i])
+			return 0;
+	*sender = now->sender;
+	return 1;
 }
 
 /* Is a packet a return, or a later fragment of a return? Only the first fragment of a packet has ports, which show its

@@ -210,6 +210,16 @@ class UnsoldSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class LossesSeen:
+    """Such bytes, by the purchases by which they came, since the last such event. See `Network.unsold_by_purchase`.
+
+    What is in `UnsoldSeen` was told by such events before.
+    """
+
+    by_purchase: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockNeighbour:
     """The operator blocks or unblocks a neighbour."""
 
@@ -255,6 +265,7 @@ Event = (
     | RoutesSeen
     | RoutesLookedUp
     | UnsoldSeen
+    | LossesSeen
     | BlockNeighbour
     | RefundNeighbour
     | AskRefund

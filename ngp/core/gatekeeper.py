@@ -15,6 +15,7 @@ from ngp.core import (
     blocking,
     default_resale,
     invoices,
+    losses,
     meeting,
     orders,
     parts,
@@ -46,6 +47,7 @@ from ngp.core.events import (
     InvoiceFailed,
     InvoiceMade,
     LoadSeen,
+    LossesSeen,
     MessageReceived,
     RefundNeighbour,
     RoutesLookedUp,
@@ -219,7 +221,9 @@ class Gatekeeper:
                 for contract, onward in event.onward:
                     basis_changed.route_seen(world, contract, onward)
             case UnsoldSeen():
-                default_resale.unsold_seen(world, event.counted_bytes)
+                default_resale.unsold_seen(world, event.counted_bytes - world.streams.lost_bytes)
+            case LossesSeen():
+                losses.seen(world, event.by_purchase)
             case LoadSeen():
                 world.load_ppm = event.load_ppm
             case BlockNeighbour():

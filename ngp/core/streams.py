@@ -1,4 +1,4 @@
-"""Streams: what purchases bring that no client pays for, as the rules in `unsold` remember it."""
+"""Streams: what purchases bring that no client pays for, as the rules in `unsold` and `losses` remember it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ngp.core.newest import Newest
 from ngp.core.prefixes import PackedPrefix
 
 MOST_WITHHELD = 4096
+MOST_LOSSES = 4096
 
 
 @dataclass(slots=True)
@@ -53,7 +54,9 @@ class Stream:
 class Withheld:
     """A destination that isn't sold for a while, since too much came from there that nobody paid for.
 
-    Attributes: client: for whom it was. until_mono_s: how long. times: how often in a row it happened.
+    Attributes:
+        client: for whom it was, so that its payment ends this; b"": for hosts that hadn't bought it.
+        until_mono_s: how long. times: how often in a row it happened.
     """
 
     client: bytes
@@ -61,15 +64,27 @@ class Withheld:
     times: int
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant."""
+
+    since_mono_s: float
+    lost_bytes: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Streams:
-    """What `unsold` looks after.
+    """What `unsold` and `losses` look after.
 
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
+        losses: by server and destination; and by client, with None.
+        lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
+    losses: Newest[tuple[bytes, PackedPrefix | None], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
+    lost_bytes: int = 0

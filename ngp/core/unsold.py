@@ -140,7 +140,7 @@ def brings(world: World, purchase: Purchase) -> None:
 def bought(world: World, purchase: Purchase) -> None:
     """Look after a purchase from its begin, if its destination was withheld lately: what came may come again."""
     found = world.streams.withheld.get((purchase.identity, purchase.destination))
-    if found is not None and world.now.monotonic_s < found.until_mono_s + MOST_PAUSE_S:
+    if found is not None and found.client and world.now.monotonic_s < found.until_mono_s + MOST_PAUSE_S:
         _watch(world, purchase, found.client)
 
 
@@ -161,7 +161,7 @@ def sale_over(world: World, sale: Sale) -> None:
     if sale.reason == CloseReason.UPSTREAM.value:
         rerouting.leave(world, purchase)
     elif purchase.ours_bytes <= FULL_PACKET_BYTES:
-        _end(world, purchase)
+        end(world, purchase)
 
 
 def brought(world: World, purchase: Purchase) -> None:
@@ -176,7 +176,7 @@ def brought(world: World, purchase: Purchase) -> None:
     if ours > ours_before or any(sale.running for sale in world.resting.get(purchase.id, {}).values()):
         purchase.needed_at = unsold, ours
     elif unsold - before > world.settings.grace_data_bytes:
-        _end(world, purchase)
+        end(world, purchase)
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
@@ -290,26 +290,32 @@ def _judge(world: World, contract: bytes, stream: Stream) -> None:
     if stream.unsold_bytes <= (min(grace_bytes, LARGEST_PACKET_BYTES) if is_over else grace_bytes):
         return
     if _is_needed(world, purchase):
-        _withhold(world, purchase, stream)
-    _end(world, purchase)
+        who = stream.client.hex()[:8]
+        what = f"{stream.unsold_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]}"
+        why = f"{what} that nobody paid for, as {who} has neither money nor credit"
+        withhold(world, purchase, stream.client, why, f"ask the operator of {who} to pay")
+    end(world, purchase)
 
 
-def _withhold(world: World, purchase: Purchase, stream: Stream) -> None:
-    about = purchase.identity, purchase.destination
+def withhold(world: World, purchase: Purchase, client: bytes, why: str, advice: str) -> None:
+    """Sell what a purchase is for to nobody for a while, which is doubled each time until it wasn't needed for long.
+
+    Args:
+        client: the client whose payment ends this; b"": nobody's does.
+        why, advice: what the log says before and after.
+    """
+    about, now = (purchase.identity, purchase.destination), world.now.monotonic_s
     before = world.streams.withheld.get(about)
-    times = before.times + 1 if before is not None else 1
+    times = 1
+    if before is not None and now < before.until_mono_s + MOST_PAUSE_S:
+        times, client = before.times + 1, client if before.client else b""
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
-    world.streams.withheld.note(about, Withheld(stream.client, world.now.monotonic_s + pause_s, times))
-    who = stream.client.hex()[:8]
-    world.log(
-        f"{stream.unsold_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody "
-        f"paid for, as {who} has neither money nor credit: the contracts of all clients for it end, and it isn't sold "
-        f"for {pause_s:.0f} s; ask the operator of {who} to pay",
-        logging.WARNING,
-    )
+    world.streams.withheld.note(about, Withheld(client, now + pause_s, times))
+    how_long = f"the contracts of all clients for it end, and it isn't sold for {pause_s:.0f} s"
+    world.log(f"{why}: {how_long}; {advice}", logging.WARNING)
 
 
-def _end(world: World, purchase: Purchase) -> None:
+def end(world: World, purchase: Purchase) -> None:
     """End a purchase; it isn't asked for anew, though the one before it may have been missed."""
     purchase.unneeded = True
     world.buying.missed.pop((purchase.identity, purchase.destination.prefix), None)

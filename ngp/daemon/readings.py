@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ngp.core.default_resale import is_in_use
 from ngp.core.effects import Effect, LookUpRoutes, ReadMeters
-from ngp.core.events import Event, Hinted, MessageReceived, RoutesLookedUp, UnsoldSeen, UsageRead
+from ngp.core.events import Event, Hinted, LossesSeen, MessageReceived, RoutesLookedUp, UnsoldSeen, UsageRead
 from ngp.core.kernel import Hint, HintKind, MeshRoutes, Reading
 from ngp.core.messages import Ask, Propose, Role
 from ngp.core.prefixes import default_prefix, sample
@@ -29,6 +29,7 @@ class Readings:
         self._network, self._world, self._tell = network, world, tell
         self._bill_read_again: dict[bytes, float] = {}
         self._routes_read_again = float("-inf")
+        self._unsold_bytes = 0
 
     def read_all(self) -> None:
         """Tell the core what all contracts and accounts used since the last reading."""
@@ -37,8 +38,18 @@ class Readings:
         self._tell_in_parts(readings)
         if accounts:
             self._tell(UsageRead((), accounts))
+        self._read_losses()
+
+    def _read_losses(self) -> None:
+        """Tell the core what we paid for and dropped, as nobody had bought it."""
+        counted_bytes = self._network.unsold_bytes()
+        if counted_bytes != self._unsold_bytes:
+            losses = tuple(self._network.unsold_by_purchase().items())
+            for start in range(0, len(losses), READINGS_AT_ONCE):
+                self._tell(LossesSeen(losses[start : start + READINGS_AT_ONCE]))
+        self._unsold_bytes = counted_bytes
         if is_in_use(self._world):
-            self._tell(UnsoldSeen(self._network.unsold_bytes()))
+            self._tell(UnsoldSeen(counted_bytes))
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Read the contracts, and look up the routes, about which the core wants to know now."""

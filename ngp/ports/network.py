@@ -298,6 +298,12 @@ class Network(Protocol):
     def unsold_bytes(self) -> int:
         """Return the bytes, since the tables were made, that came from the mesh to neighbours that didn't buy them."""
 
+    def unsold_by_purchase(self) -> Mapping[bytes, int]:
+        """Return such bytes, by the purchases by which they came, since the last such call or `set_up`.
+
+        What came by none of our purchases isn't in it. Raises: KernelError.
+        """
+
     def block_all(self) -> None:
         """Let nothing more pass on any contract until it is granted again."""
 

@@ -1,0 +1,191 @@
+"""Losses: what a destination sends to others, who have not bought it, costs a node in the middle only the grace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+import pytest
+from mesh import HOST, MB, PLENTY, Mesh, Node
+from playbook import settings
+from test_default_resale import bought_whole, line, sold_whole
+from test_unsold import GRACE, KB, STRICT, cancels, exhaust, reasons
+from test_unsold import line as line_of
+
+from ngp.core import events as ev
+from ngp.core.buying.purchase import Purchase
+from ngp.core.kernel import HeldPacket, Verdict
+from ngp.core.losses import LOSS_WINDOW_S
+from ngp.core.unsold import FIRST_PAUSE_S, MOST_PAUSE_S
+
+ABOVE = GRACE + 1
+
+
+def lose(mesh: Mesh, size: int, *contracts: bytes) -> None:
+    """Let b's kernel refuse bytes that came by each of these purchases, as nobody had bought them."""
+    mesh["b"].step(ev.LossesSeen(tuple((one, size) for one in contracts)))
+    mesh.settle()
+
+
+def bought_for_a(clients: str = "") -> tuple[Mesh, Node, Purchase]:
+    """Return a line whose b has bought HOST from c for a, and for further clients, all of which pay."""
+    mesh = line_of(clients=clients)
+    mesh["b"].world.client(mesh["a"].identity).paid_msat = 1_000_000_000
+    for name in "a" + clients:
+        mesh.packet(name, "b")
+    return mesh, mesh["b"], mesh["b"].purchase("c")
+
+
+def buy(mesh: Mesh, client: str, hosts: Iterable[str]) -> list[Purchase]:
+    """Let a client buy destinations, and return b's purchases of them."""
+    at, found = mesh["b"], []
+    for number, host in enumerate(hosts):
+        at.step(HeldPacket(500 + number, at.link(client), ip_address(host), at.onward))
+        mesh.settle()
+        found.append(at.world.purchases.find(mesh["c"].identity, ip_address(host)))
+    return [one for one in found if one is not None]
+
+
+def test_a_destination_that_sends_to_others_is_no_longer_bought_after_as_much_as_the_grace() -> None:
+    mesh, at, purchase = bought_for_a()
+    (other,) = buy(mesh, "a", ["203.0.113.1"])
+    sale = at.sale("a")
+    for _ in range(4):
+        lose(mesh, GRACE // 4, purchase.id)
+        assert sale.running and purchase.running
+    lose(mesh, 1, purchase.id)
+    assert not purchase.running and reasons(mesh, "b", sale.id) == ["upstream"] and reasons(mesh, "b", purchase.id)
+    assert not at.world.streams.of and other.running and mesh["c"].world.contracts.keys() == {other.id}
+    (line,) = (text for text in at.logged if "bytes came from" in text)
+    assert line.startswith(f"{ABOVE} bytes came from {HOST}/32 by {purchase.identity.hex()[:8]} ")
+    assert "isn't sold for 30 s" in line and "block the client" in line
+
+
+def test_it_is_withheld_for_longer_each_time_though_all_clients_pay() -> None:
+    mesh, at, purchase = bought_for_a("z")
+    lose(mesh, ABOVE, purchase.id)
+    pause_s = FIRST_PAUSE_S
+    for _ in range(3):
+        assert not purchase.running
+        lose(mesh, 100 * KB, purchase.id)  # it came before the end
+        mesh.wait(pause_s - 1)
+        mesh.packet("z", "b")
+        assert at.verdicts[-1] is Verdict.PROHIBIT, "the money of its clients doesn't end the pause"
+        mesh.wait(32)
+        pause_s *= 2
+        mesh.packet("z", "b")
+        purchase = at.purchase("c")
+        assert purchase.running
+        lose(mesh, 60 * KB, purchase.id)
+        assert purchase.running
+        lose(mesh, 5 * KB, purchase.id)
+
+
+def test_after_an_hour_of_peace_the_pause_is_short_again() -> None:
+    mesh, at, purchase = bought_for_a()
+    for _ in range(2):
+        lose(mesh, ABOVE, purchase.id)
+        (withheld,) = at.world.streams.withheld.values()
+        assert withheld.times == 1 and not purchase.running
+        mesh.now = type(mesh.now)(mesh.now.utc_s, withheld.until_mono_s + MOST_PAUSE_S + 1)
+        mesh.packet("a", "b")
+        purchase = at.purchase("c")
+        lose(mesh, GRACE, purchase.id)
+        assert purchase.running
+        mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + LOSS_WINDOW_S + 1)
+
+
+def test_a_trickle_is_borne() -> None:
+    mesh, _, purchase = bought_for_a()
+    for _ in range(4):
+        lose(mesh, GRACE, purchase.id)
+        mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + LOSS_WINDOW_S + 1)
+    assert purchase.running
+
+
+def test_a_client_that_ends_its_contract_in_time_and_buys_it_again_begins_with_no_new_grace() -> None:
+    mesh, at, purchase = bought_for_a()
+    lose(mesh, GRACE // 2, purchase.id)
+    cancels(mesh, "a", at.sale("a").id)
+    mesh.settle()
+    assert not purchase.running
+    lose(mesh, GRACE // 4, purchase.id)  # it was counted before the end, and is read only now
+    mesh.packet("a", "b")
+    again = at.purchase("c")
+    lose(mesh, GRACE // 4, again.id)
+    assert again.running
+    lose(mesh, 1, again.id)
+    assert not again.running
+
+
+def test_many_destinations_of_one_client_count_together() -> None:
+    mesh, _, first = bought_for_a()
+    purchases = [first, *buy(mesh, "a", (f"203.0.113.{number}" for number in range(1, 9)))]
+    for size in (20 * KB, 40 * KB):
+        lose(mesh, size, *(one.id for one in purchases))
+    assert sum(one.running for one in purchases) == 9, "together they are above it, but each brought little"
+    lose(mesh, 10 * KB, *(one.id for one in purchases))
+    assert not any(one.running for one in purchases)
+
+
+def test_what_several_clients_bought_counts_for_each_in_part() -> None:
+    mesh, at, shared = bought_for_a("xyz")
+    (own,) = buy(mesh, "z", ["203.0.113.1"])
+    lose(mesh, GRACE, shared.id)
+    lose(mesh, 100 * KB, own.id)
+    assert own.running and shared.running
+    assert at.world.streams.losses[mesh["z"].identity, None].lost_bytes == GRACE // 4 + 100 * KB
+
+
+def test_what_only_our_household_wants_stays_and_what_it_shares_is_bought_again_for_it_alone() -> None:
+    mesh, at, purchase = bought_for_a()
+    mesh.count("b", purchase.id, 10 * KB)
+    lose(mesh, ABOVE, purchase.id)
+    assert not purchase.running
+    mesh.packet("b", "c")  # its next packet
+    ours = at.purchase("c")
+    assert ours is not purchase and ours.running
+    lose(mesh, 10 * MB, ours.id)
+    assert ours.running
+    mesh.packet("a", "b")
+    assert at.verdicts[-1] is Verdict.PROHIBIT, "clients don't get it meanwhile"
+
+
+def test_what_costs_nothing_stays() -> None:
+    mesh = Mesh("abc", b=STRICT, c=settings(**PLENTY, sell_msat_per_gib=0, sell_min_msat_per_gib=0))
+    mesh.packet("a", "b")
+    purchase = mesh["b"].purchase("c")
+    assert purchase.highest_msat_per_gib == 0
+    lose(mesh, 10 * MB, purchase.id)
+    assert purchase.running
+
+
+def test_a_debtor_that_pays_does_not_end_the_pause_of_what_was_refused_as_nobodys() -> None:
+    mesh, at, purchase = bought_for_a()
+    at.world.clients[mesh["a"].identity].paid_msat = 0
+    exhaust(mesh)
+    assert at.world.streams.debtors
+    lose(mesh, ABOVE, purchase.id)
+    at.world.clients[mesh["a"].identity].paid_msat = 1_000_000_000
+    mesh.wait(2)
+    assert not at.world.streams.debtors and len(at.world.streams.withheld) == 1
+
+
+def test_purchases_that_nobody_knows_any_more_and_many_destinations_leave_little_behind() -> None:
+    mesh, at, purchase = bought_for_a()
+    lose(mesh, MB, b"unknown", purchase.id)
+    assert not purchase.running and at.world.streams.lost_bytes == 2 * MB
+    assert [key[1] for key in at.world.streams.losses] == [None]
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1])
+def test_it_is_not_counted_for_the_default_route_too(whole_bytes: int) -> None:
+    mesh = line(b=settings(**{**PLENTY, "grace_data_bytes": GRACE}))
+    at = mesh["b"]
+    whole = bought_whole(at, "c")
+    assert whole is not None
+    at.step(ev.UnsoldSeen(0))
+    lose(mesh, MB, b"another", whole.id)
+    at.step(ev.UnsoldSeen(MB + GRACE + whole_bytes))
+    mesh.settle()
+    assert (sold_whole(at, "a") is None) is bool(whole_bytes) and whole.running is not bool(whole_bytes)
