@@ -7,7 +7,7 @@
  * packet usually reaches ngp_tc_out at once, on the same processor, and finds its entry. But if the MAC of its next
  * hop isn't known, the packet waits, and may leave on another processor. So before the gate overwrites the entry of a
  * packet that hasn't left, it puts the packet into the table ngp_waiting, for as long as the kernel tries to find the
- * MAC.
+ * MAC; and ngp_tc_out looks at the entries of all processors.
  *
  * If ngp_tc_out took all packets under addresses that we buy for returns, a neighbour that sells to us could send
  * anything for nothing: under a source address that lies in a destination which we buy from it.
@@ -18,6 +18,7 @@
 #include "flows.h"
 
 #define WAITING_NS 10000000000ull                             /* a packet waits no longer for its next hop's MAC */
+#define PROCESSORS 256
 
 APART int is_passage(const struct passage *passage, const struct passage *other)
 {
@@ -80,6 +81,24 @@ __noinline int note_paid(__u32 ingress_ifindex, const struct flow *answered)
 	return 1;
 }
 
+/* Find a packet that has waited among the entries of all processors, and mark it as left. */
+APART int was_return_elsewhere(const struct passage *passage)
+{
+	struct returning *at;
+	__u32 zero = 0;
+
+	for (__u32 processor = 0; processor < PROCESSORS; processor++) {
+		at = bpf_map_lookup_percpu_elem(&ngp_returning, &zero, processor);
+		if (!at)
+			return 0;
+		if (at->passage.ifindex != passage->ifindex || at->left || !is_passage(&at->passage, passage))
+			continue;
+		at->left = 1;
+		return 1;
+	}
+	return 0;
+}
+
 /* Find out, at ngp_tc_out, whether the gate stored this packet as a return. If so, mark that return as left, so that it
  * isn't stored as waiting. */
 __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
@@ -98,7 +117,7 @@ __noinline int was_return(__u32 ingress_ifindex, const struct flow *answered)
 		return 1;
 	}
 	waits = bpf_map_lookup_elem(&ngp_waiting, &passage);
-	return waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS;
+	return (waits && bpf_ktime_get_coarse_ns() - *waits < WAITING_NS) || was_return_elsewhere(&passage);
 }
 
 /* Find, at ngp_tc_out, the neighbour's link from which a return came. Returns 0 if it isn't known, as the packet had to

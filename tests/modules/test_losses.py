@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from crafted import quoting, send
-from kernel_lab import desired, passes
+from kernel_lab import desired, passes, sh
 from meter_lab import NEIGHBOUR, wait_until
 from star_lab import ADDRESSES, BITS, EVERYTHING, SECOND, UP_BYTES, Star, neighbours, once, star, table
 
@@ -122,3 +123,25 @@ def test_what_was_counted_before_a_start_or_by_an_entry_that_was_forgotten_is_no
     table(built, layout.UNSOLD).delete(bought)
     unasked(built, family, "A")
     assert refused(built, 4 * size) == {bought: size}
+
+
+@FAMILIES
+def test_a_return_that_waited_for_its_next_hop_and_leaves_on_another_processor_is_refused_too(
+    tmp_path: Path, family: int
+) -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("this machine has one processor")
+    silent = {4: "10.77.1.77", 6: "fd00:77:1::77"}[family]
+    with star(tmp_path) as built:
+        built.buy(SECOND, host("behind B", family))
+        try:
+            os.sched_setaffinity(0, processors[:1])
+            with built.socket("behind B", family) as source:
+                source.sendto(bytes(UP_BYTES), (silent, 9))
+            os.sched_setaffinity(0, processors[1:2])
+            wait_until(lambda: silent in sh("ip neigh show dev m0"), "the packet waits for the MAC")
+            sh(f"ip neigh replace {silent} lladdr {built.world.mac.hex(':')} dev m0")
+        finally:
+            os.sched_setaffinity(0, processors)
+        wait_until(lambda: built.world.datapath.unsold_bytes() == once(family)[0], "refused", 10)
