@@ -242,7 +242,7 @@ class Gatekeeper:
             before = self._seller_at(event.link)
             meeting.hello_heard(world, event, event.message)
             if self._seller_at(event.link) != before:
-                parts.look_up(world)
+                parts.look_up_soon(world)
                 if world.resold.purchases:
                     default_resale.follow(world)
             return
@@ -480,6 +480,8 @@ class Gatekeeper:
                     endings.look_for_missed(world)
                 case Due.LEFT:
                     rerouting.look(world)
+                case Due.NETWORKS:
+                    parts.look_up(world)
                 case Due.FLUSH:
                     self.flush()
                 case Due.STATEMENT | Due.CREDIT | Due.UNPAID:

@@ -21,8 +21,10 @@ from ngp.core.peers import Neighbour
 from ngp.core.policy import SellTerms, ask_terms
 from ngp.core.prefixes import PackedPrefix, host_prefix
 from ngp.core.selling.sale import Sale
+from ngp.core.timers import Due
 from ngp.core.world import World
 
+LOOK_S = 0.5
 SPLIT_S = 3600.0
 UNKNOWN_SPLIT_S = 3.0  # the kernel needs so long to find a router's link address
 
@@ -31,6 +33,11 @@ def sold_whole(world: World) -> tuple[tuple[bytes, Prefix], ...]:
     """List the contracts for networks that run or are quoted, with their destinations."""
     sales = (one for one in world.contracts.values() if isinstance(one, Sale) and one.destination.is_network)
     return tuple((one.id, one.destination.prefix) for one in sales if _is_open(one))
+
+
+def look_up_soon(world: World) -> None:
+    """Look up the routes to parts of all networks that we sell, but once in a while only: neighbours cause it."""
+    world.timers.set_if_unset(Due.NETWORKS, b"", world.now.monotonic_s + LOOK_S)
 
 
 def look_up(world: World) -> None:

@@ -29,6 +29,7 @@ class Due(IntEnum):
     UNSOLD = auto()  # look after what purchases bring that no client pays for
     MISSED = auto()  # ask again for what servers ended while it carried traffic
     LEFT = auto()  # look whether purchases whose traffic goes another way are idle
+    NETWORKS = auto()  # look up our routes to parts of the networks that we sell
     FLUSH = auto()  # running totals go to the ledger
 
 

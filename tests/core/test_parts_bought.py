@@ -159,7 +159,7 @@ def test_a_neighbour_that_begins_to_sell_us_a_part_ends_the_contracts_for_the_ne
     send(mesh, "a", "198.51.100.7")
     sale = sold(mesh, "a")
     mesh.introduce("d", "b")
-    mesh.settle()
+    mesh.wait(1)
     assert mesh["b"].world.peers.by_link[link].sells and not sale.running
 
 
