@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ngp.core.kernel import (
+    UNKNOWN_ROUTER,
     AccountLimit,
     AccountReading,
     Adopted,
@@ -328,11 +329,9 @@ class Datapath(HostQuestions):
         if not PackedPrefix.of(destination).is_network:
             return found
         try:
-            inside = self._open_forks().inside(destination, mesh, fresh)
+            return replace(found, inside=self._open_forks().inside(destination, mesh, fresh))
         except KernelError:
-            return found
-        place = None if found.router is None else found.router.place
-        return replace(found, inside=tuple(router for router in inside if router.place != place))
+            return replace(found, inside=(UNKNOWN_ROUTER,))
 
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:
         """Return this host's routes that lead to other routers in the mesh, by IP version. Raises KernelError."""

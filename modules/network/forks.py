@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-from ngp.core.kernel import Fork, MeshRoutes, Router
+from ngp.core.kernel import UNKNOWN_ROUTER, Fork, MeshRoutes, Router
 from ngp.core.messages import Address, Prefix
 from ngp.errors import KernelError
 from ngp.modules import routing_rules, rtnetlink
@@ -40,7 +40,7 @@ MOST_FORKS = 1024
 MOST_OTHERS = 1024
 """Routes beside the default route that are read of one IP version; with more, no default route is resold."""
 
-SORTED_S = 1.0
+SORTED_S, SORTED_SHARE = 1.0, 9.0  # least time between two readings that clients cause, and how much longer than one
 
 _VERSIONS = (4, 6)
 _IS_GONE = (errno.ENOENT, errno.ESRCH)
@@ -57,12 +57,16 @@ class _Way(NamedTuple):
 
 
 class _Sorted(NamedTuple):
-    """Routes by first address and prefix length. Attributes: at: as the host knew them (`Host.forgotten`)."""
+    """Routes by first address and prefix length.
+
+    Attributes: at: as the host knew them (`Host.forgotten`). is_cut: there are more.
+    """
 
     mesh: tuple[str, ...]
     at: int
-    read_mono_s: float
+    again_mono_s: float
     routes: list[tuple[tuple[int, int], _Way]]
+    is_cut: bool
 
 
 class Forks:
@@ -108,33 +112,35 @@ class Forks:
         return MeshRoutes(version, default, tuple(others), is_whole=len(read) <= MOST_OTHERS)
 
     def inside(self, destination: Prefix, mesh: Sequence[str], fresh: bool) -> tuple[Router, ...]:
-        """Return the routers in the mesh to which routes to narrower prefixes inside one lead. Raises KernelError.
+        """Return the routers in the mesh to which routes to narrower prefixes inside one lead.
 
-        Args: fresh: the routes are read anew if they changed; else only if that is SORTED_S ago: clients cause it.
+        If there are more than MOST_ROUTES on an interface, UNKNOWN_ROUTER is among them. Raises KernelError.
+
+        Args: fresh: the routes are read anew if they changed; else not again and again: clients cause it.
         """
-        known, now_s = self._sorted.get(destination.version), time.monotonic()
-        names = tuple(mesh)
-        if (
-            known is None
-            or known.mesh != names
-            or (known.at != self._host.forgotten and (fresh or now_s - known.read_mono_s >= SORTED_S))
-        ):
-            ways = (way for name in mesh for way in self._ways(destination.version, name))
-            found = (((int(prefix.network_address), prefix.prefixlen), way) for prefix, way in ways)
-            routes = sorted(found, key=itemgetter(0))
-            known = self._sorted[destination.version] = _Sorted(names, self._host.forgotten, now_s, routes)
+        known, names = self._sorted.get(destination.version), tuple(mesh)
+        changed = known is not None and known.at != self._host.forgotten
+        if known is None or known.mesh != names or (changed and (fresh or time.monotonic() >= known.again_mono_s)):
+            known = self._sorted[destination.version] = self._read_sorted(destination.version, names)
         first = int(destination.network_address)
         start, end = (
             bisect_left(known.routes, (at, 0), key=itemgetter(0)) for at in (first, first + destination.num_addresses)
         )
-        routers = {
-            (way.interface, way.hop.gateway): way
-            for (_, length), way in itertools.islice(known.routes, start, end)
-            if length > destination.prefixlen
-        }
-        return tuple(map(self._router, routers.values()))
+        inside = (way for (_, length), way in known.routes[start:end] if length > destination.prefixlen)
+        routers = {(way.interface, way.hop.gateway): way for way in inside}
+        return (*map(self._router, routers.values()), *(UNKNOWN_ROUTER,) * known.is_cut)
 
-    def _ways(self, version: int, name: str) -> Iterator[tuple[Prefix, _Way]]:
+    def _read_sorted(self, version: int, mesh: tuple[str, ...]) -> _Sorted:
+        began_s = time.monotonic()
+        found = [list(self._ways(version, name, 2 * MOST_ROUTES)) for name in mesh]  # some of them lead to no router
+        ways = (((int(prefix.network_address), prefix.prefixlen), way) for each in found for prefix, way in each)
+        routes = sorted(ways, key=itemgetter(0))
+        is_cut = any(len(each) > MOST_ROUTES for each in found)
+        now_s = time.monotonic()
+        again_s = now_s + max(SORTED_S, (now_s - began_s) * SORTED_SHARE)
+        return _Sorted(mesh, self._host.forgotten, again_s, routes, is_cut)
+
+    def _ways(self, version: int, name: str, most: int = MOST_ROUTES) -> Iterator[tuple[Prefix, _Way]]:
         """Yield the main table's routes through routers on an interface; a route with several of them, once for each.
 
         An interface without link addresses needs no router's address: the other end is the router.
@@ -142,7 +148,7 @@ class Forks:
         known = self._host.interfaces().get(name)
         if known is None:
             return
-        for prefix, route in rtnetlink.main_routes_out_of(version, known.index, MOST_ROUTES):
+        for prefix, route in rtnetlink.main_routes_out_of(version, known.index, most):
             if route.of_own_address or prefix.is_link_local or prefix.is_multicast:
                 continue
             for hop in route.hops:

@@ -28,6 +28,9 @@ def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None
 
     So are those whose traffic may go by it, though they rest on another one from before our route changed.
     """
+    purchase = world.running_purchase(purchase_id)
+    if purchase is not None:
+        _end_networks_around(world, purchase)
     for sale in [*world.resting.get(purchase_id, {}).values(), *_may_go_by(world, purchase_id)]:
         if sale.least_msat_per_gib < upstream.least_above(world, sale, cost_msat_per_gib):
             withdraw(world, sale)
@@ -78,6 +81,7 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
     bought = world.running_purchase(purchase_id)
     if bought is None:
         return
+    _end_networks_around(world, bought)
     destination, seller = bought.destination, bought.identity
     for client in list(world.peers.by_identity):
         sale = world.sales.covering(client, destination.prefix)
@@ -88,6 +92,11 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
         inside = ((one.id, one.destination.prefix) for one in sales if destination.covers(one.destination))
         if found := tuple(islice(inside, MOST_LOOKED_UP)):
             world.do(LookUpRoutes(found))
+
+
+def _end_networks_around(world: World, purchase: Purchase) -> None:
+    for sale in parts.bought(world, purchase):
+        _take_apart(world, sale)
 
 
 def goes_through(world: World, seller: bytes, prefix: Prefix) -> None:
@@ -115,7 +124,7 @@ def route_seen(world: World, contract: bytes, onward: Onward) -> None:
 def _take_apart(world: World, sale: Sale) -> None:
     """End a contract for a network, or offer the address of the packet that waits for it instead."""
     neighbour = world.peers.of(sale)
-    if not sale.held or neighbour is None:
+    if sale.running or not sale.held or neighbour is None:
         withdraw(world, sale)
         return
     if sale.state is State.QUOTED:

@@ -210,6 +210,9 @@ class Router:
         return self.interface, self.address
 
 
+UNKNOWN_ROUTER = Router("", None)
+
+
 @dataclass(frozen=True, slots=True)
 class Onward:
     """Where packets to a destination go on from here.
@@ -217,8 +220,8 @@ class Onward:
     Attributes:
         route: our route, if it leads through a router; None: it doesn't, or isn't known.
         router: the next router, if it is on a mesh interface; None: it isn't.
-        inside: other routers in the mesh to which our routes to parts of the destination lead; empty if only the way of
-            one address was asked for.
+        inside: routers in the mesh to which our routes to parts of the destination lead; empty if only the way of one
+            address was asked for. `UNKNOWN_ROUTER` is among them if these routes couldn't be read.
     """
 
     route: Prefix | None = None

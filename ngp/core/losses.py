@@ -6,10 +6,12 @@ refuses by the purchase by which they came. If they are more than GRACE_DATA wit
 its sales, and its destination is withheld for a while, as in `unsold`.
 
 - What comes for ourselves and our LANs isn't refused, so it isn't counted, however much it is.
+- When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
+  So a tenth of what a purchase has sold is borne, as far as our margin pays for that.
 - What was refused of all purchases for one client counts together: it could have one stream come by each of many. What
-  several clients have bought counts for each of them in part. By a client that is above GRACE_DATA, and from a
-  destination that was withheld lately, each purchase may lose no more than the largest packet.
-- What comes after a client has left was on its way, and is less than GRACE_DATA.
+  several clients have bought counts for each of them in part, but for those that never paid. By a client that is above
+  GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no more than the largest packet.
+  Nothing more is bought for a client above twice GRACE_DATA, and by what it has nothing may be lost.
 - What nobody but our household wants stays: its next packet would buy it again.
 - Default routes have a rule of their own (`default_resale`), which goes back to single destinations.
 """
@@ -21,11 +23,10 @@ from collections.abc import Iterable
 from ngp.core import unsold
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import LARGEST_PACKET_BYTES
+from ngp.core.messages import Role
 from ngp.core.prefixes import PackedPrefix
-from ngp.core.streams import Loss
+from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, Loss
 from ngp.core.world import World
-
-LOSS_WINDOW_S = 3600.0
 
 
 def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
@@ -43,33 +44,53 @@ def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
 
 
 def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
-    about, grace_bytes = (purchase.identity, purchase.destination), world.settings.grace_data_bytes
-    now, withheld = world.now.monotonic_s, world.streams.withheld.get(about)
-    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
-    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
-        clients = {purchase.opened_for}
+    streams, now, about = world.streams, world.now.monotonic_s, (purchase.identity, purchase.destination)
+    clients, withheld = _clients(world, purchase), streams.withheld.get(about)
     if not clients or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
-    lost_bytes = _add(world, about, size_bytes)
-    share_bytes = -(-size_bytes // len(clients))
-    is_above = max(_add(world, (client, None), share_bytes) for client in clients) > grace_bytes
+    loss = _lost(world, about, purchase, size_bytes)
+    grace_bytes = world.settings.grace_data_bytes
+    most = max(streams.lost_for(client, now) for client in clients)
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
-    if lost_bytes <= (min(grace_bytes, LARGEST_PACKET_BYTES) if is_above or is_again else grace_bytes):
+    bound = min(grace_bytes, LARGEST_PACKET_BYTES) if most > grace_bytes or is_again else grace_bytes
+    if loss.counted_bytes <= (bound if most <= MOST_GRACES * grace_bytes else 0):
         return
-    del world.streams.losses[about]
-    what = f"{lost_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody paid for"
-    why = "as they were for hosts behind this router that hadn't bought it, and were refused"
+    streams.losses.pop(about, None)
+    what = f"{loss.lost_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody"
+    why = "paid for, as they were for hosts behind this router that hadn't bought it, and were refused"
     advice = "if it happens again, have the gateway let only answers through, or block the client that buys it"
-    unsold.withhold(world, purchase, b"", f"{what}, {why}", advice)
+    unsold.withhold(world, purchase, b"", f"{what} {why}", advice)
     if purchase.running:
         unsold.end(world, purchase)
 
 
-def _add(world: World, about: tuple[bytes, PackedPrefix | None], size_bytes: int) -> int:
-    """Add to what was lost within an hour, and return it."""
-    loss, now = world.streams.losses.get(about), world.now.monotonic_s
+def _clients(world: World, purchase: Purchase) -> set[bytes]:
+    """Return the clients for which a purchase is; keys that never paid cost nothing, and share no loss with others."""
+    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
+    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
+        return {purchase.opened_for}
+    return {one for one in clients if world.has_traded(Role.SERVER, one)} or clients
+
+
+def _lost(world: World, about: tuple[bytes, PackedPrefix], purchase: Purchase, size_bytes: int) -> Loss:
+    """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
+    streams, now = world.streams, world.now.monotonic_s
+    loss = streams.losses.get(about)
     if loss is None or now - loss.since_mono_s > LOSS_WINDOW_S:
         loss = Loss(now)
-    loss = Loss(loss.since_mono_s, loss.lost_bytes + size_bytes)
-    world.streams.losses.note(about, loss)
-    return loss.lost_bytes
+    before = loss.counted_bytes
+    loss.lost_bytes += size_bytes
+    loss.counted_bytes = max(before, loss.lost_bytes - _borne(world, purchase))
+    streams.losses.note(about, loss)
+    # A fast stream may bring many times the grace before we look, and its client can't help that.
+    grace_bytes, clients = world.settings.grace_data_bytes, _clients(world, purchase)
+    share_bytes = -(-(min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)) // len(clients))
+    for client in clients:
+        streams.lose_for(client, share_bytes, now)
+    return loss
+
+
+def _borne(world: World, purchase: Purchase) -> int:
+    cost, sold_bytes = purchase.highest_msat_per_gib, purchase.sold_from_bytes
+    margin = world.settings.resale_margin.least_msat_per_gib(cost) - cost
+    return min(sold_bytes // unsold.FORGIVEN_SHARE, sold_bytes * margin // cost)

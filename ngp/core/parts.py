@@ -4,8 +4,9 @@ It is sold for what it costs us, plus our margin. But our routes may lead a part
 sells to us. And we may have bought a part by itself when its price was higher: its packets go by that purchase. Then
 the network's contracts end, and for a while its destinations are sold one by one, each above its own cost.
 
-Our routes to parts are looked up when a network is sold, after each change of routes, and when a neighbour begins to
-sell. What was bought is compared when a network is sold, and at each renewal.
+Our routes to parts are looked up when a network is quoted and sold, after each change of routes, and when a neighbour
+begins to sell. What was bought is compared when a network is sold, when it gets cheaper, and when a part is bought or
+gets dearer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 
 from ngp.core import upstream
+from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
 from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import Onward
@@ -26,13 +28,13 @@ from ngp.core.world import World
 
 LOOK_S = 0.5
 SPLIT_S = 3600.0
-UNKNOWN_SPLIT_S = 3.0  # the kernel needs so long to find a router's link address
+UNKNOWN_SPLIT_S = 10.0  # longer than the kernel needs to find a router's link address, or than packets are refused
 
 
 def sold_whole(world: World) -> tuple[tuple[bytes, Prefix], ...]:
-    """List the contracts for networks that run or are quoted, with their destinations."""
+    """List the running contracts for networks, with their destinations."""
     sales = (one for one in world.contracts.values() if isinstance(one, Sale) and one.destination.is_network)
-    return tuple((one.id, one.destination.prefix) for one in sales if _is_open(one))
+    return tuple((one.id, one.destination.prefix) for one in sales if one.running)
 
 
 def look_up_soon(world: World) -> None:
@@ -58,29 +60,49 @@ def terms(world: World, neighbour: Neighbour, address: Address, usual: SellTerms
     return ask_terms(world.settings, host_prefix(address), world.occasion(neighbour))
 
 
-def has_dear(world: World, sale: Sale) -> bool:
-    """Say whether a part of a network, bought from the same server, costs more than the network is sold for.
+def has_dear(world: World, sale: Sale, seller: bytes) -> bool:
+    """Say whether a part of a network, bought from a server, costs more than the network is sold for.
 
     If so, the network isn't sold as a whole for a while; the caller ends the sale.
     """
-    if not (sale.seller and sale.destination.is_network):
+    if not (seller and sale.destination.is_network):
         return False
-    inside = world.purchases.within(sale.seller, sale.destination)
+    inside = world.purchases.within(seller, sale.destination)
     is_dear = any(one.running and upstream.is_too_cheap(world, sale, one) for one in inside)
     if is_dear:
         _split(world, sale, SPLIT_S)
     return is_dear
 
 
+def bought(world: World, purchase: Purchase) -> list[Sale]:
+    """List the contracts for networks that are too cheap for a part of them, bought just now or dearer than before.
+
+    These networks aren't sold as a whole for a while; the caller ends the sales.
+    """
+    part = purchase.destination
+    around = (world.sales.covering(client, part.prefix) for client in list(world.peers.by_identity))
+    sales = [one for one in around if one is not None and one.destination.is_network and one.destination != part]
+    found = [one for one in sales if _is_open(one) and upstream.is_too_cheap(world, one, purchase)]
+    for sale in found:
+        _split(world, sale, SPLIT_S)
+    return found
+
+
 def goes_apart(world: World, sale: Sale, onward: Onward) -> bool:
     """Say whether our routes lead a part of a network through another neighbour that sells to us, or may do so.
 
-    If so, the network isn't sold as a whole for a while; the caller ends the sale.
+    If so, the network isn't sold as a whole for a while; the caller ends the sale. Likewise if they lead all of it
+    through another one, of which we bought a part at a higher price; or to the client itself, which sells to us.
     """
     if not (sale.destination.is_network and _is_open(sale)):
         return False
-    sellers = {router: upstream.seller_to(world, sale.destination.prefix, router) for router in onward.inside}
-    if any(seller is not None and seller.identity != sale.seller for seller in sellers.values()):
+    prefix = sale.destination.prefix
+    whole = upstream.seller_to(world, prefix, onward.router)
+    moved = whole if whole is not None and whole.identity != sale.seller else None
+    if moved is not None and (moved.identity == sale.identity or has_dear(world, sale, moved.identity)):
+        return True
+    sellers = [upstream.seller_to(world, prefix, router) for router in onward.inside]
+    if any(seller is not None and seller.identity != sale.seller for seller in sellers):
         _split(world, sale, SPLIT_S)
         return True
     if any(upstream.is_unknown(world, router) for router in onward.inside):

@@ -9,6 +9,8 @@ from ngp.core.prefixes import PackedPrefix
 
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
+LOSS_WINDOW_S = 3600.0
+MOST_GRACES = 2  # nothing more is bought for a client for which we lost so many graces within that time
 
 
 @dataclass(slots=True)
@@ -64,12 +66,16 @@ class Withheld:
     times: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loss:
-    """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant."""
+    """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant.
+
+    Attributes: counted_bytes: those above what our margin on what was sold pays for.
+    """
 
     since_mono_s: float
     lost_bytes: int = 0
+    counted_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -79,12 +85,26 @@ class Streams:
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
-        losses: by server and destination; and by client, with None.
+        losses: by server and destination. client_losses: what is counted of them, by client.
         lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
-    losses: Newest[tuple[bytes, PackedPrefix | None], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
+    losses: Newest[tuple[bytes, PackedPrefix], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
+    client_losses: Newest[bytes, Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
     lost_bytes: int = 0
+
+    def lost_for(self, client: bytes, now_mono_s: float) -> int:
+        """Return what was lost for a client within an hour."""
+        loss = self.client_losses.get(client)
+        return loss.counted_bytes if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else 0
+
+    def lose_for(self, client: bytes, size_bytes: int, now_mono_s: float) -> None:
+        """Add to what was lost for a client within an hour."""
+        loss = self.client_losses.get(client)
+        if loss is None or now_mono_s - loss.since_mono_s > LOSS_WINDOW_S:
+            loss = Loss(now_mono_s)
+        loss.counted_bytes += size_bytes
+        self.client_losses.note(client, loss)

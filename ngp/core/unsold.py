@@ -32,7 +32,7 @@ from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
 from ngp.core.selling import grace
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import Debtor, Stream, Withheld
+from ngp.core.streams import MOST_GRACES, Debtor, Stream, Withheld
 from ngp.core.timers import Due
 from ngp.core.world import World
 
@@ -73,8 +73,9 @@ def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -
 
 
 def is_withheld(world: World, sale: Sale) -> bool:
-    """Say whether a destination isn't sold now, since too much came from there that nobody paid for."""
-    return any(
+    """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
+    lost_bytes = world.streams.lost_for(sale.identity, world.now.monotonic_s)
+    return lost_bytes > MOST_GRACES * world.settings.grace_data_bytes or any(
         server == sale.seller and world.now.monotonic_s < one.until_mono_s
         for (server, destination), one in world.streams.withheld.items()
         if destination.covers(sale.destination)

@@ -24,7 +24,7 @@ from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.parts import sold_whole
 from ngp.core.payment_node import PaymentNode
-from ngp.core.prefixes import covers
+from ngp.core.prefixes import covers, host_prefix, sample
 from ngp.core.restore import restore
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
@@ -85,17 +85,15 @@ class Node:
         return Onward(self.prefix, NextRouter(*self.link(self.route)) if self.route else None)
 
     def onward_to(self, destination: Prefix) -> Onward:
-        """Return where packets to a destination, and to parts of it, go on: by the narrowest route that covers it."""
+        """Return where packets to a prefix's first address go on, and those to parts of the prefix."""
         routes = {self.prefix: self.route, **self.others}
-        covering = [one for one in routes if covers(one, destination)]
+        routers = {one: NextRouter(*self.link(name)) for one, name in routes.items() if name}
+        covering = [one for one in routes if covers(one, host_prefix(sample(destination)))]
         if not covering:
             return Onward()
         route = max(covering, key=lambda one: one.prefixlen)
-        narrower = {
-            name for one, name in routes.items() if one.prefixlen > destination.prefixlen and covers(destination, one)
-        }
-        inside = tuple(NextRouter(*self.link(name)) for name in sorted(narrower - {routes[route], ""}))
-        return Onward(route, NextRouter(*self.link(routes[route])) if routes[route] else None, inside)
+        narrower = [one for one in routers if one.prefixlen > destination.prefixlen and covers(destination, one)]
+        return Onward(route, routers.get(route), tuple(dict.fromkeys(routers[one] for one in narrower)))
 
     @property
     def mesh_routes(self) -> tuple[MeshRoutes, ...]:

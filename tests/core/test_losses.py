@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -15,7 +16,8 @@ from test_unsold import line as line_of
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket, Verdict
-from ngp.core.losses import LOSS_WINDOW_S
+from ngp.core.settings import Margin
+from ngp.core.streams import LOSS_WINDOW_S
 from ngp.core.unsold import FIRST_PAUSE_S, MOST_PAUSE_S
 
 ABOVE = GRACE + 1
@@ -121,11 +123,63 @@ def test_a_client_that_ends_its_contract_in_time_and_buys_it_again_begins_with_n
 def test_many_destinations_of_one_client_count_together() -> None:
     mesh, _, first = bought_for_a()
     purchases = [first, *buy(mesh, "a", (f"203.0.113.{number}" for number in range(1, 9)))]
-    for size in (20 * KB, 40 * KB):
+    for size in (20 * KB, 30 * KB):
         lose(mesh, size, *(one.id for one in purchases))
     assert sum(one.running for one in purchases) == 9, "together they are above it, but each brought little"
     lose(mesh, 10 * KB, *(one.id for one in purchases))
-    assert not any(one.running for one in purchases)
+    lose(mesh, 1, *(one.id for one in purchases))
+    assert not any(one.running for one in purchases), "above twice the grace nothing is borne"
+    assert not buy(mesh, "a", ["203.0.113.99"]), "and nothing more is bought"
+    mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + LOSS_WINDOW_S + 1)
+    mesh.wait(1)
+    assert buy(mesh, "a", ["203.0.113.99"])
+
+
+def test_what_was_on_its_way_to_a_client_that_left_in_a_fast_download_is_borne() -> None:
+    mesh, at, purchase = bought_for_a("z")
+    at.counts[purchase.id], at.counts[at.sale("a").id] = [0, 40 * MB], [0, 40 * MB]
+    at.step(ev.UsageRead((at.reading(purchase.id), at.reading(at.sale("a").id))))
+    cancels(mesh, "a", at.sale("a").id)
+    mesh.settle()
+    lose(mesh, 4 * MB, purchase.id)
+    assert (
+        purchase.running
+        and at.sale("z").running
+        and not at.world.streams.client_losses[mesh["z"].identity].counted_bytes
+    )
+    lose(mesh, ABOVE, purchase.id)
+    assert not purchase.running
+
+
+@pytest.mark.parametrize(
+    ("margin", "borne"), [(Margin(0, 0), 0), (Margin(50_000, 0), 2 * MB), (Margin(0, 1 << 30), 4 * MB)]
+)
+def test_no_more_is_borne_than_our_margin_pays_for(margin: Margin, borne: int) -> None:
+    mesh, at, purchase = bought_for_a()
+    at.world.settings = replace(at.world.settings, resale_margin=margin)
+    purchase.sold_from_bytes = 40 * MB
+    lose(mesh, borne + GRACE, purchase.id)
+    assert purchase.running
+    lose(mesh, 1, purchase.id)
+    assert not purchase.running
+
+
+def test_one_fast_stream_does_not_keep_its_client_from_buying_anything_else() -> None:
+    mesh, at, purchase = bought_for_a()
+    lose(mesh, 100 * GRACE, purchase.id)
+    assert not purchase.running and at.world.streams.lost_for(mesh["a"].identity, mesh.now.monotonic_s) == GRACE
+    (other,) = buy(mesh, "a", ["203.0.113.99"])
+    lose(mesh, GRACE, other.id)
+    assert other.running
+
+
+def test_keys_that_never_paid_take_no_share_of_what_is_lost() -> None:
+    mesh, at, purchase = bought_for_a("xyz")
+    for name in "xyz":
+        at.world.clients[mesh[name].identity].paid_msat = 0
+    lose(mesh, GRACE, purchase.id)
+    assert list(at.world.streams.client_losses) == [mesh["a"].identity]
+    assert at.world.streams.lost_for(mesh["a"].identity, mesh.now.monotonic_s) == GRACE
 
 
 def test_what_several_clients_bought_counts_for_each_in_part() -> None:
@@ -134,7 +188,7 @@ def test_what_several_clients_bought_counts_for_each_in_part() -> None:
     lose(mesh, GRACE, shared.id)
     lose(mesh, 100 * KB, own.id)
     assert own.running and shared.running
-    assert at.world.streams.losses[mesh["z"].identity, None].lost_bytes == GRACE // 4 + 100 * KB
+    assert at.world.streams.client_losses[mesh["z"].identity].counted_bytes == GRACE // 4 + 100 * KB
 
 
 def test_what_only_our_household_wants_stays_and_what_it_shares_is_bought_again_for_it_alone() -> None:
@@ -175,7 +229,7 @@ def test_purchases_that_nobody_knows_any_more_and_many_destinations_leave_little
     mesh, at, purchase = bought_for_a()
     lose(mesh, MB, b"unknown", purchase.id)
     assert not purchase.running and at.world.streams.lost_bytes == 2 * MB
-    assert [key[1] for key in at.world.streams.losses] == [None]
+    assert not at.world.streams.losses and list(at.world.streams.client_losses) == [mesh["a"].identity]
 
 
 @pytest.mark.parametrize("whole_bytes", [0, 1])

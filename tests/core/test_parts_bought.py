@@ -12,12 +12,13 @@ from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
 from ngp.core.kernel import HeldPacket, Hint, HintKind, Onward, Router, Verdict
-from ngp.core.messages import Ask, Prefix, Reject
+from ngp.core.messages import Accept, Ask, Cancel, Prefix, Propose, Reject, mark
 from ngp.core.selling.sale import Sale
 from ngp.core.settings import Settings
 from ngp.core.values import Now
 
 NETWORK, FIRST, HALF = (ip_network(f"198.51.100.0/{bits}") for bits in (24, 32, 25))
+UPPER_HALF = ip_network("198.51.100.128/25")
 GRACE = 256 << 10
 STRICT = settings(**{**PLENTY, "grace_data_bytes": GRACE, "grace_time_s": 10})
 
@@ -101,23 +102,27 @@ def is_by_addresses(mesh: Mesh, client: str) -> bool:
 
 @pytest.mark.parametrize("d_asks", [1, 20])
 @pytest.mark.parametrize("route", ["c", ""])
+@pytest.mark.parametrize("part", [FIRST, HALF, UPPER_HALF])
 def test_a_network_is_sold_by_its_addresses_if_our_route_to_a_part_leads_to_another_seller(
-    d_asks: int, route: str
+    d_asks: int, route: str, part: Prefix
 ) -> None:
     mesh = star(d_asks)
-    leads(mesh, {HALF: "d"}, route)
+    leads(mesh, {part: "d"}, route)
     send(mesh, "a", "198.51.100.200")
     assert mesh["b"].verdicts == [Verdict.REPEAT], "the first packet passes: its own route is known"
     assert is_by_addresses(mesh, "a") and is_by_addresses(mesh, "z")
 
 
 @pytest.mark.parametrize("route", ["c", ""])
-def test_a_change_of_routes_ends_the_contracts_for_a_network_whose_part_leads_to_another_seller(route: str) -> None:
+@pytest.mark.parametrize("part", [FIRST, HALF, UPPER_HALF])
+def test_a_change_of_routes_ends_the_contracts_for_a_network_whose_part_leads_to_another_seller(
+    route: str, part: Prefix
+) -> None:
     mesh = star(20)
     leads(mesh, {}, route)
     send(mesh, "a", "198.51.100.7")
     sale = sold(mesh, "a")
-    leads(mesh, {HALF: "d"}, route)
+    leads(mesh, {part: "d"}, route)
     assert not sale.running and is_by_addresses(mesh, "a")
 
 
@@ -172,7 +177,7 @@ def test_a_router_that_is_not_known_yet_may_sell_us_a_part_and_is_looked_at_agai
     b.step(ev.RoutesLookedUp(((sold(mesh, "a").id, unknown),)))
     mesh.settle()
     assert is_by_addresses(mesh, "a")
-    mesh.wait(4)
+    mesh.wait(11)
     send(mesh, "z", "198.51.100.7")
     assert sold(mesh, "z").running
 
@@ -206,19 +211,80 @@ def test_a_network_within_which_we_bought_a_part_at_a_higher_price_is_sold_by_it
     assert part.price_msat_per_gib > 20 * MSAT_PER_KB
 
 
-def test_a_part_whose_price_has_risen_ends_the_contract_for_the_network_at_its_renewal() -> None:
-    mesh = star(4, c=asks(4))
+@pytest.mark.parametrize("before", [0, 4])
+def test_a_part_whose_price_rises_ends_the_contract_for_the_network(before: int) -> None:
+    mesh = star(4, c=asks(before))
     ask(mesh, "z", FIRST)
     send(mesh, "a", "198.51.100.7")
     sale, part = sold(mesh, "a"), bought(mesh, "c", FIRST)
     mesh["c"].step(ev.SettingsChanged(asks(20)))
     renew(mesh, "b", part)
-    assert part.highest_msat_per_gib == 20 * MSAT_PER_KB and sale.running
-    whole = mesh["a"].world.purchases.exact(mesh["b"].identity, NETWORK)
-    assert whole is not None
-    mesh["c"].step(ev.SettingsChanged(asks(4)))
-    renew(mesh, "a", whole)
+    assert part.highest_msat_per_gib == 20 * MSAT_PER_KB and not sale.running
+    assert is_by_addresses(mesh, "a")
+
+
+def test_a_network_that_gets_cheaper_is_not_renewed_if_a_part_is_dear_for_it_now() -> None:
+    mesh = star(4, c=asks(8))
+    ask(mesh, "z", FIRST)
+    send(mesh, "a", "198.51.100.7")
+    sale, whole = sold(mesh, "a"), bought(mesh, "c", NETWORK)
+    mesh["c"].step(ev.SettingsChanged(asks(2)))
+    bought_by_a = mesh["a"].world.purchases.exact(mesh["b"].identity, NETWORK)
+    assert bought_by_a is not None
+    for _ in range(2):
+        renew(mesh, "b", whole)
+        mesh.count("b", whole.id, whole.prices[-1][0] - whole.used_bytes + MB)
+        renew(mesh, "a", bought_by_a)
     assert not sale.running and is_by_addresses(mesh, "a")
+
+
+def test_a_part_that_its_server_offers_unasked_at_a_higher_price_ends_the_contract_for_the_network() -> None:
+    mesh = star(4)
+    send(mesh, "a", "198.51.100.7")
+    sale, b, mesh.lost = sold(mesh, "a"), mesh["b"], {Accept}
+    link, price = b.link("c"), 20 * MSAT_PER_KB
+    offer = Propose(bytes(16), FIRST, price, MB, 3600, 10, 0, 4, (mark(mesh["c"].identity),))
+    b.step(ev.MessageReceived(mesh["c"].identity, link, 1, offer, 1 << 43, None, FIRST, b.onward))
+    mesh.settle()
+    assert bought(mesh, "c", FIRST).price_msat_per_gib == price and not sale.running
+    mesh.lost = set()
+    assert is_by_addresses(mesh, "a")
+
+
+def test_a_network_whose_route_moves_to_a_server_that_sold_us_a_dear_part_ends() -> None:
+    mesh = star(20)
+    mesh["b"].prefix, mesh["b"].route = FIRST, "d"
+    ask(mesh, "z", FIRST)
+    leads(mesh, {})
+    send(mesh, "a", "198.51.100.7")
+    sale = sold(mesh, "a")
+    leads(mesh, {}, "d")
+    assert not sale.running and is_by_addresses(mesh, "z")
+
+
+def test_a_client_to_which_our_route_for_its_network_leads_gets_it_no_more() -> None:
+    """It could sell us a part of it for more, and send there itself."""
+    mesh = star(20, a=asks(30))
+    leads(mesh, {})
+    send(mesh, "a", "198.51.100.7")
+    sale = sold(mesh, "a")
+    leads(mesh, {}, "a")
+    assert not sale.running
+
+
+def test_a_contract_that_waits_for_money_with_its_first_packet_ends_like_others_when_the_network_is_taken_apart() -> (
+    None
+):
+    mesh = star(20, b=settings(**{**PLENTY, "grace_data_bytes": 0}))
+    b, a = mesh["b"], mesh["a"]
+    leads(mesh, {})
+    send(mesh, "a", "198.51.100.7")
+    sale, account = sold(mesh, "a"), b.world.client(a.identity)
+    sale.held = sale.held or [77]
+    leads(mesh, {HALF: "d"})
+    neighbour = b.world.peers.of(sale)
+    assert not sale.running and sale.id not in b.world.contracts and account.running == 0
+    assert neighbour is not None and neighbour.quotes == 0 and b.sent(Cancel)
 
 
 def renew(mesh: Mesh, name: str, purchase: Purchase) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kernel_lab import Lab, gateway, sh
 
 from core_tests.shell import await_until
-from ngp.core.kernel import Fork, Router
+from ngp.core.kernel import UNKNOWN_ROUTER, Fork, Router
 from ngp.errors import KernelError
 from ngp.modules import rtnetlink
 from ngp.modules.netlink import Asker
@@ -111,6 +111,13 @@ def test_the_routers_of_routes_inside_a_prefix_are_found_and_read_anew_after_cha
     assert inside("203.0.113.0/24", fresh=False) == set(), "clients cause this one: not again within a second"
     assert inside("203.0.113.0/24") == inside("203.0.113.254/31") == {EAST.place} and inside("203.0.112.0/24") == set()
     assert inside("2001:db8::/32") == {EAST_6.place} and inside("2001:db8:ffff::/48") == set()
+
+
+def test_more_routes_than_are_read_may_lead_anywhere(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ngp.modules.network.forks.MOST_ROUTES", 2)
+    assert Forks(host).inside(PART, MESH, True) == (UNKNOWN_ROUTER,)
+    monkeypatch.setattr("ngp.modules.network.forks.MOST_ROUTES", 3)
+    assert Forks(host).inside(PART, MESH, True) == ()
 
 
 def test_a_link_without_carrier_is_no_way(host: Host) -> None:

@@ -126,5 +126,6 @@ def _hold_for_contract(world: World, sale: Sale, packet: HeldPacket) -> None:
         if sale.state is State.QUOTED and sale.asked and not (sale.held or sale.agreed):
             offer_again(world, sale)
         sale.held.append(packet.handle)
+        sale.first = sale.first or packet.destination
     else:  # if the contract runs, the kernel decides; if it was refused, waiting is useless
         world.do(Decide(packet.handle, Verdict.REPEAT if sale.running else Verdict.DROP))

@@ -10,6 +10,7 @@ from itertools import islice
 
 from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
 from ngp.core.contract import CloseReason, State
+from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
@@ -182,7 +183,7 @@ def _renewal_asked(
         return
     rerouting.follow(world, sale)
     least = basis_changed.least_by_route(world, sale, onward)
-    if sale.least_msat_per_gib < least or parts.has_dear(world, sale):
+    if sale.least_msat_per_gib < least:
         world.halt(sale, CloseReason.UPSTREAM)
     if not sale.running:  # it can't go on by the way that its traffic goes now
         world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
@@ -264,7 +265,7 @@ def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
     Returns False if neither is possible.
     """
     room = upstream.room(world, sale)
-    if parts.has_dear(world, sale):
+    if parts.has_dear(world, sale, sale.seller):
         return False
     if room is not None and room >= sale.data_limit_bytes:
         _open(world, sale)
@@ -281,6 +282,8 @@ def _open(world: World, sale: Sale) -> None:
     account.priced += sale.priced
     world.open(sale)
     _run(world, account, sale, "")
+    if sale.destination.is_network:  # our routes may have changed since the quote
+        world.do(LookUpRoutes(((sale.id, sale.destination.prefix),)))
 
 
 def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> None:
@@ -313,6 +316,9 @@ def _renew(world: World, sale: Sale, offer: Offer) -> None:
     account.priced += sale.priced
     world.timers.clear(Due.QUOTE, sale.id)
     world.timers.clear(Due.EXHAUSTED, sale.id)
+    if sale.price_msat_per_gib < before_msat_per_gib and parts.has_dear(world, sale, sale.seller):
+        world.halt(sale, CloseReason.UPSTREAM)
+        return
     _run(world, account, sale, "renewed")
 
 
