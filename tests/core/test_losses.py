@@ -169,7 +169,7 @@ def test_one_fast_stream_does_not_keep_its_client_from_buying_anything_else() ->
     lose(mesh, 100 * GRACE, purchase.id)
     assert not purchase.running and at.world.streams.lost_for(mesh["a"].identity, mesh.now.monotonic_s) == GRACE
     (other,) = buy(mesh, "a", ["203.0.113.99"])
-    lose(mesh, GRACE, other.id)
+    lose(mesh, 60 * KB, other.id)
     assert other.running
 
 
