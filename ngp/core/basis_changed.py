@@ -30,7 +30,7 @@ def costs_more(world: World, purchase_id: bytes, cost_msat_per_gib: int) -> None
     """
     purchase = world.running_purchase(purchase_id)
     if purchase is not None:
-        _end_networks_around(world, purchase)
+        _end_those_around(world, purchase)
     for sale in [*world.resting.get(purchase_id, {}).values(), *_may_go_by(world, purchase_id)]:
         if sale.least_msat_per_gib < upstream.least_above(world, sale, cost_msat_per_gib):
             withdraw(world, sale)
@@ -81,7 +81,7 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
     bought = world.running_purchase(purchase_id)
     if bought is None:
         return
-    _end_networks_around(world, bought)
+    _end_those_around(world, bought)
     destination, seller = bought.destination, bought.identity
     for client in list(world.peers.by_identity):
         sale = world.sales.covering(client, destination.prefix)
@@ -94,7 +94,7 @@ def leads_elsewhere(world: World, purchase_id: bytes) -> None:
             world.do(LookUpRoutes(found))
 
 
-def _end_networks_around(world: World, purchase: Purchase) -> None:
+def _end_those_around(world: World, purchase: Purchase) -> None:
     for sale in parts.bought(world, purchase):
         _take_apart(world, sale)
 
@@ -124,7 +124,7 @@ def route_seen(world: World, contract: bytes, onward: Onward) -> None:
 def _take_apart(world: World, sale: Sale) -> None:
     """End a contract for a network, or offer the address of the packet that waits for it instead."""
     neighbour = world.peers.of(sale)
-    if sale.running or not sale.held or neighbour is None:
+    if sale.running or not (sale.held and sale.destination.is_network) or neighbour is None:
         withdraw(world, sale)
         return
     if sale.state is State.QUOTED:

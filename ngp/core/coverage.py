@@ -57,6 +57,15 @@ class Coverage(Generic[OneSide]):
         """Find the contract with the longest prefix that covers all of a prefix."""
         return self._longest(identity, prefix.network_address, prefix.prefixlen)
 
+    def all_covering(self, identity: bytes, prefix: PackedPrefix) -> list[OneSide]:
+        """List a neighbour's contracts that cover all of a prefix."""
+        lengths = self._contracts.get((identity, prefix.version), {})
+        return [
+            one
+            for length, contracts in lengths.items()
+            if length <= prefix.bits and (one := contracts.get(prefix.shortened(length))) is not None
+        ]
+
     def within(self, identity: bytes, prefix: PackedPrefix) -> Iterator[OneSide]:
         """Yield the contracts for narrower prefixes inside one."""
         for length, contracts in self._contracts.get((identity, prefix.version), {}).items():

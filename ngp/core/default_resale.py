@@ -134,8 +134,7 @@ def unsold_seen(world: World, counted_bytes: int) -> None:
     if unsold.counted_bytes is None or now - unsold.since_mono_s > LOSS_WINDOW_S:
         world.resold.unsold = Unsold(counted_bytes, 0, now)
         return
-    # What came by other purchases is taken off a moment later than it is counted.
-    unsold.lost_bytes = max(0, unsold.lost_bytes + counted_bytes - unsold.counted_bytes)
+    unsold.lost_bytes += counted_bytes - unsold.counted_bytes  # what came by other purchases may be taken off before
     unsold.counted_bytes = counted_bytes
     if unsold.lost_bytes <= world.settings.grace_data_bytes:
         return

@@ -7,11 +7,12 @@ its sales, and its destination is withheld for a while, as in `unsold`.
 
 - What comes for ourselves and our LANs isn't refused, so it isn't counted, however much it is.
 - When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
-  So a tenth of what a purchase has sold is borne, as far as our margin pays for that.
+  So what a purchase has earned above its cost, at most a tenth of it, pays for that.
 - What was refused of all purchases for one client counts together: it could have one stream come by each of many. What
   several clients have bought counts for each of them in part, but for those that never paid. By a client that is above
   GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no more than the largest packet.
-  Nothing more is bought for a client above twice GRACE_DATA, and by what it has nothing may be lost.
+- If a client lost us MOST_GRACES times GRACE_DATA at a server, by purchases that it alone uses, nothing more is bought
+  there for it. So others, who can have something sent by what they share with it, can't lock it out.
 - What nobody but our household wants stays: its next packet would buy it again.
 - Default routes have a rule of their own (`default_resale`), which goes back to single destinations.
 """
@@ -45,15 +46,21 @@ def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
 
 def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     streams, now, about = world.streams, world.now.monotonic_s, (purchase.identity, purchase.destination)
-    clients, withheld = _clients(world, purchase), streams.withheld.get(about)
+    withheld = streams.withheld.get(about)
+    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
+    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
+        clients = {purchase.opened_for}
     if not clients or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
-    loss = _lost(world, about, purchase, size_bytes)
+    loss = _lost(world, about, purchase, clients, size_bytes)
     grace_bytes = world.settings.grace_data_bytes
-    most = max(streams.lost_for(client, now) for client in clients)
+    losses = [streams.lost_for(client, purchase.identity, now) for client in clients]
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
-    bound = min(grace_bytes, LARGEST_PACKET_BYTES) if most > grace_bytes or is_again else grace_bytes
-    if loss.counted_bytes <= (bound if most <= MOST_GRACES * grace_bytes else 0):
+    is_above = is_again or any(one.counted_bytes > grace_bytes for one in losses)
+    bound = min(grace_bytes, LARGEST_PACKET_BYTES) if is_above else grace_bytes
+    if all(one.alone_bytes > MOST_GRACES * grace_bytes for one in losses):
+        bound = 0
+    if loss.counted_bytes <= bound:
         return
     streams.losses.pop(about, None)
     what = f"{loss.lost_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody"
@@ -64,33 +71,22 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
         unsold.end(world, purchase)
 
 
-def _clients(world: World, purchase: Purchase) -> set[bytes]:
-    """Return the clients for which a purchase is; keys that never paid cost nothing, and share no loss with others."""
-    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
-    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
-        return {purchase.opened_for}
-    return {one for one in clients if world.has_traded(Role.SERVER, one)} or clients
-
-
-def _lost(world: World, about: tuple[bytes, PackedPrefix], purchase: Purchase, size_bytes: int) -> Loss:
+def _lost(
+    world: World, about: tuple[bytes, PackedPrefix], purchase: Purchase, clients: set[bytes], size_bytes: int
+) -> Loss:
     """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
-    streams, now = world.streams, world.now.monotonic_s
+    streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
     loss = streams.losses.get(about)
     if loss is None or now - loss.since_mono_s > LOSS_WINDOW_S:
         loss = Loss(now)
     before = loss.counted_bytes
     loss.lost_bytes += size_bytes
-    loss.counted_bytes = max(before, loss.lost_bytes - _borne(world, purchase))
+    loss.counted_bytes += size_bytes - purchase.bear(size_bytes)
     streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
-    grace_bytes, clients = world.settings.grace_data_bytes, _clients(world, purchase)
-    share_bytes = -(-(min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)) // len(clients))
-    for client in clients:
-        streams.lose_for(client, share_bytes, now)
+    grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
+    paying = {one for one in clients if world.has_traded(Role.SERVER, one)} or clients
+    for client in paying if grown_bytes else ():
+        alone_bytes = grown_bytes if len(clients) == 1 else 0
+        streams.lose_for(client, purchase.identity, -(-grown_bytes // len(paying)), alone_bytes, now)
     return loss
-
-
-def _borne(world: World, purchase: Purchase) -> int:
-    cost, sold_bytes = purchase.highest_msat_per_gib, purchase.sold_from_bytes
-    margin = world.settings.resale_margin.least_msat_per_gib(cost) - cost
-    return min(sold_bytes // unsold.FORGIVEN_SHARE, sold_bytes * margin // cost)

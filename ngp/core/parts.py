@@ -75,16 +75,21 @@ def has_dear(world: World, sale: Sale, seller: bytes) -> bool:
 
 
 def bought(world: World, purchase: Purchase) -> list[Sale]:
-    """List the contracts for networks that are too cheap for a part of them, bought just now or dearer than before.
+    """List the contracts that are too cheap for a part of them, or all of it, bought just now or dearer than before.
 
-    These networks aren't sold as a whole for a while; the caller ends the sales.
+    They don't rest on that purchase, but their packets to there go by it. The caller ends them. The networks among them
+    aren't sold as a whole for a while.
     """
-    part = purchase.destination
-    around = (world.sales.covering(client, part.prefix) for client in list(world.peers.by_identity))
-    sales = [one for one in around if one is not None and one.destination.is_network and one.destination != part]
-    found = [one for one in sales if _is_open(one) and upstream.is_too_cheap(world, one, purchase)]
-    for sale in found:
-        _split(world, sale, SPLIT_S)
+    part, found = purchase.destination, list[Sale]()
+    for client in list(world.peers.by_identity):
+        for sale in world.sales.all_covering(client, part):
+            is_around = sale.destination.is_network and sale.destination != part
+            is_on_another = sale.seller == purchase.identity and sale.rests_on not in (b"", purchase.id)
+            may_end = _is_open(sale) and not sale.destination.is_default  # default routes have exceptions
+            if may_end and (is_around or is_on_another) and upstream.is_too_cheap(world, sale, purchase):
+                found.append(sale)
+                if is_around:
+                    _split(world, sale, SPLIT_S)
     return found
 
 

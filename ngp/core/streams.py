@@ -10,7 +10,7 @@ from ngp.core.prefixes import PackedPrefix
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
 LOSS_WINDOW_S = 3600.0
-MOST_GRACES = 2  # nothing more is bought for a client for which we lost so many graces within that time
+MOST_GRACES = 8  # nothing more is bought for a client at a server where we lost so many for it within that time
 
 
 @dataclass(slots=True)
@@ -70,12 +70,15 @@ class Withheld:
 class Loss:
     """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant.
 
-    Attributes: counted_bytes: those above what our margin on what was sold pays for.
+    Attributes:
+        counted_bytes: those for which what we earned above their purchase's cost doesn't pay.
+        alone_bytes: of a client: those of them that came by purchases which it alone used.
     """
 
     since_mono_s: float
     lost_bytes: int = 0
     counted_bytes: int = 0
+    alone_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +88,7 @@ class Streams:
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
-        losses: by server and destination. client_losses: what is counted of them, by client.
+        losses: by server and destination. client_losses: what is counted of them, by client and server.
         lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
@@ -93,18 +96,17 @@ class Streams:
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
     losses: Newest[tuple[bytes, PackedPrefix], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
-    client_losses: Newest[bytes, Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
+    client_losses: Newest[tuple[bytes, bytes], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
     lost_bytes: int = 0
 
-    def lost_for(self, client: bytes, now_mono_s: float) -> int:
-        """Return what was lost for a client within an hour."""
-        loss = self.client_losses.get(client)
-        return loss.counted_bytes if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else 0
+    def lost_for(self, client: bytes, server: bytes, now_mono_s: float) -> Loss:
+        """Return what was lost for a client at a server within an hour."""
+        loss = self.client_losses.get((client, server))
+        return loss if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else Loss(now_mono_s)
 
-    def lose_for(self, client: bytes, size_bytes: int, now_mono_s: float) -> None:
-        """Add to what was lost for a client within an hour."""
-        loss = self.client_losses.get(client)
-        if loss is None or now_mono_s - loss.since_mono_s > LOSS_WINDOW_S:
-            loss = Loss(now_mono_s)
+    def lose_for(self, client: bytes, server: bytes, size_bytes: int, alone_bytes: int, now_mono_s: float) -> None:
+        """Add to what was lost for a client at a server within an hour."""
+        loss = self.lost_for(client, server, now_mono_s)
         loss.counted_bytes += size_bytes
-        self.client_losses.note(client, loss)
+        loss.alone_bytes += alone_bytes
+        self.client_losses.note((client, server), loss)

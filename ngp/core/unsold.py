@@ -57,7 +57,9 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
     if purchase is not None:
         ways = (purchase, *upstream.other_ways(world, sale, purchase))
         max(ways, key=lambda one: (one.fresh_to_bytes, one.rate.at_mono_s)).sold(to_bytes, 0)
-        max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s)).sold(0, from_bytes)
+        way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
+        way.sold(0, from_bytes)
+        way.earn(from_bytes, sale.least_msat_per_gib)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
@@ -74,8 +76,8 @@ def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -
 
 def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
-    lost_bytes = world.streams.lost_for(sale.identity, world.now.monotonic_s)
-    return lost_bytes > MOST_GRACES * world.settings.grace_data_bytes or any(
+    lost = world.streams.lost_for(sale.identity, sale.seller, world.now.monotonic_s)
+    return lost.alone_bytes > MOST_GRACES * world.settings.grace_data_bytes or any(
         server == sale.seller and world.now.monotonic_s < one.until_mono_s
         for (server, destination), one in world.streams.withheld.items()
         if destination.covers(sale.destination)

@@ -238,15 +238,21 @@ def test_a_network_that_gets_cheaper_is_not_renewed_if_a_part_is_dear_for_it_now
     assert not sale.running and is_by_addresses(mesh, "a")
 
 
-def test_a_part_that_its_server_offers_unasked_at_a_higher_price_ends_the_contract_for_the_network() -> None:
+@pytest.mark.parametrize("also", [None, HALF, FIRST])
+def test_a_part_that_its_server_offers_unasked_at_a_higher_price_ends_all_contracts_around_it(
+    also: Prefix | None,
+) -> None:
     mesh = star(4)
     send(mesh, "a", "198.51.100.7")
+    if also is not None:
+        ask(mesh, "a", also)
     sale, b, mesh.lost = sold(mesh, "a"), mesh["b"], {Accept}
     link, price = b.link("c"), 20 * MSAT_PER_KB
     offer = Propose(bytes(16), FIRST, price, MB, 3600, 10, 0, 4, (mark(mesh["c"].identity),))
     b.step(ev.MessageReceived(mesh["c"].identity, link, 1, offer, 1 << 43, None, FIRST, b.onward))
     mesh.settle()
     assert bought(mesh, "c", FIRST).price_msat_per_gib == price and not sale.running
+    assert not [one for one in b.world.sold_to(mesh["a"].identity) if one.running]
     mesh.lost = set()
     assert is_by_addresses(mesh, "a")
 

@@ -11,6 +11,7 @@ from mesh import HOST, MB, PLENTY, Mesh, asks, promised
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
+from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import IN_USE_S, State
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
 from ngp.core.selling.quoting import REFUSAL_S
@@ -339,3 +340,19 @@ def test_a_neighbour_that_asks_and_finds_it_too_dear_ends_no_purchase_that_the_h
     at.step(ev.MessageReceived(mesh["x"].identity, at.link("x"), 1, question, 1 << 41, onward=at.onward))
     mesh.settle()
     assert mesh["x"].sent(Reject) and purchase.running is is_used
+
+
+def test_an_accept_that_came_too_late_ends_the_contract_though_the_next_renewal_is_asked_for() -> None:
+    """Its server has another limit than we, and would refuse all later renewals."""
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    b, purchase, mesh.lost = mesh["b"], mesh["b"].purchase("c"), {Ask}
+    b.world.effects = []
+    assert ask_renewal(b.world, purchase, purchase.data_limit_bytes + MB)
+    b.carry_out(b.world.effects)
+    mesh.settle()
+    assert purchase.state is State.RENEWING
+    refused = Reject(purchase.id, RejectReason.TERMS)
+    b.step(ev.MessageReceived(mesh["c"].identity, b.link("c"), 1, refused, 1 << 43))
+    mesh.settle()
+    assert not purchase.running

@@ -289,7 +289,8 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject) -> None:
     purchase = world.purchase(reject.contract)
     if purchase is None or purchase.identity != neighbour.identity:
         return
-    if purchase.state is State.RENEWING and reject.reason is not RejectReason.LAPSED:
+    # `terms` refuses an accept: if that came late, the server has another limit than we.
+    if purchase.state is State.RENEWING and reject.reason not in (RejectReason.LAPSED, RejectReason.TERMS):
         renewal_over(world, purchase, f"renewal declined: {reject.reason.value}")
     elif purchase.running:
         bills.end_refused(world, purchase)

@@ -10,6 +10,8 @@ from ngp.core.kernel import FULL_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.settings import Settings
 
+EARNED_SHARE = 10
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Purchase(Contract):
@@ -26,6 +28,8 @@ class Purchase(Contract):
         sold_to_bytes, sold_from_bytes: how much of what it carried was sold to those that buy from us; after a start,
             as if all of it was.
         fresh_to_bytes, fresh_from_bytes: what the last reading counted and wasn't found to be sold.
+        earned_units: what we earned by selling it, above its cost, in msat / 2^30, at most a tenth of that cost, and
+            didn't use for what was lost (`bear`); since a start.
         needed_at: bytes that it had brought, and that we had sent by it, beside what was sold, when it was of use last:
             to a client, or because we sent something. None: no client's contract that rested on it has ended.
         unneeded: we ended it since no client needed it any more, so its early end says nothing against its server.
@@ -44,6 +48,7 @@ class Purchase(Contract):
     sold_from_bytes: int = 0
     fresh_to_bytes: int = 0
     fresh_from_bytes: int = 0
+    earned_units: int = 0
     needed_at: tuple[int, int] | None = None
     unneeded: bool = False
     ended_by_itself: bool = False
@@ -69,6 +74,17 @@ class Purchase(Contract):
         self.sold_from_bytes += from_bytes
         self.fresh_to_bytes -= to_bytes
         self.fresh_from_bytes -= from_bytes
+
+    def earn(self, size_bytes: int, price_msat_per_gib: int) -> None:
+        """Note what is earned above cost by selling some of it at a price."""
+        cost = self.highest_msat_per_gib
+        self.earned_units += size_bytes * max(0, min(price_msat_per_gib - cost, cost // EARNED_SHARE))
+
+    def bear(self, size_bytes: int) -> int:
+        """Pay for lost bytes with what was earned. Returns how many bytes that paid for."""
+        borne_bytes = min(size_bytes, self.earned_units // max(1, self.highest_msat_per_gib))
+        self.earned_units -= borne_bytes * self.highest_msat_per_gib
+        return borne_bytes
 
     def stated(self, used_to_bytes: int) -> tuple[int, int]:
         """Compare the bytes that we sent with a statement's. Returns both, as they grew since the last statement."""
