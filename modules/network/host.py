@@ -62,6 +62,7 @@ class Host:
     """Answers questions about this network namespace; open and use it in one and the same thread.
 
     Args: monotonic_s: a clock; it tells how old remembered answers are.
+    Attributes: forgotten: how often remembered answers were forgotten, as after each change.
     """
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:

@@ -51,20 +51,15 @@ class Coverage(Generic[OneSide]):
 
     def find(self, identity: bytes, address: Address) -> OneSide | None:
         """Find the contract with the longest prefix that covers an address."""
-        return self._longest(identity, address, address.max_prefixlen)
+        return next(self._covering(identity, address, address.max_prefixlen), None)
 
     def covering(self, identity: bytes, prefix: Prefix) -> OneSide | None:
         """Find the contract with the longest prefix that covers all of a prefix."""
-        return self._longest(identity, prefix.network_address, prefix.prefixlen)
+        return next(self.all_covering(identity, prefix), None)
 
-    def all_covering(self, identity: bytes, prefix: PackedPrefix) -> list[OneSide]:
-        """List a neighbour's contracts that cover all of a prefix."""
-        lengths = self._contracts.get((identity, prefix.version), {})
-        return [
-            one
-            for length, contracts in lengths.items()
-            if length <= prefix.bits and (one := contracts.get(prefix.shortened(length))) is not None
-        ]
+    def all_covering(self, identity: bytes, prefix: Prefix) -> Iterator[OneSide]:
+        """Yield a neighbour's contracts that cover all of a prefix, the one with the longest prefix first."""
+        return self._covering(identity, prefix.network_address, prefix.prefixlen)
 
     def within(self, identity: bytes, prefix: PackedPrefix) -> Iterator[OneSide]:
         """Yield the contracts for narrower prefixes inside one."""
@@ -72,7 +67,7 @@ class Coverage(Generic[OneSide]):
             if length > prefix.bits:
                 yield from (one for one in contracts.values() if prefix.covers(one.destination))
 
-    def _longest(self, identity: bytes, address: Address, most_bits: int) -> OneSide | None:
+    def _covering(self, identity: bytes, address: Address, most_bits: int) -> Iterator[OneSide]:
         lengths = self._contracts.get((identity, address.version), {})
         value, bits = int(address), address.max_prefixlen
         for length in sorted(lengths, reverse=True):
@@ -81,5 +76,4 @@ class Coverage(Generic[OneSide]):
             network = value >> (bits - length) << (bits - length)
             contract = lengths[length].get(network.to_bytes(bits // 8, "big"))
             if contract is not None:
-                return contract
-        return None
+                yield contract

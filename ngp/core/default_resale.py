@@ -25,10 +25,10 @@ from ngp.core.peers import Neighbour
 from ngp.core.pricing import about_price
 from ngp.core.resold import Unsold
 from ngp.core.spans import Spans
+from ngp.core.streams import LOSS_WINDOW_S
 from ngp.core.world import World
 
 ASKED_S = 30.0  # quotes are valid for less
-LOSS_WINDOW_S = 3600.0
 REFUSED_S = 3600.0
 """After too much was lost, no default route is resold for this time."""
 

@@ -26,7 +26,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.prefixes import PackedPrefix
-from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, Loss
+from ngp.core.streams import MOST_GRACES, Loss
 from ngp.core.world import World
 
 
@@ -76,9 +76,7 @@ def _lost(
 ) -> Loss:
     """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
     streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
-    loss = streams.losses.get(about)
-    if loss is None or now - loss.since_mono_s > LOSS_WINDOW_S:
-        loss = Loss(now)
+    loss = streams.losses.lately(about, now)
     before = loss.counted_bytes
     loss.lost_bytes += size_bytes
     loss.counted_bytes += size_bytes - purchase.bear(size_bytes)

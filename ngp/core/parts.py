@@ -48,6 +48,12 @@ def look_up(world: World) -> None:
         world.do(LookUpRoutes(found))
 
 
+def look_up_for(world: World, sale: Sale) -> None:
+    """Look up the routes to parts of what a contract is for, if it is for a network."""
+    if sale.destination.is_network:
+        world.do(LookUpRoutes(((sale.id, sale.destination.prefix),)))
+
+
 def is_split(world: World, destination: Prefix) -> bool:
     """Say whether a network isn't sold as a whole now."""
     return world.now.monotonic_s < world.resold.split.get(PackedPrefix.of(destination), 0.0)
@@ -82,7 +88,7 @@ def bought(world: World, purchase: Purchase) -> list[Sale]:
     """
     part, found = purchase.destination, list[Sale]()
     for client in list(world.peers.by_identity):
-        for sale in world.sales.all_covering(client, part):
+        for sale in world.sales.all_covering(client, part.prefix):
             is_around = sale.destination.is_network and sale.destination != part
             is_on_another = sale.seller == purchase.identity and sale.rests_on not in (b"", purchase.id)
             may_end = _is_open(sale) and not sale.destination.is_default  # default routes have exceptions

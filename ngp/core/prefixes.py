@@ -48,11 +48,6 @@ class PackedPrefix(NamedTuple):
         outside = 8 * len(self.address) - self.bits
         return int.from_bytes(self.address, "big") >> outside == int.from_bytes(other.address, "big") >> outside
 
-    def shortened(self, bits: int) -> bytes:
-        """Return the first address of the prefix of this length that covers this one. Args: bits: at most its own."""
-        outside = 8 * len(self.address) - bits
-        return (int.from_bytes(self.address, "big") >> outside << outside).to_bytes(len(self.address), "big")
-
     @property
     def prefix(self) -> Prefix:
         """The prefix, for those who compute with it or send it."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ngp.core.newest import Newest
 from ngp.core.prefixes import PackedPrefix
+
+Key = TypeVar("Key")
 
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
@@ -81,6 +84,18 @@ class Loss:
     alone_bytes: int = 0
 
 
+class Losses(Newest[Key, Loss]):
+    """Losses of the last hour; the oldest above MOST_LOSSES are forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__(MOST_LOSSES)
+
+    def lately(self, key: Key, now_mono_s: float) -> Loss:
+        """Return a loss, or a new one if there is none or it began more than an hour ago."""
+        loss = self.get(key)
+        return loss if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else Loss(now_mono_s)
+
+
 @dataclass(slots=True, eq=False)
 class Streams:
     """What `unsold` and `losses` look after.
@@ -95,14 +110,13 @@ class Streams:
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
-    losses: Newest[tuple[bytes, PackedPrefix], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
-    client_losses: Newest[tuple[bytes, bytes], Loss] = field(default_factory=lambda: Newest(MOST_LOSSES))
+    losses: Losses[tuple[bytes, PackedPrefix]] = field(default_factory=Losses)
+    client_losses: Losses[tuple[bytes, bytes]] = field(default_factory=Losses)
     lost_bytes: int = 0
 
     def lost_for(self, client: bytes, server: bytes, now_mono_s: float) -> Loss:
         """Return what was lost for a client at a server within an hour."""
-        loss = self.client_losses.get((client, server))
-        return loss if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else Loss(now_mono_s)
+        return self.client_losses.lately((client, server), now_mono_s)
 
     def lose_for(self, client: bytes, server: bytes, size_bytes: int, alone_bytes: int, now_mono_s: float) -> None:
         """Add to what was lost for a client at a server within an hour."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from ngp.core.default_resale import is_in_use
 from ngp.core.effects import Effect, LookUpRoutes, ReadMeters
@@ -15,6 +16,8 @@ from ngp.core.prefixes import default_prefix, sample
 from ngp.core.world import World
 from ngp.errors import KernelError
 from ngp.ports import Network
+
+T = TypeVar("T")
 
 READINGS_AT_ONCE = 32  # in one event, which is then about as much work as one or two events of a neighbour
 MOST_BILLERS = 4096
@@ -44,9 +47,8 @@ class Readings:
         """Tell the core what we paid for and dropped, as nobody had bought it."""
         counted_bytes = self._network.unsold_bytes()
         if counted_bytes != self._unsold_bytes:
-            losses = tuple(self._network.unsold_by_purchase().items())
-            for start in range(0, len(losses), READINGS_AT_ONCE):
-                self._tell(LossesSeen(losses[start : start + READINGS_AT_ONCE]))
+            for losses in _in_parts(tuple(self._network.unsold_by_purchase().items())):
+                self._tell(LossesSeen(losses))
         self._unsold_bytes = counted_bytes
         if is_in_use(self._world):
             self._tell(UnsoldSeen(counted_bytes))
@@ -132,5 +134,10 @@ class Readings:
             self._routes_read_again = loop_time() + (loop_time() - began) * ROUTES_READ_SHARE
 
     def _tell_in_parts(self, readings: Sequence[Reading]) -> None:
-        for start in range(0, len(readings), READINGS_AT_ONCE):
-            self._tell(UsageRead(tuple(readings[start : start + READINGS_AT_ONCE])))
+        for part in _in_parts(readings):
+            self._tell(UsageRead(part))
+
+
+def _in_parts(many: Sequence[T]) -> Iterator[tuple[T, ...]]:
+    for start in range(0, len(many), READINGS_AT_ONCE):
+        yield tuple(many[start : start + READINGS_AT_ONCE])

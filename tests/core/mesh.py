@@ -17,6 +17,7 @@ from ngp.core import effects as fx
 from ngp.core import events as ev
 from ngp.core.buying.account import ServerAccount
 from ngp.core.buying.purchase import Purchase
+from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import CloseReason
 from ngp.core.gatekeeper import Gatekeeper
 from ngp.core.kernel import Adopted, HeldPacket, MeshRoutes, Onward, Reading, Verdict
@@ -281,6 +282,15 @@ class Mesh:
         router = self[name]
         router.counts.setdefault(contract, [0, 0])[0] += size
         router.step(ev.UsageRead((router.reading(contract),)))
+
+    def renew(self, name: str, purchase: Purchase, limit_bytes: int) -> bool:
+        """Have a node ask for a renewal of what it buys. Returns whether it asked."""
+        router = self[name]
+        router.world.effects = []
+        asked = ask_renewal(router.world, purchase, limit_bytes)
+        router.carry_out(router.world.effects)
+        self.settle()
+        return asked
 
     def wait(self, seconds: float) -> None:
         """Let time pass, in small steps."""

@@ -13,7 +13,6 @@ from playbook import MSAT_PER_KB, settings
 
 from ngp.core import basis_changed
 from ngp.core import events as ev
-from ngp.core.buying import renewal
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket, Onward
 from ngp.core.messages import Ask, Propose, Reject, RejectReason
@@ -190,11 +189,7 @@ def test_clients_that_renew_at_once_after_a_change_of_routes_to_a_way_of_equal_p
 
 def extend(mesh: Mesh, name: str, server: str, limit_bytes: int) -> None:
     """Let a node ask for a renewal of its purchase."""
-    at = mesh[name]
-    at.world.effects = []
-    assert renewal.ask_renewal(at.world, at.purchase(server), limit_bytes)
-    at.carry_out(at.world.effects)
-    mesh.settle()
+    assert mesh.renew(name, mesh[name].purchase(server), limit_bytes)
 
 
 @pytest.mark.parametrize("falls", [False, True])

@@ -10,7 +10,6 @@ from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
-from ngp.core.buying.renewal import ask_renewal
 from ngp.core.kernel import HeldPacket, Hint, HintKind, Onward, Router, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Prefix, Propose, Reject, mark
 from ngp.core.selling.sale import Sale
@@ -218,7 +217,7 @@ def test_a_part_whose_price_rises_ends_the_contract_for_the_network(before: int)
     send(mesh, "a", "198.51.100.7")
     sale, part = sold(mesh, "a"), bought(mesh, "c", FIRST)
     mesh["c"].step(ev.SettingsChanged(asks(20)))
-    renew(mesh, "b", part)
+    mesh.renew("b", part, part.data_limit_bytes + MB)
     assert part.highest_msat_per_gib == 20 * MSAT_PER_KB and not sale.running
     assert is_by_addresses(mesh, "a")
 
@@ -232,9 +231,9 @@ def test_a_network_that_gets_cheaper_is_not_renewed_if_a_part_is_dear_for_it_now
     bought_by_a = mesh["a"].world.purchases.exact(mesh["b"].identity, NETWORK)
     assert bought_by_a is not None
     for _ in range(2):
-        renew(mesh, "b", whole)
+        mesh.renew("b", whole, whole.data_limit_bytes + MB)
         mesh.count("b", whole.id, whole.prices[-1][0] - whole.used_bytes + MB)
-        renew(mesh, "a", bought_by_a)
+        mesh.renew("a", bought_by_a, bought_by_a.data_limit_bytes + MB)
     assert not sale.running and is_by_addresses(mesh, "a")
 
 
@@ -291,11 +290,3 @@ def test_a_contract_that_waits_for_money_with_its_first_packet_ends_like_others_
     neighbour = b.world.peers.of(sale)
     assert not sale.running and sale.id not in b.world.contracts and account.running == 0
     assert neighbour is not None and neighbour.quotes == 0 and b.sent(Cancel)
-
-
-def renew(mesh: Mesh, name: str, purchase: Purchase) -> None:
-    at = mesh[name]
-    at.world.effects = []
-    ask_renewal(at.world, purchase, purchase.data_limit_bytes + MB)
-    at.carry_out(at.world.effects)
-    mesh.settle()

@@ -11,7 +11,6 @@ from mesh import HOST, MB, PLENTY, Mesh, asks, promised
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
-from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import IN_USE_S, State
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
 from ngp.core.selling.quoting import REFUSAL_S
@@ -347,10 +346,7 @@ def test_an_accept_that_came_too_late_ends_the_contract_though_the_next_renewal_
     mesh = Mesh("abc")
     mesh.packet("a", "b")
     b, purchase, mesh.lost = mesh["b"], mesh["b"].purchase("c"), {Ask}
-    b.world.effects = []
-    assert ask_renewal(b.world, purchase, purchase.data_limit_bytes + MB)
-    b.carry_out(b.world.effects)
-    mesh.settle()
+    assert mesh.renew("b", purchase, purchase.data_limit_bytes + MB)
     assert purchase.state is State.RENEWING
     refused = Reject(purchase.id, RejectReason.TERMS)
     b.step(ev.MessageReceived(mesh["c"].identity, b.link("c"), 1, refused, 1 << 43))

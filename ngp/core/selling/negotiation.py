@@ -10,7 +10,6 @@ from itertools import islice
 
 from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
 from ngp.core.contract import CloseReason, State
-from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
 from ngp.core.peers import Neighbour
@@ -282,8 +281,7 @@ def _open(world: World, sale: Sale) -> None:
     account.priced += sale.priced
     world.open(sale)
     _run(world, account, sale, "")
-    if sale.destination.is_network:  # our routes may have changed since the quote
-        world.do(LookUpRoutes(((sale.id, sale.destination.prefix),)))
+    parts.look_up_for(world, sale)  # our routes may have changed since the quote
 
 
 def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> None:

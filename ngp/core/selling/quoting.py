@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core import unsold, upstream
+from ngp.core import parts, unsold, upstream
 from ngp.core.contract import State
-from ngp.core.effects import LookUpRoutes
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason, Role, mark
 from ngp.core.peers import Neighbour
@@ -70,8 +69,7 @@ def quote(world: World, neighbour: Neighbour, wish: Wish) -> None:
         round=first_round(terms),
     )
     world.add_contract(sale)
-    if sale.destination.is_network:
-        world.do(LookUpRoutes(((sale.id, sale.destination.prefix),)))
+    parts.look_up_for(world, sale)
     neighbour.quotes += 1
     if seller is None:
         propose(world, neighbour, sale, wish.reply_to)
