@@ -63,9 +63,10 @@ class Coverage(Generic[OneSide]):
 
     def within(self, identity: bytes, prefix: PackedPrefix) -> Iterator[OneSide]:
         """Yield the contracts for narrower prefixes inside one."""
+        first, last = prefix.address, prefix.last_address
         for length, contracts in self._contracts.get((identity, prefix.version), {}).items():
-            if length > prefix.bits:
-                yield from (one for one in contracts.values() if prefix.covers(one.destination))
+            if length > prefix.bits:  # a neighbour may have tens of thousands, so each is only compared
+                yield from [one for address, one in contracts.items() if first <= address <= last]
 
     def _covering(self, identity: bytes, address: Address, most_bits: int) -> Iterator[OneSide]:
         lengths = self._contracts.get((identity, address.version), {})

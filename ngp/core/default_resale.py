@@ -131,10 +131,11 @@ def unsold_seen(world: World, counted_bytes: int) -> None:
     if not wholes:
         world.resold.unsold = Unsold()
         return
+    # What came by other purchases is taken off, perhaps before it is counted: then the counter falls for a moment.
     if unsold.counted_bytes is None or now - unsold.since_mono_s > LOSS_WINDOW_S:
-        world.resold.unsold = Unsold(counted_bytes, 0, now)
+        world.resold.unsold = Unsold(max(counted_bytes, unsold.counted_bytes or 0), 0, now)
         return
-    unsold.lost_bytes += counted_bytes - unsold.counted_bytes  # what came by other purchases may be taken off before
+    unsold.lost_bytes += counted_bytes - unsold.counted_bytes
     unsold.counted_bytes = counted_bytes
     if unsold.lost_bytes <= world.settings.grace_data_bytes:
         return

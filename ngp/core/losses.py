@@ -8,11 +8,12 @@ its sales, and its destination is withheld for a while, as in `unsold`.
 - What comes for ourselves and our LANs isn't refused, so it isn't counted, however much it is.
 - When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
   So what a purchase has earned above its cost, at most a tenth of it, pays for that.
-- What was refused of all purchases for one client counts together: it could have one stream come by each of many. What
-  several clients have bought counts for each of them in part, but for those that never paid. By a client that is above
+- All that was lost for one client counts together: it could have one stream come by each of many purchases. Above
   GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no more than the largest packet.
-- If a client lost us MOST_GRACES times GRACE_DATA at a server, by purchases that it alone uses, nothing more is bought
-  there for it. So others, who can have something sent by what they share with it, can't lock it out.
+- It counts for all that used the destination within the hour: one may have something sent, leave, and let it come by
+  what another one buys. If some of them never paid, it counts for these as one, since keys cost nothing.
+- Who lost us MOST_GRACES times GRACE_DATA at a server by what it used alone gets nothing there any more that nobody
+  else uses; by what it shared, nothing that others use. So to share what another one uses doesn't lock that one out.
 - What nobody but our household wants stays: its next packet would buy it again.
 - Default routes have a rule of their own (`default_resale`), which goes back to single destinations.
 """
@@ -25,9 +26,27 @@ from ngp.core import unsold
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
-from ngp.core.prefixes import PackedPrefix
-from ngp.core.streams import MOST_GRACES, Loss
+from ngp.core.selling.sale import Sale
+from ngp.core.streams import MOST_GRACES, Blamed, Loss
 from ngp.core.world import World
+
+
+def is_withheld(world: World, sale: Sale) -> bool:
+    """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
+    now, streams = world.now.monotonic_s, world.streams
+    if streams.blamed:
+        clients = {sale.identity, *streams.users(sale.destination, now)}
+        client = _key(world, sale.identity)
+        about = Blamed(client, sale.seller, len({_key(world, one) for one in clients}) > 1)
+        if _is_above(world, streams.blamed.lately(about, now), MOST_GRACES):
+            return True
+    return any(
+        server == sale.seller and now < one.until_mono_s
+        for (server, destination), one in streams.withheld.items()
+        if destination.covers(sale.destination)
+        # Single destinations are the way out when a default route is withheld: none but its buyers can send there.
+        and (sale.destination.is_default or not destination.is_default)
+    )
 
 
 def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
@@ -40,25 +59,24 @@ def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
         if purchase is not None and purchase.destination.is_default:
             continue
         world.streams.lost_bytes += size_bytes
-        if purchase is not None and purchase.highest_msat_per_gib:  # else it costs us nothing
+        if purchase is not None and purchase.dearest_msat_per_gib:  # else it costs us nothing
             _lose(world, purchase, size_bytes)
 
 
 def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     streams, now, about = world.streams, world.now.monotonic_s, (purchase.identity, purchase.destination)
     withheld = streams.withheld.get(about)
-    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
-    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
-        clients = {purchase.opened_for}
-    if not clients or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
+    blamed = _blamed(world, purchase)
+    if not blamed or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
-    loss = _lost(world, about, purchase, clients, size_bytes)
-    grace_bytes = world.settings.grace_data_bytes
-    losses = [streams.lost_for(client, purchase.identity, now) for client in clients]
+    loss = _lost(world, purchase, blamed, size_bytes)
+    grace_bytes, losses = world.settings.grace_data_bytes, [streams.blamed.lately(one, now) for one in blamed]
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
-    is_above = is_again or any(one.counted_bytes > grace_bytes for one in losses)
-    bound = min(grace_bytes, LARGEST_PACKET_BYTES) if is_above else grace_bytes
-    if all(one.alone_bytes > MOST_GRACES * grace_bytes for one in losses):
+    is_shared = any(one.shared for one in blamed)
+    bound = grace_bytes
+    if is_again or all(_is_above(world, one, 1) for one in losses):
+        bound = min(grace_bytes, LARGEST_PACKET_BYTES)
+    if not is_shared and all(_is_above(world, one, MOST_GRACES) for one in losses):
         bound = 0
     if loss.counted_bytes <= bound:
         return
@@ -71,11 +89,28 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
         unsold.end(world, purchase)
 
 
-def _lost(
-    world: World, about: tuple[bytes, PackedPrefix], purchase: Purchase, clients: set[bytes], size_bytes: int
-) -> Loss:
+def _blamed(world: World, purchase: Purchase) -> set[Blamed]:
+    """Return for whom what is lost of a purchase counts; nobody: only our household uses it."""
+    resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
+    if not (resting or purchase.opened_for or purchase.sold_to_bytes or purchase.sold_from_bytes):
+        return set()
+    clients = resting | world.streams.users(purchase.destination, world.now.monotonic_s)
+    keys = {_key(world, one) for one in clients}
+    return {Blamed(one, purchase.identity, len(keys) > 1) for one in ({b""} if b"" in keys else keys)}
+
+
+def _key(world: World, client: bytes) -> bytes:
+    return client if world.has_traded(Role.SERVER, client) else b""
+
+
+def _is_above(world: World, loss: Loss, graces: int) -> bool:
+    return loss.counted_bytes > graces * world.settings.grace_data_bytes
+
+
+def _lost(world: World, purchase: Purchase, blamed: set[Blamed], size_bytes: int) -> Loss:
     """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
     streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
+    about = purchase.identity, purchase.destination
     loss = streams.losses.lately(about, now)
     before = loss.counted_bytes
     loss.lost_bytes += size_bytes
@@ -83,8 +118,8 @@ def _lost(
     streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
     grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
-    paying = {one for one in clients if world.has_traded(Role.SERVER, one)} or clients
-    for client in paying if grown_bytes else ():
-        alone_bytes = grown_bytes if len(clients) == 1 else 0
-        streams.lose_for(client, purchase.identity, -(-grown_bytes // len(paying)), alone_bytes, now)
+    for one in blamed if grown_bytes else ():
+        theirs = streams.blamed.lately(one, now)
+        theirs.counted_bytes += grown_bytes
+        streams.blamed.note(one, theirs)
     return loss

@@ -81,18 +81,18 @@ def has_dear(world: World, sale: Sale, seller: bytes) -> bool:
 
 
 def bought(world: World, purchase: Purchase) -> list[Sale]:
-    """List the contracts that are too cheap for a part of them, or all of it, bought just now or dearer than before.
+    """List the contracts that are too cheap for a part of them, or all of them, bought just now or dearer than before.
 
-    They don't rest on that purchase, but their packets to there go by it. The caller ends them. The networks among them
-    aren't sold as a whole for a while.
+    They don't rest on that purchase, but their packets go by it: the kernel takes the narrowest purchase. The caller
+    ends them. The networks of which only a part is bought aren't sold as a whole for a while.
     """
     part, found = purchase.destination, list[Sale]()
     for client in list(world.peers.by_identity):
-        for sale in world.sales.all_covering(client, part.prefix):
-            is_around = sale.destination.is_network and sale.destination != part
-            is_on_another = sale.seller == purchase.identity and sale.rests_on not in (b"", purchase.id)
+        for sale in (*world.sales.all_covering(client, part.prefix), *world.sales.within(client, part)):
+            is_around = not part.covers(sale.destination)
+            goes_by_it = is_around or _goes_by(world, sale, purchase)
             may_end = _is_open(sale) and not sale.destination.is_default  # default routes have exceptions
-            if may_end and (is_around or is_on_another) and upstream.is_too_cheap(world, sale, purchase):
+            if may_end and goes_by_it and upstream.is_too_cheap(world, sale, purchase):
                 found.append(sale)
                 if is_around:
                     _split(world, sale, SPLIT_S)
@@ -120,6 +120,12 @@ def goes_apart(world: World, sale: Sale, onward: Onward) -> bool:
         _split(world, sale, UNKNOWN_SPLIT_S)
         return True
     return False
+
+
+def _goes_by(world: World, sale: Sale, purchase: Purchase) -> bool:
+    """Say whether a sale rests on a wider purchase from the same server than the one by which its packets go."""
+    is_on_another = sale.seller == purchase.identity and sale.rests_on not in (b"", purchase.id)
+    return is_on_another and world.purchases.covering(purchase.identity, sale.destination.prefix) is purchase
 
 
 def _is_open(sale: Sale) -> bool:

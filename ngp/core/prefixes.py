@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, Self
@@ -47,6 +48,19 @@ class PackedPrefix(NamedTuple):
             return False
         outside = 8 * len(self.address) - self.bits
         return int.from_bytes(self.address, "big") >> outside == int.from_bytes(other.address, "big") >> outside
+
+    def around(self) -> Iterator[Self]:
+        """Yield all prefixes that cover this one: itself first, a default route last."""
+        number, size = int.from_bytes(self.address, "big"), len(self.address)
+        for bits in range(self.bits, -1, -1):
+            outside = 8 * size - bits
+            yield self._replace(bits=bits, address=(number >> outside << outside).to_bytes(size, "big"))
+
+    @property
+    def last_address(self) -> bytes:
+        """Its last address, 4 or 16 bytes."""
+        rest = (1 << 8 * len(self.address) - self.bits) - 1
+        return (int.from_bytes(self.address, "big") | rest).to_bytes(len(self.address), "big")
 
     @property
     def prefix(self) -> Prefix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ngp.core.newest import Newest
 from ngp.core.prefixes import PackedPrefix
@@ -12,8 +12,9 @@ Key = TypeVar("Key")
 
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
+MOST_USED, MOST_USERS = 16384, 64  # destinations, and clients of each
 LOSS_WINDOW_S = 3600.0
-MOST_GRACES = 8  # nothing more is bought for a client at a server where we lost so many for it within that time
+MOST_GRACES = 8  # a client for which we lost so many at a server within that time gets nothing more there
 
 
 @dataclass(slots=True)
@@ -73,15 +74,12 @@ class Withheld:
 class Loss:
     """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant.
 
-    Attributes:
-        counted_bytes: those for which what we earned above their purchase's cost doesn't pay.
-        alone_bytes: of a client: those of them that came by purchases which it alone used.
+    Attributes: counted_bytes: those for which what we earned above their purchase's cost doesn't pay.
     """
 
     since_mono_s: float
     lost_bytes: int = 0
     counted_bytes: int = 0
-    alone_bytes: int = 0
 
 
 class Losses(Newest[Key, Loss]):
@@ -96,6 +94,19 @@ class Losses(Newest[Key, Loss]):
         return loss if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else Loss(now_mono_s)
 
 
+class Blamed(NamedTuple):
+    """For whom something was lost, and from whom we had bought it.
+
+    Attributes:
+        client: b"": all clients that never paid, as keys cost nothing.
+        shared: whether others used the same destination, too.
+    """
+
+    client: bytes
+    server: bytes
+    shared: bool
+
+
 @dataclass(slots=True, eq=False)
 class Streams:
     """What `unsold` and `losses` look after.
@@ -103,24 +114,26 @@ class Streams:
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
-        losses: by server and destination. client_losses: what is counted of them, by client and server.
+        used: who used a destination last, and when.
+        losses: by server and destination. blamed: what is counted of them for clients.
         lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
+    used: Newest[PackedPrefix, Newest[bytes, float]] = field(default_factory=lambda: Newest(MOST_USED))
     losses: Losses[tuple[bytes, PackedPrefix]] = field(default_factory=Losses)
-    client_losses: Losses[tuple[bytes, bytes]] = field(default_factory=Losses)
+    blamed: Losses[Blamed] = field(default_factory=Losses)
     lost_bytes: int = 0
 
-    def lost_for(self, client: bytes, server: bytes, now_mono_s: float) -> Loss:
-        """Return what was lost for a client at a server within an hour."""
-        return self.client_losses.lately((client, server), now_mono_s)
+    def use(self, destination: PackedPrefix, client: bytes, now_mono_s: float) -> None:
+        """Note that a client uses a destination."""
+        clients = self.used.get(destination) or Newest[bytes, float](MOST_USERS)
+        clients.note(client, now_mono_s)
+        self.used.note(destination, clients)
 
-    def lose_for(self, client: bytes, server: bytes, size_bytes: int, alone_bytes: int, now_mono_s: float) -> None:
-        """Add to what was lost for a client at a server within an hour."""
-        loss = self.lost_for(client, server, now_mono_s)
-        loss.counted_bytes += size_bytes
-        loss.alone_bytes += alone_bytes
-        self.client_losses.note((client, server), loss)
+    def users(self, destination: PackedPrefix, now_mono_s: float) -> set[bytes]:
+        """Return the clients that used a destination within an hour, or something that covers it."""
+        found = (self.used[around] for around in destination.around() if around in self.used)
+        return {one for clients in found for one, at_s in clients.items() if now_mono_s - at_s <= LOSS_WINDOW_S}

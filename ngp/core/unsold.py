@@ -32,7 +32,7 @@ from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
 from ngp.core.selling import grace
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import MOST_GRACES, Debtor, Stream, Withheld
+from ngp.core.streams import Debtor, Stream, Withheld
 from ngp.core.timers import Due
 from ngp.core.world import World
 
@@ -60,10 +60,17 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
         way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
         way.sold(0, from_bytes)
         way.earn(from_bytes, sale.least_msat_per_gib)
+        used(world, sale, purchase, way)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
         debtor.used[sale.id] = None
+
+
+def used(world: World, sale: Sale, *purchases: Purchase) -> None:
+    """Note that a client uses, or may have used, what it buys, and the purchases by which its traffic goes."""
+    for destination in {sale.destination, *(one.destination for one in purchases)}:
+        world.streams.use(destination, sale.identity, world.now.monotonic_s)
 
 
 def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -> bool:
@@ -72,18 +79,6 @@ def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -
         return True
     owes = account.unsold_bytes if account.unsold_bytes > world.settings.grace_data_bytes else 0
     return grace.left_bytes(world, account, price_msat_per_gib) > owes
-
-
-def is_withheld(world: World, sale: Sale) -> bool:
-    """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
-    lost = world.streams.lost_for(sale.identity, sale.seller, world.now.monotonic_s)
-    return lost.alone_bytes > MOST_GRACES * world.settings.grace_data_bytes or any(
-        server == sale.seller and world.now.monotonic_s < one.until_mono_s
-        for (server, destination), one in world.streams.withheld.items()
-        if destination.covers(sale.destination)
-        # Single destinations are the way out when a default route is withheld: none but its buyers can send there.
-        and (sale.destination.is_default or not destination.is_default)
-    )
 
 
 # --- what begins a stream, and what ends it ---------------------------------------------------------------------------
@@ -155,8 +150,9 @@ def sale_over(world: World, sale: Sale) -> None:
     """
     if not sale.rests_on:
         return
-    purchase = world.running_purchase(sale.rests_on)
-    for one in upstream.ways(world, sale):
+    purchase, ways = world.running_purchase(sale.rests_on), upstream.ways(world, sale)
+    used(world, sale, *ways)
+    for one in ways:
         if one is purchase or one.sold_to_bytes or one.sold_from_bytes:
             one.needed_at = one.unsold_bytes, one.ours_bytes
     if purchase is None or _is_needed(world, purchase):

@@ -117,16 +117,17 @@ def _covering(world: World, sale: Sale, server: bytes) -> Purchase | None:
 
 
 def other_ways(world: World, sale: Sale, purchase: Purchase) -> list[Purchase]:
-    """List the purchases in use, beside the one on which a sale rests, by which its traffic may go too.
+    """List the purchases, beside the one on which a sale rests, by which its traffic may go too.
 
     There are some after a change of routes, or while a route has several next routers. A narrower purchase is counted,
-    as a route to a narrower prefix comes first.
+    as a route to a narrower prefix comes first. One from the same server counts also if it isn't in use yet, as the
+    kernel takes the narrowest.
     """
     return [
         one
         for one in ways(world, sale)
         if one is not purchase
-        and one.in_use(world.now.monotonic_s)
+        and (one.identity == purchase.identity or one.in_use(world.now.monotonic_s))
         and purchase.destination.covers(one.destination)
     ]
 

@@ -482,6 +482,8 @@ class World:
         if contract.running:
             contract.move(State.HALTING)
             contract.reason = reason.value
+            self.save_contract(contract)  # else it would live again if we are killed before the kernel's last reading
+            self.save_account(self.account_of(contract))
             self.do(HaltContract(self.kernel_grant(contract)))
             for sale in list(self.resting.get(contract.id, {}).values()):
                 self.halt(sale, CloseReason.UPSTREAM)

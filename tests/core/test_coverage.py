@@ -81,6 +81,26 @@ def test_what_is_around_all_of_a_prefix_is_found(drawn: list[Prefix]) -> None:
         assert coverage.covering(WHO, prefix) is max(around, key=lambda one: one.destination.bits)
 
 
+@given(prefixes())
+def test_what_is_within_a_prefix_is_found(drawn: list[Prefix]) -> None:
+    coverage = Coverage[Sale]()
+    contracts = [sale(one) for one in drawn]
+    for contract in contracts:
+        coverage.add(contract)
+    for prefix in map(PackedPrefix.of, drawn):
+        within = {one.id for one in contracts if prefix != one.destination and prefix.covers(one.destination)}
+        assert {one.id for one in coverage.within(WHO, prefix)} == within
+
+
+@given(prefixes())
+def test_all_that_is_around_a_prefix_covers_it(drawn: list[Prefix]) -> None:
+    for prefix in drawn:
+        packed = PackedPrefix.of(prefix)
+        around = [one.prefix for one in packed.around()]
+        assert around == [prefix.supernet(new_prefix=bits) for bits in range(packed.bits, -1, -1)]
+        assert packed.last_address == prefix.broadcast_address.packed
+
+
 def test_a_client_cannot_choose_addresses_that_all_have_one_hash() -> None:
     first = 0x20010DB8 << 96
     first += -first % ONE_HASH

@@ -351,6 +351,20 @@ def test_when_too_much_comes_that_nobody_pays_for_it_ends_and_is_refused_for_an_
     assert sold_whole(at, "a") is not None
 
 
+def test_an_hour_that_begins_while_the_counter_is_low_for_a_moment_ends_nothing() -> None:
+    mesh = line(b=settings(**{**PLENTY, "grace_data_bytes": 256 << 10}))
+    at = mesh["b"]
+    sale = sold_whole(at, "a")
+    at.step(ev.UnsoldSeen(20 * MB))
+    mesh.now = Now(mesh.now.utc_s, mesh.now.monotonic_s + default_resale.LOSS_WINDOW_S + 1)
+    for counted in (10 * MB, 20 * MB):  # what another purchase lost was taken off before it was counted
+        at.step(ev.UnsoldSeen(counted))
+    assert sold_whole(at, "a") is sale is not None
+    at.step(ev.UnsoldSeen(20 * MB + (256 << 10) + 1))
+    mesh.settle()
+    assert sold_whole(at, "a") is None
+
+
 def test_a_trickle_that_nobody_pays_for_is_borne() -> None:
     mesh = line(b=settings(**{**PLENTY, "grace_data_bytes": 256 << 10}))
     at = mesh["b"]

@@ -16,7 +16,7 @@ from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.settings import Margin
-from ngp.core.streams import LOSS_WINDOW_S
+from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, Blamed, Loss
 from ngp.core.unsold import FIRST_PAUSE_S, MOST_PAUSE_S
 
 ABOVE = GRACE + 1
@@ -28,10 +28,10 @@ def lose(mesh: Mesh, size: int, *contracts: bytes) -> None:
     mesh.settle()
 
 
-def lost(mesh: Mesh, client: str) -> int:
-    """Return what b lost for a client by what it bought from c."""
-    streams = mesh["b"].world.streams
-    return streams.lost_for(mesh[client].identity, mesh["c"].identity, mesh.now.monotonic_s).counted_bytes
+def lost(mesh: Mesh, client: str, *, shared: bool = False) -> int:
+    """Return what b lost for a client by what it bought from c. Args: client: "": those that never paid."""
+    about = Blamed(mesh[client].identity if client else b"", mesh["c"].identity, shared)
+    return mesh["b"].world.streams.blamed.lately(about, mesh.now.monotonic_s).counted_bytes
 
 
 def bought_for_a(clients: str = "") -> tuple[Mesh, Node, Purchase]:
@@ -158,7 +158,7 @@ def test_what_was_on_its_way_to_a_client_that_left_in_a_fast_download_is_borne()
     cancels(mesh, "a", at.sale("a").id)
     mesh.settle()
     lose(mesh, 3 * MB, purchase.id)
-    assert purchase.running and at.sale("z").running and not at.world.streams.client_losses
+    assert purchase.running and at.sale("z").running and not at.world.streams.blamed
     lose(mesh, MB + ABOVE, purchase.id)
     assert not purchase.running
 
@@ -174,7 +174,7 @@ def test_no_more_is_borne_than_what_was_earned_above_cost_pays_for_and_that_once
     mesh.packet("a", "b")
     purchase = sell(mesh, "a", 40 * MB)
     lose(mesh, borne, purchase.id)
-    assert not at.world.streams.client_losses
+    assert not at.world.streams.blamed
     mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + LOSS_WINDOW_S + 1)
     lose(mesh, GRACE, purchase.id)
     assert purchase.running
@@ -204,7 +204,9 @@ def test_others_that_share_what_a_client_buys_cannot_have_it_bought_nothing_more
 
 def test_a_client_for_which_too_much_was_lost_takes_nothing_from_others() -> None:
     mesh, at, shared = bought_for_a("z")
-    at.world.streams.lose_for(mesh["a"].identity, mesh["c"].identity, 0, 100 * GRACE, mesh.now.monotonic_s)
+    for is_shared in (False, True):
+        about = Blamed(mesh["a"].identity, mesh["c"].identity, is_shared)
+        at.world.streams.blamed.note(about, Loss(mesh.now.monotonic_s, counted_bytes=100 * GRACE))
     lose(mesh, KB, shared.id)
     assert shared.running
 
@@ -218,22 +220,95 @@ def test_one_fast_stream_does_not_keep_its_client_from_buying_anything_else() ->
     assert other.running
 
 
-def test_keys_that_never_paid_take_no_share_of_what_is_lost() -> None:
+def test_keys_that_never_paid_are_one_for_which_all_counts_that_they_share() -> None:
     mesh, at, purchase = bought_for_a("xyz")
     for name in "xyz":
         at.world.clients[mesh[name].identity].paid_msat = 0
     lose(mesh, GRACE, purchase.id)
-    assert list(at.world.streams.client_losses) == [(mesh["a"].identity, mesh["c"].identity)]
-    assert lost(mesh, "a") == GRACE
+    assert list(at.world.streams.blamed) == [Blamed(b"", mesh["c"].identity, shared=True)]
+    assert lost(mesh, "", shared=True) == GRACE
 
 
-def test_what_several_clients_bought_counts_for_each_in_part() -> None:
+def test_keys_that_never_paid_begin_with_no_new_grace_each() -> None:
+    mesh, at, purchase = bought_for_a("xyz")
+    for name in "axyz":
+        at.world.clients[mesh[name].identity].paid_msat = 0
+    cancels(mesh, "a", at.sale("a").id)
+    graces = 0
+    for number in range(60):
+        (one,) = buy(mesh, "xyz"[number % 3], [f"203.0.113.{number}"]) or [None]
+        if one is None:
+            break
+        lose(mesh, ABOVE, one.id)
+        assert not one.running
+        graces += 1
+    assert graces == MOST_GRACES + 1
+
+
+def test_two_clients_that_share_what_they_buy_have_no_more_graces_than_each_alone() -> None:
+    mesh, at, _ = bought_for_a("z")
+    graces = 0
+    for number in range(60):
+        hosts = [f"203.0.113.{number}"]
+        for one in buy(mesh, "a", hosts)[:1]:
+            buy(mesh, "z", hosts)
+            lose(mesh, ABOVE, one.id)
+            graces += not one.running
+    assert graces <= 2 * (MOST_GRACES + 1), "it shared as much as it may, and then lost as much alone"
+
+
+def test_what_several_clients_use_counts_for_each_apart_from_what_it_uses_alone() -> None:
     mesh, at, shared = bought_for_a("xyz")
     (own,) = buy(mesh, "z", ["203.0.113.1"])
     lose(mesh, GRACE, shared.id)
     lose(mesh, 100 * KB, own.id)
     assert own.running and shared.running
-    assert lost(mesh, "z") == GRACE // 4 + 100 * KB
+    assert lost(mesh, "z") == 100 * KB and lost(mesh, "z", shared=True) == lost(mesh, "a", shared=True) == GRACE
+
+
+@pytest.mark.parametrize("paid_msat", [0, 1_000_000_000])
+def test_a_client_that_has_something_sent_to_itself_and_leaves_cannot_lock_out_another(paid_msat: int) -> None:
+    mesh, at, _ = bought_for_a("z")
+    at.world.clients[mesh["z"].identity].paid_msat = paid_msat
+    for number in range(20):
+        hosts = [f"203.0.113.{number}"]
+        for one in buy(mesh, "a", hosts):
+            buy(mesh, "z", hosts)
+            sale = at.world.sales.find(mesh["z"].identity, ip_address(hosts[0]))
+            if sale is not None and sale.running:
+                cancels(mesh, "z", sale.id)
+                mesh.settle()
+                lose(mesh, ABOVE, one.id)
+    assert not lost(mesh, "a") and buy(mesh, "a", ["203.0.113.99"])
+    assert lost(mesh, "z" if paid_msat else "", shared=True) == (MOST_GRACES + 1) * GRACE
+
+
+def test_what_is_lost_by_a_purchase_on_which_its_sale_does_not_rest_counts() -> None:
+    mesh = line_of(clients="z")
+    mesh.add("d", "b")
+    at = mesh["b"]
+    at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
+    mesh.packet("a", "b")
+    old, sale = at.purchase("c"), at.sale("a")
+    at.lead("d")
+    mesh.packet("b", "d")
+    new = at.purchase("d")
+    mesh.count("b", new.id, 10 * KB)
+    mesh.count("b", sale.id, 10 * KB)
+    assert not new.opened_for and sale.rests_on == old.id and new.running
+    lose(mesh, ABOVE, new.id)
+    assert not new.running
+
+
+def test_what_was_dear_when_it_came_is_not_lost_at_the_price_of_what_comes_next() -> None:
+    mesh, at, purchase = bought_for_a()
+    sell(mesh, "a", 40 * MB)
+    dear = purchase.price_msat_per_gib
+    purchase.prices = ((0, dear), (purchase.used_bytes, 0))
+    assert purchase.highest_msat_per_gib == 0
+    borne = purchase.earned_units // dear
+    lose(mesh, borne + ABOVE, purchase.id)
+    assert not purchase.running
 
 
 def test_what_only_our_household_wants_stays_and_what_it_shares_is_bought_again_for_it_alone() -> None:
@@ -274,7 +349,7 @@ def test_purchases_that_nobody_knows_any_more_and_many_destinations_leave_little
     mesh, at, purchase = bought_for_a()
     lose(mesh, MB, b"unknown", purchase.id)
     assert not purchase.running and at.world.streams.lost_bytes == 2 * MB
-    assert not at.world.streams.losses and len(at.world.streams.client_losses) == 1
+    assert not at.world.streams.losses and len(at.world.streams.blamed) == 1
 
 
 @pytest.mark.parametrize("whole_bytes", [0, 1])

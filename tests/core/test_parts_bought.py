@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -9,7 +10,9 @@ from mesh import MB, PLENTY, Mesh, asks
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
+from ngp.core import upstream
 from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind, Onward, Router, Verdict
 from ngp.core.messages import Accept, Ask, Cancel, Prefix, Propose, Reject, mark
 from ngp.core.selling.sale import Sale
@@ -208,6 +211,84 @@ def test_a_network_within_which_we_bought_a_part_at_a_higher_price_is_sold_by_it
     part = sold(mesh, "a", FIRST)
     assert part.running and part.rests_on == bought(mesh, "c", FIRST).id
     assert part.price_msat_per_gib > 20 * MSAT_PER_KB
+
+
+WIDE = ip_network("198.51.0.0/16")
+
+
+def within_wide(*parts: Prefix) -> tuple[Mesh, list[Sale]]:
+    """Return a mesh whose b has bought WIDE, on which what it sells to a rests, and the sales of these parts."""
+    mesh = star(4, c=asks(5))
+    mesh["b"].prefix = WIDE
+    ask(mesh, "z", WIDE)
+    for part in parts:
+        ask(mesh, "a", part)
+    sales = [sold(mesh, "a", part) for part in parts]
+    assert all(one.rests_on == bought(mesh, "c", WIDE).id for one in sales)
+    return mesh, sales
+
+
+def offer(mesh: Mesh, prefix: Prefix, price_msat_per_kb: int) -> Purchase:
+    """Let c offer b a prefix, which b buys."""
+    mesh["c"].step(ev.SettingsChanged(asks(price_msat_per_kb)))
+    question, number = Ask(prefix, 0, 0), (1 << 45) + len(mesh["c"].said)
+    b, c = mesh["b"], mesh["c"]
+    c.step(ev.MessageReceived(b.identity, c.link("b"), 1, question, number, onward=c.onward))
+    mesh.settle()
+    return bought(mesh, "c", prefix)
+
+
+@pytest.mark.parametrize("part", [FIRST, ip_network("198.51.100.64/28"), NETWORK])
+def test_a_dear_network_bought_between_a_sale_and_what_it_rests_on_ends_the_sale(part: Prefix) -> None:
+    mesh, (sale,) = within_wide(part)
+    between = offer(mesh, NETWORK, 500)
+    assert between.price_msat_per_gib == 500 * MSAT_PER_KB and not sale.running
+    ask(mesh, "a", part)
+    assert sold(mesh, "a", part).price_msat_per_gib > 500 * MSAT_PER_KB
+
+
+def test_a_quote_within_a_dear_network_bought_before_its_accept_is_taken_back() -> None:
+    mesh, _ = within_wide()
+    mesh.lost = {Accept}
+    ask(mesh, "a", FIRST)
+    quoted = sold(mesh, "a", FIRST)
+    mesh.lost = set()
+    offer(mesh, NETWORK, 500)
+    assert quoted.id not in mesh["b"].world.contracts
+
+
+def test_what_goes_by_a_narrower_purchase_still_is_not_touched_by_a_dear_one_around_it() -> None:
+    mesh = star(4, c=asks(5))
+    mesh["b"].prefix = FIRST
+    ask(mesh, "a", FIRST)
+    sale = sold(mesh, "a", FIRST)
+    mesh["b"].prefix = WIDE
+    ask(mesh, "z", WIDE)
+    offer(mesh, NETWORK, 500)
+    assert sale.running
+
+
+def test_a_sale_costs_what_the_purchase_between_costs_also_while_that_is_idle() -> None:
+    mesh, (sale,) = within_wide(FIRST)
+    between = offer(mesh, NETWORK, 5)
+    mesh.wait(11)
+    assert sale.running and not between.in_use(mesh.now.monotonic_s)
+    between.reprice(between.data_limit_bytes, 500 * MSAT_PER_KB)
+    basis = upstream.basis(mesh["b"].world, sale)
+    assert basis is not None and basis.cost_msat_per_gib == 500 * MSAT_PER_KB
+
+
+@pytest.mark.parametrize(("part", "of"), [(FIRST, NETWORK), (FIRST, FIRST)])
+def test_what_was_ending_for_a_dear_part_ends_also_when_the_process_dies_before(part: Prefix, of: Prefix) -> None:
+    mesh, (sale,) = within_wide(of)
+    mesh.halted = deque(maxlen=0)  # the kernel's last readings come too late
+    offer(mesh, part, 500)
+    assert sale.state is State.HALTING
+    mesh.halted = deque()
+    mesh.kill("b")
+    mesh.settle()
+    assert all(one.id != sale.id for one in mesh["b"].world.contracts.values())
+    assert not any(isinstance(one, Sale) and one.destination.prefix == of for one in mesh["b"].world.contracts.values())
 
 
 @pytest.mark.parametrize("before", [0, 4])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from mesh import MB, Mesh, Node
 from playbook import Sim, settings, tell
 
 from ngp.core import effects as fx
+from ngp.core import events as ev
+from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import State
 from ngp.core.kernel import FULL_PACKET_BYTES
-from ngp.core.messages import Accept, Propose, Reject
+from ngp.core.messages import Accept, Ask, Message, Propose, Reject
 
 
 def renewals(gateway: dict[str, object], client: dict[str, object], size: int = 1500) -> tuple[int, int]:
@@ -58,3 +61,39 @@ def test_a_renewal_lasts_no_longer_than_a_new_contract_may(lifetime_s: int, take
     answers = [one.message for one in tell(sim, sim.client, offered) if isinstance(one, fx.Send)]
     assert isinstance(answers[0], Accept if takes else Reject)
     assert (contract.lifetime_s == lifetime_s) == takes
+
+
+def test_a_proposal_that_is_late_and_repeated_does_not_end_the_contract() -> None:
+    mesh = Mesh("bc")
+    mesh.packet("b", "c")
+    b, c = mesh["b"], mesh["c"]
+    purchase, sale = b.purchase("c"), c.sale("b")
+    mesh.carry("bc", MB)
+
+    def ask() -> Ask:
+        b.world.effects = []
+        assert ask_renewal(b.world, purchase, purchase.data_limit_bytes + 10 * MB)
+        b.carry_out(b.world.effects)
+        (question,) = (effect.message for _, effect in mesh.post if isinstance(effect.message, Ask))
+        mesh.post.clear()
+        return question
+
+    def hears(receiver: Node, sender: Node, message: Message) -> Message | None:
+        number = (1 << 43) + len(b.said) + len(c.said)
+        link = receiver.link(sender.name)
+        receiver.step(ev.MessageReceived(sender.identity, link, 1, message, number, onward=receiver.onward))
+        said = [effect.message for who, effect in mesh.post if who is receiver]
+        mesh.post.clear()
+        return said[-1] if said else None
+
+    proposal = hears(c, b, ask())
+    accept = hears(b, c, proposal)
+    question = ask()  # it used that up at once
+    again = hears(b, c, proposal)  # it was sent once more, since the accept took long
+    assert again == accept
+    assert hears(c, b, accept) is None
+    second = hears(c, b, question)
+    assert hears(c, b, again) is None and sale.renewal_offer is not None
+    assert hears(c, b, hears(b, c, second)) is None
+    assert purchase.running and sale.running and purchase.data_limit_bytes == sale.data_limit_bytes
+    assert sale.data_limit_bytes == second.data_limit_bytes

@@ -251,7 +251,6 @@ def end(world: World, purchase: Purchase) -> None:
     """End a contract that we bought, and tell its server. Our meter has counted all of it: nothing is on its way."""
     purchase.disowned = True
     world.halt(purchase, CloseReason.CANCELLED)
-    world.save_contract(purchase)  # else it would live again if we are killed before the kernel's last reading
     neighbour = world.peers.any_link(purchase.identity)
     if neighbour is not None:
         world.send(neighbour, Cancel(purchase.id))

@@ -68,6 +68,11 @@ class Purchase(Contract):
         """Whether a client left it, and something came since we sent by it last: that may be for nobody."""
         return self.needed_at is not None and self.unsold_bytes > self.needed_at[0]
 
+    @property
+    def dearest_msat_per_gib(self) -> int:
+        """The highest price of all its bytes: which of them were lost isn't known."""
+        return max(price for _, price in self.prices)
+
     def sold(self, to_bytes: int, from_bytes: int) -> None:
         """Note what was sold of what it carried."""
         self.sold_to_bytes += to_bytes
@@ -77,13 +82,14 @@ class Purchase(Contract):
 
     def earn(self, size_bytes: int, price_msat_per_gib: int) -> None:
         """Note what is earned above cost by selling some of it at a price."""
-        cost = self.highest_msat_per_gib
+        cost = self.dearest_msat_per_gib
         self.earned_units += size_bytes * max(0, min(price_msat_per_gib - cost, cost // EARNED_SHARE))
 
     def bear(self, size_bytes: int) -> int:
         """Pay for lost bytes with what was earned. Returns how many bytes that paid for."""
-        borne_bytes = min(size_bytes, self.earned_units // max(1, self.highest_msat_per_gib))
-        self.earned_units -= borne_bytes * self.highest_msat_per_gib
+        cost = max(1, self.dearest_msat_per_gib)
+        borne_bytes = min(size_bytes, self.earned_units // cost)
+        self.earned_units -= borne_bytes * cost
         return borne_bytes
 
     def stated(self, used_to_bytes: int) -> tuple[int, int]:

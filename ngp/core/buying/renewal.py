@@ -93,9 +93,9 @@ def renewal_proposed(
         world.send(neighbour, Cancel(propose.contract), message_id)
         return
     accept = Accept(purchase.id, propose.price_msat_per_gib, propose.data_limit_bytes)
-    repeated = propose.from_offset_bytes == 0 and purchase.state is not State.RENEWING
-    if repeated and accept == Accept(purchase.id, purchase.prices[0][1], purchase.data_limit_bytes):
-        world.send(neighbour, accept, message_id)  # the server didn't hear our first accept
+    agreed = Accept(purchase.id, purchase.price_msat_per_gib, purchase.data_limit_bytes)
+    if accept == agreed and propose.from_offset_bytes < purchase.data_limit_bytes:
+        world.send(neighbour, accept, message_id)  # the server didn't hear it, or its proposal is late
         return
     objection = _objection(world, neighbour, purchase, propose)
     if objection is not None:

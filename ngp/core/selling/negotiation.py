@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
+from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, unsold, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -234,8 +234,11 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         world.send(neighbour, Reject(accept.contract, reason), message_id)
         return True
     offer = sale.renewal_offer
+    terms = accept.price_msat_per_gib, accept.data_limit_bytes
+    if offer is not None and terms != (offer.price_msat_per_gib, offer.data_limit_bytes):
+        offer = None  # it may accept what was agreed before once more, as that proposal was repeated
     agreed = offer or sale
-    if (accept.price_msat_per_gib, accept.data_limit_bytes) != (agreed.price_msat_per_gib, agreed.data_limit_bytes):
+    if terms != (agreed.price_msat_per_gib, agreed.data_limit_bytes):
         world.send(neighbour, Reject(accept.contract, RejectReason.TERMS), message_id)
         return True
     if offer is not None:
@@ -281,6 +284,8 @@ def _open(world: World, sale: Sale) -> None:
     account.priced += sale.priced
     world.open(sale)
     _run(world, account, sale, "")
+    if sale.seller:
+        unsold.used(world, sale)
     parts.look_up_for(world, sale)  # our routes may have changed since the quote
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngp.core import parts, unsold, upstream
+from ngp.core import losses, parts, upstream
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Onward, Verdict
 from ngp.core.messages import Prefix, Propose, Reject, RejectReason, Role, mark
@@ -89,7 +89,7 @@ def find_basis(world: World, neighbour: Neighbour, sale: Sale, wait_s: float = 0
 
     Args: wait_s: how long the client waits for our answer; 0: we asked already, and it didn't help.
     """
-    if unsold.is_withheld(world, sale) or upstream.is_unpayable(world, sale):
+    if losses.is_withheld(world, sale) or upstream.is_unpayable(world, sale):
         give_up(world, neighbour, sale, RejectReason.UPSTREAM)
         return
     found = upstream.basis(world, sale)
