@@ -7,7 +7,8 @@ its sales, and its destination is withheld for a while, as in `unsold`.
 
 - What comes for ourselves and our LANs isn't refused, so it isn't counted, however much it is.
 - When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
-  So what a purchase has earned above its cost, at most a tenth of it, pays for that.
+  So what a purchase has earned above its cost, at most a tenth of it, pays for that. And what it carries in half a
+  second may be lost if that is more than GRACE_DATA: else a download would be withheld when its price rises further up.
 - All that was lost for one client counts together: it could have one stream come by each of many purchases. Above
   GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no more than the largest packet.
 - It counts for all that used the destination within the hour: one may have something sent, leave, and let it come by
@@ -29,6 +30,8 @@ from ngp.core.messages import Role
 from ngp.core.selling.sale import Sale
 from ngp.core.streams import MOST_GRACES, Blamed, Loss
 from ngp.core.world import World
+
+ON_ITS_WAY_S = 0.5
 
 
 def is_withheld(world: World, sale: Sale) -> bool:
@@ -73,7 +76,7 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     grace_bytes, losses = world.settings.grace_data_bytes, [streams.blamed.lately(one, now) for one in blamed]
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
     is_shared = any(one.shared for one in blamed)
-    bound = grace_bytes
+    bound = max(grace_bytes, int(purchase.rate.a_second * ON_ITS_WAY_S))
     if is_again or all(_is_above(world, one, 1) for one in losses):
         bound = min(grace_bytes, LARGEST_PACKET_BYTES)
     if not is_shared and all(_is_above(world, one, MOST_GRACES) for one in losses):

@@ -149,6 +149,7 @@ def sell(mesh: Mesh, client: str, size: int) -> Purchase:
         at.counts.setdefault(one.id, [0, 0])[1] += size
     at.step(ev.UsageRead((at.reading(purchase.id), at.reading(sale.id))))
     mesh.settle()
+    purchase.rate.a_second = 0.0  # it came long ago
     return purchase
 
 
@@ -160,6 +161,16 @@ def test_what_was_on_its_way_to_a_client_that_left_in_a_fast_download_is_borne()
     lose(mesh, 3 * MB, purchase.id)
     assert purchase.running and at.sale("z").running and not at.world.streams.blamed
     lose(mesh, MB + ABOVE, purchase.id)
+    assert not purchase.running
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_was_on_its_way_may_be_half_a_second_of_a_fast_flow(fast: bool) -> None:
+    mesh, at, purchase = bought_for_a()
+    purchase.rate.a_second = 8.0 * MB if fast else 0.0
+    lose(mesh, 3 * MB, purchase.id)
+    assert purchase.running is fast and lost(mesh, "a") == GRACE
+    lose(mesh, MB + 1, purchase.id)
     assert not purchase.running
 
 
