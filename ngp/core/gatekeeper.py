@@ -482,6 +482,8 @@ class Gatekeeper:
                     rerouting.look(world)
                 case Due.NETWORKS:
                     parts.look_up(world)
+                case Due.DOUBTFUL:
+                    rerouting.look_up_doubtful(world)
                 case Due.FLUSH:
                     self.flush()
                 case Due.STATEMENT | Due.CREDIT | Due.UNPAID:

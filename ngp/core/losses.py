@@ -27,6 +27,7 @@ from ngp.core import unsold
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
+from ngp.core.prefixes import PackedPrefix
 from ngp.core.selling.sale import Sale
 from ngp.core.streams import MOST_GRACES, Blamed, Loss
 from ngp.core.world import World
@@ -38,9 +39,9 @@ def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
     now, streams = world.now.monotonic_s, world.streams
     if streams.blamed:
-        clients = {sale.identity, *streams.users(sale.destination, now)}
-        client = _key(world, sale.identity)
-        about = Blamed(client, sale.seller, len({_key(world, one) for one in clients}) > 1)
+        purchase = world.purchases.covering(sale.seller, sale.destination.prefix)
+        clients = {_key(world, sale.identity), *_clients(world, sale.destination, purchase)}
+        about = Blamed(_key(world, sale.identity), sale.seller, len(clients) > 1)
         if _is_above(world, streams.blamed.lately(about, now), MOST_GRACES):
             return True
     return any(
@@ -94,12 +95,17 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
 
 def _blamed(world: World, purchase: Purchase) -> set[Blamed]:
     """Return for whom what is lost of a purchase counts; nobody: only our household uses it."""
-    resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
-    if not (resting or purchase.opened_for or purchase.sold_to_bytes or purchase.sold_from_bytes):
+    if not (purchase.id in world.resting or purchase.opened_for or purchase.sold_to_bytes or purchase.sold_from_bytes):
         return set()
-    clients = resting | world.streams.users(purchase.destination, world.now.monotonic_s)
-    keys = {_key(world, one) for one in clients}
-    return {Blamed(one, purchase.identity, len(keys) > 1) for one in ({b""} if b"" in keys else keys)}
+    clients = _clients(world, purchase.destination, purchase)
+    return {Blamed(one, purchase.identity, len(clients) > 1) for one in ({b""} if b"" in clients else clients)}
+
+
+def _clients(world: World, destination: PackedPrefix, purchase: Purchase | None) -> set[bytes]:
+    """Return the clients that use a destination, or used it within the hour; all that never paid as one."""
+    resting = world.resting.get(purchase.id, {}).values() if purchase is not None else ()
+    used = world.streams.users(destination, world.now.monotonic_s)
+    return {_key(world, one) for one in used | {sale.identity for sale in resting if sale.open}}
 
 
 def _key(world: World, client: bytes) -> bytes:

@@ -10,6 +10,7 @@ from ngp.core import upstream
 from ngp.core.buying import choosing
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
+from ngp.core.effects import LookUpRoutes
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 from ngp.core.world import World
@@ -24,6 +25,27 @@ def goes_elsewhere(world: World, sale: Sale, purchase: Purchase) -> None:
         leave(world, resting)
     elif not sale.rests_on and not upstream.move(world, sale, purchase):
         world.halt(sale, CloseReason.UPSTREAM)
+
+
+def doubt(world: World, sale: Sale) -> None:
+    """Look up soon where a sale's traffic goes that rests on nothing, if we bought its destination: perhaps by that.
+
+    When our route comes back to a neighbour after a moment, nothing is bought, so nothing else would show it.
+    """
+    if sale.rests_on or sale.destination.is_default:
+        return
+    ways = (one for one in upstream.ways(world, sale) if one.identity != sale.identity)
+    if any(one.in_use(world.now.monotonic_s) for one in ways):
+        world.resold.doubtful.note(sale.id, None)
+        world.timers.set_if_unset(Due.DOUBTFUL, b"", world.now.monotonic_s + LOOK_S)
+
+
+def look_up_doubtful(world: World) -> None:
+    """Look up our routes for these sales, once; their next traffic brings them back."""
+    sales = [sale for one in world.resold.doubtful if (sale := world.sale(one)) is not None and sale.running]
+    world.resold.doubtful.clear()
+    if sales:
+        world.do(LookUpRoutes(tuple((one.id, one.destination.prefix) for one in sales)))
 
 
 def leave(world: World, purchase: Purchase) -> None:

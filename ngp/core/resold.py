@@ -1,6 +1,6 @@
-"""Resold: what a node remembers about the default routes that it resells, and of networks that it doesn't sell whole.
+"""Resold: what a node remembers about the default routes that it resells, and of what else it sells on.
 
-`elsewhere` and `parts` have the rules.
+`elsewhere`, `parts` and `rerouting` have the rules.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ngp.core.prefixes import PackedPrefix
 from ngp.core.spans import Spans
 
 MOST_SPLIT = 1024
+MOST_DOUBTFUL = 256
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class Resold:
         fresh: those of them that are new in this step, so that sales within them must end.
         not_before_mono_s: by IP version, until when no default route is resold, as too much was lost.
         unsold: what was lost lately.
+        doubtful: ids of contracts that rest on nothing, although we bought their destination.
         split: until when networks aren't sold as a whole, by the monotonic clock.
     """
 
@@ -58,4 +60,5 @@ class Resold:
     fresh: set[Prefix] = field(default_factory=set)
     not_before_mono_s: dict[int, float] = field(default_factory=dict)
     unsold: Unsold = field(default_factory=Unsold)
+    doubtful: Newest[bytes, None] = field(default_factory=lambda: Newest(MOST_DOUBTFUL))
     split: Newest[PackedPrefix, float] = field(default_factory=lambda: Newest(MOST_SPLIT))

@@ -12,7 +12,7 @@ Key = TypeVar("Key")
 
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
-MOST_USED, MOST_USERS = 16384, 64  # destinations, and clients of each
+MOST_USED, MOST_USERS = 8192, 8  # destinations, and clients of each
 LOSS_WINDOW_S = 3600.0
 MOST_GRACES = 8  # a client for which we lost so many at a server within that time gets nothing more there
 
@@ -114,7 +114,7 @@ class Streams:
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
-        used: who used a destination last, and when.
+        used: by destination: clients that left it, or whose sales rest on another way to it, and when that was.
         losses: by server and destination. blamed: what is counted of them for clients.
         lost_bytes: all that was ever lost, but for what came by default routes.
     """

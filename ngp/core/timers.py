@@ -30,6 +30,7 @@ class Due(IntEnum):
     MISSED = auto()  # ask again for what servers ended while it carried traffic
     LEFT = auto()  # look whether purchases whose traffic goes another way are idle
     NETWORKS = auto()  # look up our routes to parts of the networks that we sell
+    DOUBTFUL = auto()  # look up our routes for contracts that rest on nothing, though their destinations are bought
     FLUSH = auto()  # running totals go to the ledger
 
 

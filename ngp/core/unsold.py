@@ -54,13 +54,16 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
     if not to_bytes + from_bytes:
         return  # most contracts that are read have carried nothing, and the purchases needn't be looked for
     purchase = world.purchase(sale.rests_on)
-    if purchase is not None:
+    if purchase is None:
+        rerouting.doubt(world, sale)
+    else:
         ways = (purchase, *upstream.other_ways(world, sale, purchase))
         max(ways, key=lambda one: (one.fresh_to_bytes, one.rate.at_mono_s)).sold(to_bytes, 0)
         way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
         way.sold(0, from_bytes)
         way.earn(from_bytes, sale.least_msat_per_gib)
-        used(world, sale, purchase, way)
+        if len(ways) > 1:
+            used(world, sale, *ways)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
@@ -68,7 +71,10 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
 
 
 def used(world: World, sale: Sale, *purchases: Purchase) -> None:
-    """Note that a client uses, or may have used, what it buys, and the purchases by which its traffic goes."""
+    """Note that a client used what it buys, and the purchases by which its traffic may come.
+
+    While a sale rests on a purchase that is known anyway.
+    """
     for destination in {sale.destination, *(one.destination for one in purchases)}:
         world.streams.use(destination, sale.identity, world.now.monotonic_s)
 

@@ -65,7 +65,8 @@ def seller_to(world: World, destination: Prefix, router: Router | None) -> Neigh
     if found is None or not found.sells:
         return None
     is_own = destination.network_address in found.addresses and destination.num_addresses == 1
-    return found if networks.is_same(found.network, world.node.network) and not is_own else None
+    is_ours = not found.network or networks.is_same(found.network, world.node.network)  # after a start it said nothing
+    return found if is_ours and not is_own else None
 
 
 def is_unknown(world: World, router: Router | None) -> bool:
@@ -254,6 +255,7 @@ def move(world: World, sale: Sale, purchase: Purchase) -> bool:
     sale.path = (mark(world.identity), *purchase.path)
     world.rest(sale, purchase.id)
     world.save_contract(sale)
+    world.save_account(world.account_of(sale))
     return True
 
 

@@ -14,6 +14,7 @@ from ngp.core import events as ev
 from ngp.core.contract import IN_USE_S, State
 from ngp.core.messages import Accept, Ask, Cancel, Propose, Reject, RejectReason
 from ngp.core.selling.quoting import REFUSAL_S
+from ngp.core.selling.sale import Sale
 from ngp.core.settings import Hours, LoadPrice, Margin, PriceRule, Settings
 
 
@@ -162,6 +163,56 @@ def test_a_sale_that_was_ending_as_it_costs_more_ends_also_when_the_process_dies
     mesh.kill("b")
     mesh.settle()
     assert not sold_too_cheaply(mesh)
+
+
+def sells(msat_per_kb: int) -> Settings:
+    """Return a node's settings with a price of its own."""
+    price = msat_per_kb * MSAT_PER_KB
+    return settings(**{**PLENTY, "sell_msat_per_gib": price, "sell_min_msat_per_gib": price})
+
+
+@pytest.mark.parametrize("is_bought", [True, False])
+def test_a_server_that_has_not_been_heard_since_a_start_still_has_its_price(is_bought: bool) -> None:
+    mesh = Mesh("abc", b=sells(1), c=asks(40))
+    b = mesh["b"]
+    mesh.packet("a", "b")
+    purchase = b.purchase("c")
+    if is_bought:
+        b.end("a")
+    else:
+        mesh["c"].end("b")
+    assert purchase.running is is_bought
+    mesh.kill("b")
+    mesh.introduce("a", "b")
+    mesh.packet("a", "b")  # c's hello is late
+    assert not any(isinstance(one, Sale) and one.running and not one.rests_on for one in b.world.contracts.values())
+    mesh.introduce("b", "c")
+    mesh.wait(10)
+    mesh.packet("a", "b")
+    assert b.sale("a").rests_on == b.purchase("c").id and b.sale("a").price_msat_per_gib > 40 * MSAT_PER_KB
+
+
+def test_bytes_that_were_sold_at_an_earlier_lower_price_are_not_sold_below_what_they_cost_now() -> None:
+    mesh = Mesh("abc", b=sells(2), c=asks(1))
+    b = mesh["b"]
+    mesh.packet("a", "b")
+    sale, purchase = b.sale("a"), b.purchase("c")
+    b.step(ev.SettingsChanged(sells(50)))
+    mesh.renew("a", mesh["a"].purchase("b"), sale.data_limit_bytes + 100 * MB)
+    assert [price for _, price in sale.prices] == [2 * MSAT_PER_KB, 50 * MSAT_PER_KB]
+    mesh["c"].step(ev.SettingsChanged(asks(40)))
+    mesh.renew("b", purchase, purchase.data_limit_bytes + 100 * MB)
+    assert purchase.highest_msat_per_gib == 40 * MSAT_PER_KB and not sale.running
+
+
+def test_what_rests_on_a_purchase_that_is_renewed_for_a_shorter_time_ends_no_later() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("a", "b")
+    sale, purchase = mesh["b"].sale("a"), mesh["b"].purchase("c")
+    mesh["c"].step(ev.SettingsChanged(settings(**PLENTY, contract_time_s=60)))
+    mesh.renew("b", purchase, purchase.data_limit_bytes + MB)
+    assert sale.running and sale.expires_mono_s <= purchase.expires_mono_s <= mesh.now.monotonic_s + 60
+    assert mesh["b"].ledger.contracts[sale.id].expires_at_s == sale.expires_at_s
 
 
 def test_a_route_that_changes_to_a_dearer_way_ends_what_was_sold_for_the_old_one() -> None:

@@ -163,6 +163,16 @@ def test_echoes_are_asked_for_once_a_second_and_only_while_it_is_in_doubt() -> N
         assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
 
 
+def test_an_echo_is_asked_for_while_a_payment_is_not_seen_however_little_it_was() -> None:
+    sim = trade(trust_amount_msat=1000 * TOP_UP_MSAT)
+    world, ours = sim.client.world, bought(sim)
+    (purchase,) = [one for one in world.contracts.values() if isinstance(one, Purchase)]
+    for seen, asked in ((Seen(served_msat=ours.used_msat - 1), 0), (Seen(served_msat=ours.used_msat - 1, unseen=1), 1)):
+        ours.seen, world.effects = seen, []
+        service.only_sent(world, ours, purchase)
+        assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
+
+
 def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_time() -> None:
     sim = trade()
     send_only(sim, 120)

@@ -24,6 +24,44 @@ def moved(mesh: Mesh, buyer: str = "a") -> tuple[Mesh, Purchase, Purchase]:
     return mesh, old, mesh["b"].purchase("d")
 
 
+def test_a_sale_from_while_our_route_led_upstream_ends_when_it_leads_back_to_a_dear_purchase() -> None:
+    free = {"sell_msat_per_gib": MSAT_PER_KB, "sell_min_msat_per_gib": MSAT_PER_KB}
+    mesh = Mesh("abc", c=settings(**PLENTY, **DEAR), b=settings(**{**PLENTY, **free}))
+    b = mesh["b"]
+    mesh.packet("b", "c")
+    b.lead("")
+    mesh.packet("a", "b")
+    sale = b.sale("a")
+    assert sale.running and not sale.rests_on
+    mesh.carry("bc", KB)
+    mesh.count("b", sale.id, KB)
+    mesh.wait(2)
+    assert sale.running, "it goes upstream"
+    b.lead("c")  # nothing is bought, as it was bought before
+    for _ in range(3):
+        mesh.carry("bc", KB)
+        mesh.count("b", sale.id, KB)
+        mesh.wait(1)
+    assert not sale.running and not b.world.resold.doubtful
+
+
+def test_a_sale_that_moves_to_another_purchase_and_its_account_have_the_same_sum_after_a_kill() -> None:
+    mesh = Mesh("abc", b=settings(**{**PLENTY, **DEAR}))
+    mesh.add("z", "b")
+    b = mesh["b"]
+    b.lead("")
+    mesh.packet("a", "b")
+    sale = b.sale("a")
+    mesh.count("b", sale.id, MB)
+    b.route = "c"
+    mesh["z"].route = "b"
+    mesh.packet("z", "b")
+    assert sale.rests_on == b.purchase("c").id
+    mesh.kill("b")
+    (again,) = b.world.sold_to(mesh["a"].identity)
+    assert b.world.clients[mesh["a"].identity].charged_msat == again.charged_msat > 0
+
+
 def comes_for_nobody(mesh: Mesh, old: Purchase, new: Purchase) -> int:
     """Let a stream come by the new way that nobody pays for, while z, which pays, sends by it, and a little by the old.
 

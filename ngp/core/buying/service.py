@@ -12,8 +12,9 @@ the first of them must be SEEN_WITHIN_S old.
 We pay again as soon as something is served and seen, or after `ngp unblock`. Until then one payment an hour is tried,
 so that a server whose troubles are over gets its customer back.
 
-Traffic that only goes out brings nothing back by itself. So when much of it isn't served, a destination to which our
-meter counts only outgoing traffic is asked for an echo, whose answer our meter counts like any other.
+Traffic that only goes out brings nothing back by itself. So when much of it isn't served, or a payment isn't seen, a
+destination to which our meter counts only outgoing traffic is asked for an echo, whose answer our meter counts like any
+other.
 """
 
 from __future__ import annotations
@@ -74,8 +75,10 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
     seen, now = account.seen, world.now.monotonic_s
     if now < seen.echo_not_before_mono_s or purchase.destination.is_default:
         return
+    # A server that asks for little at a time would be paid no more long before much isn't served.
+    is_in_doubt = seen.unseen and not seen.came_back
     most_msat = most_ahead_msat(world, account, sendable(world, account.identity))
-    if (account.used_msat - seen.served_msat) * ECHO_SHARE < most_msat:
+    if not is_in_doubt and (account.used_msat - seen.served_msat) * ECHO_SHARE < most_msat:
         return
     seen.echo_not_before_mono_s = now + ECHO_PAUSE_S
     prefix = purchase.destination.prefix

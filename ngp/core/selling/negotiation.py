@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, unsold, upstream
+from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -284,8 +284,6 @@ def _open(world: World, sale: Sale) -> None:
     account.priced += sale.priced
     world.open(sale)
     _run(world, account, sale, "")
-    if sale.seller:
-        unsold.used(world, sale)
     parts.look_up_for(world, sale)  # our routes may have changed since the quote
 
 

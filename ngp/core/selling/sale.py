@@ -61,8 +61,8 @@ class Sale(Contract):
 
     @property
     def least_msat_per_gib(self) -> int:
-        """The lowest price that the client may have: the present one, or that of a renewal that it may accept."""
-        return min(self.price_msat_per_gib, (self.renewal_offer or self).price_msat_per_gib)
+        """The lowest price of bytes that may still come, or of a renewal that the client may accept."""
+        return min(*self.prices_to_come, (self.renewal_offer or self).price_msat_per_gib)
 
     @property
     def agreed(self) -> bool:
