@@ -9,8 +9,10 @@ its sales, and its destination is withheld for a while, as in `unsold`.
 - When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
   So what a purchase has earned above its cost, at most a tenth of it, pays for that. And what it carries in half a
   second may be lost if that is more than GRACE_DATA: else a download would be withheld when its price rises further up.
-- All that was lost for one client counts together: it could have one stream come by each of many purchases. Above
-  GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no more than the largest packet.
+- All that was lost for one client counts together: it could have one stream come by each of many purchases. What it
+  brought us above cost, at most a tenth of it, is taken off: behind it there may be a town, whose contracts all end
+  when a route changes. Above GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no
+  more than the largest packet.
 - It counts for all that used the destination within the hour: one may have something sent, leave, and let it come by
   what another one buys. If some of them never paid, it counts for these as one, since keys cost nothing.
 - Who lost us MOST_GRACES times GRACE_DATA at a server by what it used alone gets nothing there any more that nobody
@@ -121,14 +123,12 @@ def _lost(world: World, purchase: Purchase, blamed: set[Blamed], size_bytes: int
     streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
     about = purchase.identity, purchase.destination
     loss = streams.losses.lately(about, now)
-    before = loss.counted_bytes
+    before, borne_bytes = loss.counted_bytes, purchase.bear(size_bytes)
     loss.lost_bytes += size_bytes
-    loss.counted_bytes += size_bytes - purchase.bear(size_bytes)
+    loss.counted_bytes += size_bytes - borne_bytes
     streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
     grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
-    for one in blamed if grown_bytes else ():
-        theirs = streams.blamed.lately(one, now)
-        theirs.counted_bytes += grown_bytes
-        streams.blamed.note(one, theirs)
+    for one in blamed if borne_bytes + grown_bytes else ():
+        streams.blame(one, borne_bytes + grown_bytes, now)
     return loss

@@ -74,7 +74,8 @@ class Withheld:
 class Loss:
     """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant.
 
-    Attributes: counted_bytes: those for which what we earned above their purchase's cost doesn't pay.
+    Attributes: counted_bytes: those for which what we earned above cost doesn't pay; of a client, less than 0 if that
+        would pay for more.
     """
 
     since_mono_s: float
@@ -126,6 +127,12 @@ class Streams:
     losses: Losses[tuple[bytes, PackedPrefix]] = field(default_factory=Losses)
     blamed: Losses[Blamed] = field(default_factory=Losses)
     lost_bytes: int = 0
+
+    def blame(self, one: Blamed, size_bytes: int, now_mono_s: float) -> None:
+        """Count lost bytes for a client; less than 0: bytes for which what it brought us would pay."""
+        loss = self.blamed.lately(one, now_mono_s)
+        loss.counted_bytes += size_bytes
+        self.blamed.note(one, loss)
 
     def use(self, destination: PackedPrefix, client: bytes, now_mono_s: float) -> None:
         """Note that a client uses a destination."""

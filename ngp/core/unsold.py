@@ -32,7 +32,7 @@ from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
 from ngp.core.selling import grace
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import Debtor, Stream, Withheld
+from ngp.core.streams import Blamed, Debtor, Stream, Withheld
 from ngp.core.timers import Due
 from ngp.core.world import World
 
@@ -61,7 +61,10 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
         max(ways, key=lambda one: (one.fresh_to_bytes, one.rate.at_mono_s)).sold(to_bytes, 0)
         way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
         way.sold(0, from_bytes)
-        way.earn(from_bytes, sale.least_msat_per_gib)
+        earned_bytes = way.earn(from_bytes, sale.least_msat_per_gib)
+        if earned_bytes and account.paid_msat:
+            about = Blamed(account.identity, way.identity, len(world.resting[purchase.id]) > 1)
+            world.streams.blame(about, -earned_bytes, world.now.monotonic_s)
         if len(ways) > 1:
             used(world, sale, *ways)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)

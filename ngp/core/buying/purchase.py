@@ -80,10 +80,12 @@ class Purchase(Contract):
         self.fresh_to_bytes -= to_bytes
         self.fresh_from_bytes -= from_bytes
 
-    def earn(self, size_bytes: int, price_msat_per_gib: int) -> None:
-        """Note what is earned above cost by selling some of it at a price."""
+    def earn(self, size_bytes: int, price_msat_per_gib: int) -> int:
+        """Note what is earned above cost by selling some of it. Returns how many bytes that would pay for."""
         cost = self.dearest_msat_per_gib
-        self.earned_units += size_bytes * max(0, min(price_msat_per_gib - cost, cost // EARNED_SHARE))
+        earned_units = size_bytes * max(0, min(price_msat_per_gib - cost, cost // EARNED_SHARE))
+        self.earned_units += earned_units
+        return earned_units // max(1, cost)
 
     def bear(self, size_bytes: int) -> int:
         """Pay for lost bytes with what was earned. Returns how many bytes that paid for."""
