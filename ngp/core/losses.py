@@ -39,12 +39,12 @@ ON_ITS_WAY_S = 0.5
 
 def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
-    now, streams = world.now.monotonic_s, world.streams
-    if streams.blamed:
+    now, streams, client = world.now.monotonic_s, world.streams, _key(world, sale.identity)
+    loss_of = {shared: streams.blamed.lately(Blamed(client, sale.seller, shared), now) for shared in (False, True)}
+    above = {shared for shared, loss in loss_of.items() if _is_above(world, loss, MOST_GRACES)}
+    if above:  # seldom, and to look for the others takes a while
         purchase = world.purchases.covering(sale.seller, sale.destination.prefix)
-        clients = {_key(world, sale.identity), *_clients(world, sale.destination, purchase)}
-        about = Blamed(_key(world, sale.identity), sale.seller, len(clients) > 1)
-        if _is_above(world, streams.blamed.lately(about, now), MOST_GRACES):
+        if (len({client, *_clients(world, sale.destination, purchase)}) > 1) in above:
             return True
     return any(
         server == sale.seller and now < one.until_mono_s

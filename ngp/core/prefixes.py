@@ -49,12 +49,12 @@ class PackedPrefix(NamedTuple):
         outside = 8 * len(self.address) - self.bits
         return int.from_bytes(self.address, "big") >> outside == int.from_bytes(other.address, "big") >> outside
 
-    def around(self) -> Iterator[Self]:
+    def around(self) -> Iterator[PackedPrefix]:
         """Yield all prefixes that cover this one: itself first, a default route last."""
         number, size = int.from_bytes(self.address, "big"), len(self.address)
         for bits in range(self.bits, -1, -1):
             outside = 8 * size - bits
-            yield self._replace(bits=bits, address=(number >> outside << outside).to_bytes(size, "big"))
+            yield PackedPrefix(self.version, bits, (number >> outside << outside).to_bytes(size, "big"))
 
     @property
     def last_address(self) -> bytes:

@@ -63,7 +63,7 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
         way.sold(0, from_bytes)
         earned_bytes = way.earn(from_bytes, sale.least_msat_per_gib)
         if earned_bytes and account.paid_msat:
-            about = Blamed(account.identity, way.identity, len(world.resting[purchase.id]) > 1)
+            about = Blamed(account.identity, way.identity, len(world.resting.get(purchase.id, ())) > 1)
             world.streams.blame(about, -earned_bytes, world.now.monotonic_s)
         if len(ways) > 1:
             used(world, sale, *ways)
