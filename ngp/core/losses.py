@@ -9,14 +9,13 @@ its sales, and its destination is withheld for a while, as in `unsold`.
 - When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
   So what a purchase has earned above its cost, at most a tenth of it, pays for that. And what it carries in half a
   second may be lost if that is more than GRACE_DATA: else a download would be withheld when its price rises further up.
-- All that was lost for one client counts together: it could have one stream come by each of many purchases. What it
-  brought us above cost, at most a tenth of it, is taken off: behind it there may be a town, whose contracts all end
-  when a route changes. Above GRACE_DATA, and from a destination that was withheld lately, each purchase may lose no
-  more than the largest packet.
-- It counts for all that used the destination within the hour: one may have something sent, leave, and let it come by
-  what another one buys. If some of them never paid, it counts for these as one, since keys cost nothing.
-- Who lost us MOST_GRACES times GRACE_DATA at a server by what it used alone gets nothing there any more that nobody
-  else uses; by what it shared, nothing that others use. So to share what another one uses doesn't lock that one out.
+- What was lost counts for all clients that have the purchase, in full. For each of them it counts together: it could
+  have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if there are
+  such, it counts for these alone, until they get nothing new any more. What a client brought us above cost, at most a
+  tenth of it, is taken off: behind it there may be a town, whose contracts all end when a route changes. And whoever
+  shares what others use, to have more lost for these, spends as much itself.
+- If all clients of a purchase are above GRACE_DATA, or its destination was withheld lately, it may lose no more than
+  the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
 - What nobody but our household wants stays: its next packet would buy it again.
 - Default routes have a rule of their own (`default_resale`), which goes back to single destinations.
 """
@@ -29,9 +28,8 @@ from ngp.core import unsold
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
-from ngp.core.prefixes import PackedPrefix
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import MOST_GRACES, Blamed, Loss
+from ngp.core.streams import MOST_GRACES, Loss
 from ngp.core.world import World
 
 ON_ITS_WAY_S = 0.5
@@ -39,13 +37,9 @@ ON_ITS_WAY_S = 0.5
 
 def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
-    now, streams, client = world.now.monotonic_s, world.streams, _key(world, sale.identity)
-    loss_of = {shared: streams.blamed.lately(Blamed(client, sale.seller, shared), now) for shared in (False, True)}
-    above = {shared for shared, loss in loss_of.items() if _is_above(world, loss, MOST_GRACES)}
-    if above:  # seldom, and to look for the others takes a while
-        purchase = world.purchases.covering(sale.seller, sale.destination.prefix)
-        if (len({client, *_clients(world, sale.destination, purchase)}) > 1) in above:
-            return True
+    now, streams = world.now.monotonic_s, world.streams
+    if _is_above(world, streams.blamed.lately((_key(world, sale.identity), sale.seller), now), MOST_GRACES):
+        return True
     return any(
         server == sale.seller and now < one.until_mono_s
         for (server, destination), one in streams.withheld.items()
@@ -76,13 +70,13 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     if not blamed or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
     loss = _lost(world, purchase, blamed, size_bytes)
-    grace_bytes, losses = world.settings.grace_data_bytes, [streams.blamed.lately(one, now) for one in blamed]
+    grace_bytes = world.settings.grace_data_bytes
+    losses = [streams.blamed.lately((one, purchase.identity), now) for one in blamed]
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
-    is_shared = any(one.shared for one in blamed)
-    bound = max(grace_bytes, int(purchase.rate.a_second * ON_ITS_WAY_S))
+    bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
     if is_again or all(_is_above(world, one, 1) for one in losses):
         bound = min(grace_bytes, LARGEST_PACKET_BYTES)
-    if not is_shared and all(_is_above(world, one, MOST_GRACES) for one in losses):
+    if all(_is_above(world, one, MOST_GRACES) for one in losses):
         bound = 0
     if loss.counted_bytes <= bound:
         return
@@ -95,19 +89,14 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
         unsold.end(world, purchase)
 
 
-def _blamed(world: World, purchase: Purchase) -> set[Blamed]:
-    """Return for whom what is lost of a purchase counts; nobody: only our household uses it."""
-    if not (purchase.id in world.resting or purchase.opened_for or purchase.sold_to_bytes or purchase.sold_from_bytes):
-        return set()
-    clients = _clients(world, purchase.destination, purchase)
-    return {Blamed(one, purchase.identity, len(clients) > 1) for one in ({b""} if b"" in clients else clients)}
-
-
-def _clients(world: World, destination: PackedPrefix, purchase: Purchase | None) -> set[bytes]:
-    """Return the clients that use a destination, or used it within the hour; all that never paid as one."""
-    resting = world.resting.get(purchase.id, {}).values() if purchase is not None else ()
-    used = world.streams.users(destination, world.now.monotonic_s)
-    return {_key(world, one) for one in used | {sale.identity for sale in resting if sale.open}}
+def _blamed(world: World, purchase: Purchase) -> set[bytes]:
+    """Return the clients for which what is lost of a purchase counts; nobody: only our household uses it."""
+    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
+    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
+        clients = {purchase.opened_for}
+    keys = {_key(world, one) for one in clients}
+    strangers = world.streams.blamed.lately((b"", purchase.identity), world.now.monotonic_s)
+    return keys if b"" not in keys or _is_above(world, strangers, MOST_GRACES) else {b""}
 
 
 def _key(world: World, client: bytes) -> bytes:
@@ -118,7 +107,7 @@ def _is_above(world: World, loss: Loss, graces: int) -> bool:
     return loss.counted_bytes > graces * world.settings.grace_data_bytes
 
 
-def _lost(world: World, purchase: Purchase, blamed: set[Blamed], size_bytes: int) -> Loss:
+def _lost(world: World, purchase: Purchase, blamed: set[bytes], size_bytes: int) -> Loss:
     """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
     streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
     about = purchase.identity, purchase.destination
@@ -130,5 +119,5 @@ def _lost(world: World, purchase: Purchase, blamed: set[Blamed], size_bytes: int
     # A fast stream may bring many times the grace before we look, and its client can't help that.
     grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
     for one in blamed if borne_bytes + grown_bytes else ():
-        streams.blame(one, borne_bytes + grown_bytes, now)
+        streams.blame(one, purchase.identity, borne_bytes + grown_bytes, now)
     return loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, Self
@@ -48,13 +47,6 @@ class PackedPrefix(NamedTuple):
             return False
         outside = 8 * len(self.address) - self.bits
         return int.from_bytes(self.address, "big") >> outside == int.from_bytes(other.address, "big") >> outside
-
-    def around(self) -> Iterator[PackedPrefix]:
-        """Yield all prefixes that cover this one: itself first, a default route last."""
-        number, size = int.from_bytes(self.address, "big"), len(self.address)
-        for bits in range(self.bits, -1, -1):
-            outside = 8 * size - bits
-            yield PackedPrefix(self.version, bits, (number >> outside << outside).to_bytes(size, "big"))
 
     @property
     def last_address(self) -> bytes:

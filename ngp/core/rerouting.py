@@ -6,6 +6,8 @@ only when that carries nothing any more, and the old purchase ends when no sale 
 
 from __future__ import annotations
 
+from itertools import islice
+
 from ngp.core import upstream
 from ngp.core.buying import choosing
 from ngp.core.buying.purchase import Purchase
@@ -16,6 +18,7 @@ from ngp.core.timers import Due
 from ngp.core.world import World
 
 LOOK_S = 1.0
+MOST_DOUBTFUL, LOOKED_UP_AT_ONCE = 4096, 256
 
 
 def goes_elsewhere(world: World, sale: Sale, purchase: Purchase) -> None:
@@ -35,17 +38,22 @@ def doubt(world: World, sale: Sale) -> None:
     if sale.rests_on or sale.destination.is_default:
         return
     ways = (one for one in upstream.ways(world, sale) if one.identity != sale.identity)
-    if any(one.in_use(world.now.monotonic_s) for one in ways):
-        world.resold.doubtful.note(sale.id, None)
+    doubtful = world.resold.doubtful
+    if len(doubtful) < MOST_DOUBTFUL and any(one.in_use(world.now.monotonic_s) for one in ways):
+        doubtful.setdefault(sale.id)
         world.timers.set_if_unset(Due.DOUBTFUL, b"", world.now.monotonic_s + LOOK_S)
 
 
 def look_up_doubtful(world: World) -> None:
-    """Look up our routes for these sales, once; their next traffic brings them back."""
-    sales = [sale for one in world.resold.doubtful if (sale := world.sale(one)) is not None and sale.running]
-    world.resold.doubtful.clear()
-    if sales:
+    """Look up our routes for these sales, once, the oldest first; their next traffic brings them back."""
+    doubtful = world.resold.doubtful
+    found = list(islice(doubtful, LOOKED_UP_AT_ONCE))
+    for one in found:
+        del doubtful[one]
+    if sales := [sale for one in found if (sale := world.sale(one)) is not None and sale.running]:
         world.do(LookUpRoutes(tuple((one.id, one.destination.prefix) for one in sales)))
+    if doubtful:
+        world.timers.set_if_unset(Due.DOUBTFUL, b"", world.now.monotonic_s + LOOK_S)
 
 
 def leave(world: World, purchase: Purchase) -> None:

@@ -15,7 +15,6 @@ from ngp.core.prefixes import PackedPrefix
 from ngp.core.spans import Spans
 
 MOST_SPLIT = 1024
-MOST_DOUBTFUL = 256
 
 
 @dataclass(slots=True)
@@ -60,5 +59,5 @@ class Resold:
     fresh: set[Prefix] = field(default_factory=set)
     not_before_mono_s: dict[int, float] = field(default_factory=dict)
     unsold: Unsold = field(default_factory=Unsold)
-    doubtful: Newest[bytes, None] = field(default_factory=lambda: Newest(MOST_DOUBTFUL))
+    doubtful: dict[bytes, None] = field(default_factory=dict)
     split: Newest[PackedPrefix, float] = field(default_factory=lambda: Newest(MOST_SPLIT))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from ngp.core.newest import Newest
 from ngp.core.prefixes import PackedPrefix
@@ -12,7 +12,6 @@ Key = TypeVar("Key")
 
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
-MOST_USED, MOST_USERS = 8192, 8  # destinations, and clients of each
 LOSS_WINDOW_S = 3600.0
 MOST_GRACES = 8  # a client for which we lost so many at a server within that time gets nothing more there
 
@@ -95,19 +94,6 @@ class Losses(Newest[Key, Loss]):
         return loss if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else Loss(now_mono_s)
 
 
-class Blamed(NamedTuple):
-    """For whom something was lost, and from whom we had bought it.
-
-    Attributes:
-        client: b"": all clients that never paid, as keys cost nothing.
-        shared: whether others used the same destination, too.
-    """
-
-    client: bytes
-    server: bytes
-    shared: bool
-
-
 @dataclass(slots=True, eq=False)
 class Streams:
     """What `unsold` and `losses` look after.
@@ -115,32 +101,20 @@ class Streams:
     Attributes:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
-        used: by destination: clients that left it, or whose sales rest on another way to it, and when that was.
-        losses: by server and destination. blamed: what is counted of them for clients.
+        losses: by server and destination.
+        blamed: what is counted of them, by client and server; client b"": all that never paid, as keys cost nothing.
         lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
-    used: Newest[PackedPrefix, Newest[bytes, float]] = field(default_factory=lambda: Newest(MOST_USED))
     losses: Losses[tuple[bytes, PackedPrefix]] = field(default_factory=Losses)
-    blamed: Losses[Blamed] = field(default_factory=Losses)
+    blamed: Losses[tuple[bytes, bytes]] = field(default_factory=Losses)
     lost_bytes: int = 0
 
-    def blame(self, one: Blamed, size_bytes: int, now_mono_s: float) -> None:
+    def blame(self, client: bytes, server: bytes, size_bytes: int, now_mono_s: float) -> None:
         """Count lost bytes for a client; less than 0: bytes for which what it brought us would pay."""
-        loss = self.blamed.lately(one, now_mono_s)
+        loss = self.blamed.lately((client, server), now_mono_s)
         loss.counted_bytes += size_bytes
-        self.blamed.note(one, loss)
-
-    def use(self, destination: PackedPrefix, client: bytes, now_mono_s: float) -> None:
-        """Note that a client uses a destination."""
-        clients = self.used.get(destination) or Newest[bytes, float](MOST_USERS)
-        clients.note(client, now_mono_s)
-        self.used.note(destination, clients)
-
-    def users(self, destination: PackedPrefix, now_mono_s: float) -> set[bytes]:
-        """Return the clients that used a destination within an hour, or something that covers it."""
-        found = (self.used[around] for around in destination.around() if around in self.used)
-        return {one for clients in found for one, at_s in clients.items() if now_mono_s - at_s <= LOSS_WINDOW_S}
+        self.blamed.note((client, server), loss)

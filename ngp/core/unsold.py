@@ -32,7 +32,7 @@ from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
 from ngp.core.selling import grace
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import Blamed, Debtor, Stream, Withheld
+from ngp.core.streams import Debtor, Stream, Withheld
 from ngp.core.timers import Due
 from ngp.core.world import World
 
@@ -58,28 +58,20 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
         rerouting.doubt(world, sale)
     else:
         ways = (purchase, *upstream.other_ways(world, sale, purchase))
-        max(ways, key=lambda one: (one.fresh_to_bytes, one.rate.at_mono_s)).sold(to_bytes, 0)
-        way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
-        way.sold(0, from_bytes)
-        earned_bytes = way.earn(from_bytes, sale.least_msat_per_gib)
+        to_way = max(ways, key=lambda one: (one.fresh_to_bytes, one.rate.at_mono_s))
+        to_way.sold(to_bytes, 0)
+        from_way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
+        from_way.sold(0, from_bytes)
+        earned_bytes = from_way.earn(from_bytes, sale.least_msat_per_gib)
         if earned_bytes and account.paid_msat:
-            about = Blamed(account.identity, way.identity, len(world.resting.get(purchase.id, ())) > 1)
-            world.streams.blame(about, -earned_bytes, world.now.monotonic_s)
-        if len(ways) > 1:
-            used(world, sale, *ways)
+            world.streams.blame(account.identity, from_way.identity, -earned_bytes, world.now.monotonic_s)
+        for way in (to_way, from_way):
+            if way is not purchase and not way.opened_for:
+                way.opened_for = account.identity  # no sale rests on it, which would say for whom it is
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
         debtor.used[sale.id] = None
-
-
-def used(world: World, sale: Sale, *purchases: Purchase) -> None:
-    """Note that a client used what it buys, and the purchases by which its traffic may come.
-
-    While a sale rests on a purchase that is known anyway.
-    """
-    for destination in {sale.destination, *(one.destination for one in purchases)}:
-        world.streams.use(destination, sale.identity, world.now.monotonic_s)
 
 
 def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -> bool:
@@ -159,9 +151,8 @@ def sale_over(world: World, sale: Sale) -> None:
     """
     if not sale.rests_on:
         return
-    purchase, ways = world.running_purchase(sale.rests_on), upstream.ways(world, sale)
-    used(world, sale, *ways)
-    for one in ways:
+    purchase = world.running_purchase(sale.rests_on)
+    for one in upstream.ways(world, sale):
         if one is purchase or one.sold_to_bytes or one.sold_from_bytes:
             one.needed_at = one.unsold_bytes, one.ours_bytes
     if purchase is None or _is_needed(world, purchase):

@@ -65,7 +65,9 @@ def seller_to(world: World, destination: Prefix, router: Router | None) -> Neigh
     if found is None or not found.sells:
         return None
     is_own = destination.network_address in found.addresses and destination.num_addresses == 1
-    is_ours = not found.network or networks.is_same(found.network, world.node.network)  # after a start it said nothing
+    account = world.servers.get(found.identity)
+    is_unheard = not found.network and account is not None and account.running > 0  # since a start
+    is_ours = is_unheard or networks.is_same(found.network, world.node.network)
     return found if is_ours and not is_own else None
 
 

@@ -405,11 +405,18 @@ class World:
         self.do(GrantContract(self.kernel_grant(contract)))
 
     def kernel_grant(self, contract: Sale | Purchase) -> Grant:
-        """Return the grant that describes a contract to the kernel."""
+        """Return the grant that describes a contract to the kernel, which ends a sale no later than what it rests on.
+
+        A server may have renewed that for a shorter time than before.
+        """
+        purchase = self.running_purchase(contract.rests_on) if contract.rests_on else None
+        expires_mono_s = contract.expires_mono_s
+        if purchase is not None:
+            expires_mono_s = min(expires_mono_s, purchase.expires_mono_s)
         return Grant(
             **self.lasting_terms(contract)._asdict(),
             contract=contract.id,
-            expires_in_s=contract.expires_mono_s - self.now.monotonic_s,
+            expires_in_s=expires_mono_s - self.now.monotonic_s,
             used_to_base_bytes=contract.used_to_bytes,
             used_from_base_bytes=contract.used_from_bytes,
         )

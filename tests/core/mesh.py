@@ -20,7 +20,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import CloseReason
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import Adopted, HeldPacket, MeshRoutes, Onward, Reading, Verdict
+from ngp.core.kernel import Adopted, Grant, HeldPacket, MeshRoutes, Onward, Reading, Verdict
 from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.parts import sold_whole
@@ -56,6 +56,7 @@ class Node:
         self.said: list[Message] = []
         self.logged: list[str] = []
         self.counts: dict[bytes, list[int]] = {}
+        self.granted: dict[bytes, Grant] = {}
         self.routes: dict[Prefix, NextRouter] = {}
         self.others: dict[Prefix, str] = {}  # the next routers of routes to parts of the default route
         self.is_whole = True
@@ -150,6 +151,8 @@ class Node:
                     self.elsewhere = set(effect.prefixes)
                 case fx.SetRoutes():
                     self.routes = dict(effect.routes)
+                case fx.GrantContract():
+                    self.granted[effect.grant.contract] = effect.grant
                 case fx.HaltContract():
                     contract = effect.grant.contract
                     self.mesh.halted.append((self, ev.Halted(contract, self.reading(contract))))

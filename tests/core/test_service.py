@@ -159,7 +159,7 @@ def test_echoes_are_asked_for_once_a_second_and_only_while_it_is_in_doubt() -> N
     for unserved_msat, asked in ((TOP_UP_MSAT // 2 - 1, 0), (TOP_UP_MSAT // 2, 1)):  # of two top-ups
         ours.seen, world.effects = Seen(served_msat=ours.used_msat - unserved_msat), []
         for _ in range(3):
-            service.only_sent(world, ours, purchase)
+            service.only_sent(world, ours, purchase, 1000)
         assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
 
 
@@ -169,8 +169,21 @@ def test_an_echo_is_asked_for_while_a_payment_is_not_seen_however_little_it_was(
     (purchase,) = [one for one in world.contracts.values() if isinstance(one, Purchase)]
     for seen, asked in ((Seen(served_msat=ours.used_msat - 1), 0), (Seen(served_msat=ours.used_msat - 1, unseen=1), 1)):
         ours.seen, world.effects = seen, []
-        service.only_sent(world, ours, purchase)
+        service.only_sent(world, ours, purchase, 1000)
         assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
+
+
+def test_an_echo_that_nobody_answers_causes_no_further_one() -> None:
+    sim = trade()
+    bought(sim).seen.unseen, bought(sim).seen.came_back = 1, False
+    sim.up(HOST, 200)
+    for _ in range(60):
+        sim.run(1)
+        asked = sum(isinstance(effect, fx.AskEcho) for effect in sim.client.log)
+        for _ in range(asked):
+            sim.up(HOST, 104)
+        sim.client.log.clear()
+    assert sum(isinstance(effect, fx.AskEcho) for effect in sim.client.log) == 0
 
 
 def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_time() -> None:

@@ -26,7 +26,7 @@ def usage_read(world: World, purchase: Purchase, reading: Reading) -> None:
         purchase.returned_mono_s = now
         service.came_back(world, account)
     else:
-        service.only_sent(world, account, purchase)
+        service.only_sent(world, account, purchase, carried)
     if purchase.used_to_bytes:
         world.uncount_opening(purchase)
     if before < WORTH_BYTES <= purchase.used_bytes:

@@ -20,13 +20,12 @@ WORTH_BYTES = 64 * 1024
 
 
 def live_until(world: World, purchase: Purchase) -> None:
-    """Start a contract's lifetime, and plan its renewal. What rests on it ends no later, also without a daemon."""
+    """Start a contract's lifetime, and plan its renewal."""
+    before_mono_s = purchase.expires_mono_s
     world.begin_lifetime(purchase)
     for sale in world.resting.get(purchase.id, {}).values():
-        if sale.running and sale.expires_mono_s > purchase.expires_mono_s:
-            world.begin_lifetime(sale)
-            world.save(sale)
-            world.grant(sale)
+        if sale.running and sale.expires_mono_s > min(before_mono_s, purchase.expires_mono_s):
+            world.grant(sale)  # the kernel ends it with the purchase, also if no daemon runs then
     if not world.settings.never_renews and world.settings.time_renewal_s != 0:
         world.timers.set(Due.RENEWAL, purchase.id, purchase.expires_mono_s - purchase.renewal_time_s(world.settings))
 

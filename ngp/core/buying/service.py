@@ -30,6 +30,7 @@ SEEN_WITHIN_S = 3.0
 TRY_AGAIN_S = 3600.0
 ECHO_SHARE = 4  # an echo is asked for when 1/4 of what we trust the server with isn't served
 ECHO_PAUSE_S = 1.0
+ECHO_BYTES = 128  # no echo is larger
 
 
 def ordered(world: World, account: ServerAccount) -> None:
@@ -67,13 +68,15 @@ def came_back(world: World, account: ServerAccount) -> None:
     _look(world, account)
 
 
-def only_sent(world: World, account: ServerAccount, purchase: Purchase) -> None:
+def only_sent(world: World, account: ServerAccount, purchase: Purchase, size_bytes: int) -> None:
     """Ask for an echo, if it is in doubt whether what our meter counted is carried; of a network, its first host.
 
-    A default route has no host that could be asked.
+    A default route has no host that could be asked. An echo that nobody answers is no reason for the next one.
+
+    Args: size_bytes: what our meter counted now.
     """
     seen, now = account.seen, world.now.monotonic_s
-    if now < seen.echo_not_before_mono_s or purchase.destination.is_default:
+    if now < seen.echo_not_before_mono_s or purchase.destination.is_default or size_bytes <= ECHO_BYTES:
         return
     # A server that asks for little at a time would be paid no more long before much isn't served.
     is_in_doubt = seen.unseen and not seen.came_back

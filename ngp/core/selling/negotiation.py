@@ -234,11 +234,10 @@ def accepted(world: World, neighbour: Neighbour, accept: Accept, message_id: int
         world.send(neighbour, Reject(accept.contract, reason), message_id)
         return True
     offer = sale.renewal_offer
-    terms = accept.price_msat_per_gib, accept.data_limit_bytes
-    if offer is not None and terms != (offer.price_msat_per_gib, offer.data_limit_bytes):
-        offer = None  # it may accept what was agreed before once more, as that proposal was repeated
     agreed = offer or sale
-    if terms != (agreed.price_msat_per_gib, agreed.data_limit_bytes):
+    if (accept.price_msat_per_gib, accept.data_limit_bytes) != (agreed.price_msat_per_gib, agreed.data_limit_bytes):
+        if sale.running and accept.data_limit_bytes <= sale.data_limit_bytes:
+            return False  # it answers a proposal that was repeated, and was agreed since
         world.send(neighbour, Reject(accept.contract, RejectReason.TERMS), message_id)
         return True
     if offer is not None:
