@@ -167,8 +167,10 @@ def test_an_echo_is_asked_for_while_a_payment_is_not_seen_however_little_it_was(
     sim = trade(trust_amount_msat=1000 * TOP_UP_MSAT)
     world, ours = sim.client.world, bought(sim)
     (purchase,) = [one for one in world.contracts.values() if isinstance(one, Purchase)]
-    for seen, asked in ((Seen(served_msat=ours.used_msat - 1), 0), (Seen(served_msat=ours.used_msat - 1, unseen=1), 1)):
-        ours.seen, world.effects = seen, []
+    for unseen, since_s, asked in ((0, 2.0, 0), (1, 0.5, 0), (1, 2.0, 1)):
+        since_mono_s = world.now.monotonic_s - since_s
+        ours.seen = Seen(served_msat=ours.used_msat - 1, unseen=unseen, since_mono_s=since_mono_s)
+        world.effects = []
         service.only_sent(world, ours, purchase, 1000)
         assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
 
