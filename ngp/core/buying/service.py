@@ -78,7 +78,7 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase, size_byt
     seen, now = account.seen, world.now.monotonic_s
     if now < seen.echo_not_before_mono_s or purchase.destination.is_default or size_bytes <= ECHO_BYTES:
         return
-    # A server that asks for little at a time would be paid no more long before much isn't served. But answers take time.
+    # A server that asks for little at a time would be paid no more long before much isn't served. Answers take time.
     is_in_doubt = seen.unseen and not seen.came_back and now - seen.since_mono_s >= ECHO_PAUSE_S
     most_msat = most_ahead_msat(world, account, sendable(world, account.identity))
     if not is_in_doubt and (account.used_msat - seen.served_msat) * ECHO_SHARE < most_msat:
