@@ -7,13 +7,12 @@ its sales, and its destination is withheld for a while, as in `unsold`.
 
 - What comes for ourselves and our LANs isn't refused, so it isn't counted, however much it is.
 - When a client has left, or a contract has ended, what was on its way is refused. It is more the faster the flow was.
-  So what a purchase has earned above its cost, at most a tenth of it, pays for that. And what it carries in half a
-  second may be lost if that is more than GRACE_DATA: else a download would be withheld when its price rises further up.
-- What was lost counts for all clients that have the purchase, in full. For each of them it counts together: it could
-  have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if there are
-  such, it counts for these alone, until they get nothing new any more. What a client brought us above cost, at most a
-  tenth of it, is taken off: behind it there may be a town, whose contracts all end when a route changes. And whoever
-  shares what others use, to have more lost for these, spends as much itself.
+  So what we earned at that server above cost by one of the purchase's clients, at most a tenth of it, pays for that.
+  And what comes in half a second may be lost if that is more than GRACE_DATA: else a download would be withheld when
+  its price rises further up.
+- What isn't paid for counts for the clients that have or had the purchase, in equal parts. For each it counts together:
+  it could have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if
+  there are such, it counts for these alone, until they get nothing new any more.
 - If all clients of a purchase are above GRACE_DATA, or its destination was withheld lately, it may lose no more than
   the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
 - What nobody but our household wants stays: its next packet would buy it again.
@@ -38,7 +37,7 @@ ON_ITS_WAY_S = 0.5
 def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
     now, streams = world.now.monotonic_s, world.streams
-    if _is_above(world, streams.blamed.lately((_key(world, sale.identity), sale.seller), now), MOST_GRACES):
+    if _is_above(world, streams.by_client.lately((_key(world, sale.identity), sale.seller), now), MOST_GRACES):
         return True
     return any(
         server == sale.seller and now < one.until_mono_s
@@ -65,18 +64,16 @@ def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
 
 def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     streams, now, about = world.streams, world.now.monotonic_s, (purchase.identity, purchase.destination)
-    withheld = streams.withheld.get(about)
-    blamed = _blamed(world, purchase)
-    if not blamed or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
+    withheld, keys = streams.withheld.get(about), _clients(world, purchase)
+    if not keys or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
-    loss = _lost(world, purchase, blamed, size_bytes)
-    grace_bytes = world.settings.grace_data_bytes
-    losses = [streams.blamed.lately((one, purchase.identity), now) for one in blamed]
+    clients = [streams.of_client(one, purchase.identity, now) for one in keys]
+    loss, grace_bytes = _lost(world, purchase, clients, size_bytes), world.settings.grace_data_bytes
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
     bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
-    if is_again or all(_is_above(world, one, 1) for one in losses):
+    if is_again or all(_is_above(world, one, 1) for one in clients):
         bound = min(grace_bytes, LARGEST_PACKET_BYTES)
-    if all(_is_above(world, one, MOST_GRACES) for one in losses):
+    if all(_is_above(world, one, MOST_GRACES) for one in clients):
         bound = 0
     if loss.counted_bytes <= bound:
         return
@@ -89,13 +86,11 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
         unsold.end(world, purchase)
 
 
-def _blamed(world: World, purchase: Purchase) -> set[bytes]:
+def _clients(world: World, purchase: Purchase) -> set[bytes]:
     """Return the clients for which what is lost of a purchase counts; nobody: only our household uses it."""
-    clients = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
-    if not clients and purchase.opened_for:  # its client has left, perhaps to buy it again before this is too much
-        clients = {purchase.opened_for}
-    keys = {_key(world, one) for one in clients}
-    strangers = world.streams.blamed.lately((b"", purchase.identity), world.now.monotonic_s)
+    resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
+    keys = {_key(world, one) for one in resting | {*purchase.left_by}}
+    strangers = world.streams.by_client.lately((b"", purchase.identity), world.now.monotonic_s)
     return keys if b"" not in keys or _is_above(world, strangers, MOST_GRACES) else {b""}
 
 
@@ -107,17 +102,19 @@ def _is_above(world: World, loss: Loss, graces: int) -> bool:
     return loss.counted_bytes > graces * world.settings.grace_data_bytes
 
 
-def _lost(world: World, purchase: Purchase, blamed: set[bytes], size_bytes: int) -> Loss:
+def _lost(world: World, purchase: Purchase, clients: list[Loss], size_bytes: int) -> Loss:
     """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
-    streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
-    about = purchase.identity, purchase.destination
-    loss = streams.losses.lately(about, now)
-    before, borne_bytes = loss.counted_bytes, purchase.bear(size_bytes)
+    streams, grace_bytes = world.streams, world.settings.grace_data_bytes
+    about, price = (purchase.identity, purchase.destination), purchase.dearest_msat_per_gib
+    loss = streams.losses.lately(about, world.now.monotonic_s)
+    pays, before = max(clients, key=lambda one: one.earned_units), loss.counted_bytes
+    borne_bytes = min(size_bytes, pays.earned_units // price)
+    pays.earned_units -= borne_bytes * price
     loss.lost_bytes += size_bytes
     loss.counted_bytes += size_bytes - borne_bytes
     streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
     grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
-    for one in blamed if borne_bytes + grown_bytes else ():
-        streams.blame(one, purchase.identity, borne_bytes + grown_bytes, now)
+    for one in clients:
+        one.counted_bytes += -(-grown_bytes // len(clients))
     return loss

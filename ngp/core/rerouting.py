@@ -18,7 +18,7 @@ from ngp.core.timers import Due
 from ngp.core.world import World
 
 LOOK_S = 1.0
-MOST_DOUBTFUL, LOOKED_UP_AT_ONCE = 4096, 256
+LOOKED_UP_AT_ONCE = 256
 
 
 def goes_elsewhere(world: World, sale: Sale, purchase: Purchase) -> None:
@@ -38,14 +38,13 @@ def doubt(world: World, sale: Sale) -> None:
     if sale.rests_on or sale.destination.is_default:
         return
     ways = (one for one in upstream.ways(world, sale) if one.identity != sale.identity)
-    doubtful = world.resold.doubtful
-    if len(doubtful) < MOST_DOUBTFUL and any(one.in_use(world.now.monotonic_s) for one in ways):
-        doubtful.setdefault(sale.id)
+    if any(one.in_use(world.now.monotonic_s) for one in ways):
+        world.resold.doubtful.setdefault(sale.id)
         world.timers.set_if_unset(Due.DOUBTFUL, b"", world.now.monotonic_s + LOOK_S)
 
 
 def look_up_doubtful(world: World) -> None:
-    """Look up our routes for these sales, once, the oldest first; their next traffic brings them back."""
+    """Look up our routes for these sales, once, the first first; their next traffic brings them back as the last."""
     doubtful = world.resold.doubtful
     found = list(islice(doubtful, LOOKED_UP_AT_ONCE))
     for one in found:

@@ -73,13 +73,15 @@ class Withheld:
 class Loss:
     """Bytes that we bought, and that the kernel refused as nobody had bought them from us, since an instant.
 
-    Attributes: counted_bytes: those for which what we earned above cost doesn't pay; of a client, less than 0 if that
-        would pay for more.
+    Attributes:
+        counted_bytes: those for which what we earned above cost doesn't pay.
+        earned_units: of a client: what we earned by it above cost and didn't use for what was lost, in msat / 2^30.
     """
 
     since_mono_s: float
     lost_bytes: int = 0
     counted_bytes: int = 0
+    earned_units: int = 0
 
 
 class Losses(Newest[Key, Loss]):
@@ -102,7 +104,7 @@ class Streams:
         debtors: clients without money or credit for which we bought something.
         of: streams, by purchase. withheld: by server and destination.
         losses: by server and destination.
-        blamed: what is counted of them, by client and server; client b"": all that never paid, as keys cost nothing.
+        by_client: the same by client and server; client b"": all that never paid, as keys cost nothing.
         lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
@@ -110,11 +112,11 @@ class Streams:
     of: dict[bytes, Stream] = field(default_factory=dict)
     withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
     losses: Losses[tuple[bytes, PackedPrefix]] = field(default_factory=Losses)
-    blamed: Losses[tuple[bytes, bytes]] = field(default_factory=Losses)
+    by_client: Losses[tuple[bytes, bytes]] = field(default_factory=Losses)
     lost_bytes: int = 0
 
-    def blame(self, client: bytes, server: bytes, size_bytes: int, now_mono_s: float) -> None:
-        """Count lost bytes for a client; less than 0: bytes for which what it brought us would pay."""
-        loss = self.blamed.lately((client, server), now_mono_s)
-        loss.counted_bytes += size_bytes
-        self.blamed.note((client, server), loss)
+    def of_client(self, client: bytes, server: bytes, now_mono_s: float) -> Loss:
+        """Return what was lost for a client at a server, and earned by it, within an hour; it is kept from now on."""
+        loss = self.by_client.lately((client, server), now_mono_s)
+        self.by_client.note((client, server), loss)
+        return loss

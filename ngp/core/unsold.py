@@ -42,6 +42,7 @@ IDLE_LOOK_S = 1.0  # between two looks while nothing comes that nobody pays for
 MOST_STREAMS = 256  # purchases that are read at each look; what others bring is seen at the next reading of all
 STREAM_OVER_S = 60.0
 FORGIVEN_SHARE = 10
+EARNED_SHARE = 10
 FIRST_PAUSE_S, MOST_PAUSE_S = 30.0, 3600.0
 
 
@@ -62,16 +63,23 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
         to_way.sold(to_bytes, 0)
         from_way = max(ways, key=lambda one: (one.fresh_from_bytes, one.rate.at_mono_s))
         from_way.sold(0, from_bytes)
-        earned_bytes = from_way.earn(from_bytes, sale.least_msat_per_gib)
-        if earned_bytes and account.paid_msat:
-            world.streams.blame(account.identity, from_way.identity, -earned_bytes, world.now.monotonic_s)
-        for way in (to_way, from_way):
-            if way is not purchase and not way.opened_for:
-                way.opened_for = account.identity  # no sale rests on it, which would say for whom it is
+        if account.paid_msat:
+            _earn(world, account, sale, from_way, from_bytes)
+        for way in {to_way, from_way} - {purchase}:
+            way.leave(account.identity)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
         debtor.used[sale.id] = None
+
+
+def _earn(world: World, account: ClientAccount, sale: Sale, purchase: Purchase, size_bytes: int) -> None:
+    """Note what we earn by a client above cost, at most a part of the cost: it pays for what is lost for it."""
+    cost = purchase.dearest_msat_per_gib
+    above = min(sale.least_msat_per_gib - cost, cost // EARNED_SHARE)
+    if above > 0:
+        loss = world.streams.of_client(account.identity, purchase.identity, world.now.monotonic_s)
+        loss.earned_units += size_bytes * above
 
 
 def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -> bool:
@@ -152,6 +160,8 @@ def sale_over(world: World, sale: Sale) -> None:
     if not sale.rests_on:
         return
     purchase = world.running_purchase(sale.rests_on)
+    if purchase is not None:
+        purchase.leave(sale.identity)
     for one in upstream.ways(world, sale):
         if one is purchase or one.sold_to_bytes or one.sold_from_bytes:
             one.needed_at = one.unsold_bytes, one.ours_bytes

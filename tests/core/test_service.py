@@ -188,6 +188,22 @@ def test_an_echo_that_nobody_answers_causes_no_further_one() -> None:
     assert sum(isinstance(effect, fx.AskEcho) for effect in sim.client.log) == 0
 
 
+def test_small_packets_are_asked_about_too() -> None:
+    sim = trade()
+    asked = 0
+    for _ in range(200):
+        sim.up(HOST, 100)
+        sim.run(1)
+        now_asked = sum(isinstance(effect, fx.AskEcho) for effect in sim.client.log)
+        for _ in range(now_asked - asked):
+            sim.up(HOST, 62)
+            sim.down(HOST, 62)
+        asked = now_asked
+        if not asked:
+            bought(sim).seen.unseen, bought(sim).seen.came_back = 1, False
+    assert asked and not warnings(sim)
+
+
 def test_one_payment_an_hour_is_tried_also_by_a_daemon_that_is_killed_all_the_time() -> None:
     sim = trade()
     send_only(sim, 120)

@@ -45,6 +45,25 @@ def test_a_sale_from_while_our_route_led_upstream_ends_when_it_leads_back_to_a_d
     assert not sale.running and not b.world.resold.doubtful
 
 
+def test_a_sale_that_moves_from_a_purchase_that_ends_soon_to_another_does_not_end_with_it() -> None:
+    mesh = Mesh("abc")
+    b = mesh["b"]
+    mesh.packet("a", "b")
+    sale, old = b.sale("a"), b.purchase("c")
+    mesh["c"].step(ev.SettingsChanged(settings(**PLENTY, contract_time_s=60)))
+    mesh.renew("b", old, old.data_limit_bytes + MB)
+    assert b.granted[sale.id].expires_in_s <= 60
+    mesh.add("d", "b")
+    b.lead("d")
+    mesh.packet("b", "d")
+    new = b.purchase("d")
+    for _ in range(15):
+        for name, contract in (("b", new.id), ("b", sale.id)):
+            mesh.count(name, contract, KB)
+        mesh.wait(1)
+    assert sale.rests_on == new.id and b.granted[sale.id].expires_in_s > 3000
+
+
 def test_a_sale_that_moves_to_another_purchase_and_its_account_have_the_same_sum_after_a_kill() -> None:
     mesh = Mesh("abc", b=settings(**{**PLENTY, **DEAR}))
     mesh.add("z", "b")

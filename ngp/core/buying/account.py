@@ -34,7 +34,8 @@ class Seen:
         served_mono_s: when that was.
         refused: we have declined an invoice since then, for want of service.
         try_again_mono_s: until then nothing is paid, if too much was paid for nothing.
-        echo_not_before_mono_s: until then no destination is asked for an echo.
+        echo_not_before_mono_s: until then no destination is asked for an echo. echo_by: the purchase by which the last
+            one went, until our meter counts that.
     """
 
     unseen: int = 0
@@ -47,6 +48,7 @@ class Seen:
     refused: bool = False
     try_again_mono_s: float = float("-inf")
     echo_not_before_mono_s: float = float("-inf")
+    echo_by: bytes = b""
 
     @property
     def is_credited(self) -> bool:

@@ -10,7 +10,7 @@ from ngp.core.kernel import FULL_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.settings import Settings
 
-EARNED_SHARE = 10
+MOST_LEFT = 8
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -28,8 +28,8 @@ class Purchase(Contract):
         sold_to_bytes, sold_from_bytes: how much of what it carried was sold to those that buy from us; after a start,
             as if all of it was.
         fresh_to_bytes, fresh_from_bytes: what the last reading counted and wasn't found to be sold.
-        earned_units: what we earned by selling it, above its cost, in msat / 2^30, at most a tenth of that cost, and
-            didn't use for what was lost (`bear`); since a start.
+        left_by: clients that left it, or whose traffic came by it though their contract rests on another one; since a
+            start, the latest few.
         needed_at: bytes that it had brought, and that we had sent by it, beside what was sold, when it was of use last:
             to a client, or because we sent something. None: no client's contract that rested on it has ended.
         unneeded: we ended it since no client needed it any more, so its early end says nothing against its server.
@@ -48,7 +48,7 @@ class Purchase(Contract):
     sold_from_bytes: int = 0
     fresh_to_bytes: int = 0
     fresh_from_bytes: int = 0
-    earned_units: int = 0
+    left_by: tuple[bytes, ...] = ()
     needed_at: tuple[int, int] | None = None
     unneeded: bool = False
     ended_by_itself: bool = False
@@ -80,19 +80,10 @@ class Purchase(Contract):
         self.fresh_to_bytes -= to_bytes
         self.fresh_from_bytes -= from_bytes
 
-    def earn(self, size_bytes: int, price_msat_per_gib: int) -> int:
-        """Note what is earned above cost by selling some of it. Returns how many bytes that would pay for."""
-        cost = self.dearest_msat_per_gib
-        earned_units = size_bytes * max(0, min(price_msat_per_gib - cost, cost // EARNED_SHARE))
-        self.earned_units += earned_units
-        return earned_units // max(1, cost)
-
-    def bear(self, size_bytes: int) -> int:
-        """Pay for lost bytes with what was earned. Returns how many bytes that paid for."""
-        cost = max(1, self.dearest_msat_per_gib)
-        borne_bytes = min(size_bytes, self.earned_units // cost)
-        self.earned_units -= borne_bytes * cost
-        return borne_bytes
+    def leave(self, client: bytes) -> None:
+        """Note in `left_by` that a client left."""
+        others = (one for one in self.left_by if one != client)
+        self.left_by = (*others, client)[-MOST_LEFT:]
 
     def stated(self, used_to_bytes: int) -> tuple[int, int]:
         """Compare the bytes that we sent with a statement's. Returns both, as they grew since the last statement."""

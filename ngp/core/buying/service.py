@@ -76,14 +76,16 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase, size_byt
     Args: size_bytes: what our meter counted now.
     """
     seen, now = account.seen, world.now.monotonic_s
-    if now < seen.echo_not_before_mono_s or purchase.destination.is_default or size_bytes <= ECHO_BYTES:
+    if seen.echo_by == purchase.id:
+        seen.echo_by, size_bytes = b"", size_bytes - ECHO_BYTES
+    if now < seen.echo_not_before_mono_s or purchase.destination.is_default or size_bytes <= 0:
         return
     # A server that asks for little at a time would be paid no more long before much isn't served. Answers take time.
     is_in_doubt = seen.unseen and not seen.came_back and now - seen.since_mono_s >= ECHO_PAUSE_S
     most_msat = most_ahead_msat(world, account, sendable(world, account.identity))
     if not is_in_doubt and (account.used_msat - seen.served_msat) * ECHO_SHARE < most_msat:
         return
-    seen.echo_not_before_mono_s = now + ECHO_PAUSE_S
+    seen.echo_not_before_mono_s, seen.echo_by = now + ECHO_PAUSE_S, purchase.id
     prefix = purchase.destination.prefix
     is_host = prefix.prefixlen == prefix.max_prefixlen
     world.do(AskEcho(prefix.network_address if is_host else prefix.network_address + 1))
