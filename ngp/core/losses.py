@@ -12,7 +12,7 @@ its sales, and its destination is withheld for a while, as in `unsold`.
   its price rises further up.
 - What isn't paid for counts for the clients that have or had the purchase, in equal parts. For each it counts together:
   it could have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if
-  there are such, it counts for these alone, until they get nothing new any more.
+  there are such, all counts for these alone, paid for or not, until they get nothing new any more.
 - If all clients of a purchase are above GRACE_DATA, or its destination was withheld lately, it may lose no more than
   the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
 - What nobody but our household wants stays: its next packet would buy it again.
@@ -67,8 +67,8 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     withheld, keys = streams.withheld.get(about), _clients(world, purchase)
     if not keys or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
-    clients = [streams.of_client(one, purchase.identity, now) for one in keys]
-    loss, grace_bytes = _lost(world, purchase, clients, size_bytes), world.settings.grace_data_bytes
+    loss, clients = _count(world, purchase, keys, size_bytes)
+    grace_bytes = world.settings.grace_data_bytes
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
     bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
     if is_again or all(_is_above(world, one, 1) for one in clients):
@@ -87,11 +87,9 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
 
 
 def _clients(world: World, purchase: Purchase) -> set[bytes]:
-    """Return the clients for which what is lost of a purchase counts; nobody: only our household uses it."""
-    resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.running}
-    keys = {_key(world, one) for one in resting | {*purchase.left_by}}
-    strangers = world.streams.by_client.lately((b"", purchase.identity), world.now.monotonic_s)
-    return keys if b"" not in keys or _is_above(world, strangers, MOST_GRACES) else {b""}
+    """Return the clients that have a purchase, or had it: those that never paid as one."""
+    resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
+    return {_key(world, one) for one in resting | {*purchase.left_by}}
 
 
 def _key(world: World, client: bytes) -> bytes:
@@ -102,19 +100,26 @@ def _is_above(world: World, loss: Loss, graces: int) -> bool:
     return loss.counted_bytes > graces * world.settings.grace_data_bytes
 
 
-def _lost(world: World, purchase: Purchase, clients: list[Loss], size_bytes: int) -> Loss:
-    """Add to what was lost of a destination within an hour, and to what was lost for its clients."""
-    streams, grace_bytes = world.streams, world.settings.grace_data_bytes
-    about, price = (purchase.identity, purchase.destination), purchase.dearest_msat_per_gib
-    loss = streams.losses.lately(about, world.now.monotonic_s)
-    pays, before = max(clients, key=lambda one: one.earned_units), loss.counted_bytes
+def _count(world: World, purchase: Purchase, keys: set[bytes], size_bytes: int) -> tuple[Loss, list[Loss]]:
+    """Count what was lost of a destination, and for whom. Returns both counts."""
+    streams, now, price = world.streams, world.now.monotonic_s, purchase.dearest_msat_per_gib
+    of_key = {one: streams.of_client(one, purchase.identity, now) for one in keys}
+    about = purchase.identity, purchase.destination
+    loss = streams.losses.lately(about, now)
+    lost_before, counted_before = loss.lost_bytes, loss.counted_bytes
+    pays = max(of_key.values(), key=lambda one: one.earned_units)
     borne_bytes = min(size_bytes, pays.earned_units // price)
     pays.earned_units -= borne_bytes * price
     loss.lost_bytes += size_bytes
     loss.counted_bytes += size_bytes - borne_bytes
     streams.losses.note(about, loss)
+
     # A fast stream may bring many times the grace before we look, and its client can't help that.
-    grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
-    for one in clients:
-        one.counted_bytes += -(-grown_bytes // len(clients))
-    return loss
+    most_bytes, strangers = world.settings.grace_data_bytes, of_key.get(b"")
+    if strangers is not None and not _is_above(world, strangers, MOST_GRACES):
+        strangers.counted_bytes += min(loss.lost_bytes, most_bytes) - min(lost_before, most_bytes)
+        return loss, [strangers]
+    grown_bytes = min(loss.counted_bytes, most_bytes) - min(counted_before, most_bytes)
+    for one in of_key.values():
+        one.counted_bytes += -(-grown_bytes // len(of_key))
+    return loss, list(of_key.values())

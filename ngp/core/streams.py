@@ -91,9 +91,11 @@ class Losses(Newest[Key, Loss]):
         super().__init__(MOST_LOSSES)
 
     def lately(self, key: Key, now_mono_s: float) -> Loss:
-        """Return a loss, or a new one if there is none or it began more than an hour ago."""
+        """Return a loss, or a new one if there is none or it began more than an hour ago; what was earned is kept."""
         loss = self.get(key)
-        return loss if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S else Loss(now_mono_s)
+        if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S:
+            return loss
+        return Loss(now_mono_s, earned_units=loss.earned_units if loss is not None else 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +118,7 @@ class Streams:
     lost_bytes: int = 0
 
     def of_client(self, client: bytes, server: bytes, now_mono_s: float) -> Loss:
-        """Return what was lost for a client at a server, and earned by it, within an hour; it is kept from now on."""
+        """Return what was lost for a client at a server within an hour, and earned by it; it is kept from now on."""
         loss = self.by_client.lately((client, server), now_mono_s)
         self.by_client.note((client, server), loss)
         return loss

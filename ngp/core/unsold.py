@@ -75,7 +75,7 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
 
 def _earn(world: World, account: ClientAccount, sale: Sale, purchase: Purchase, size_bytes: int) -> None:
     """Note what we earn by a client above cost, at most a part of the cost: it pays for what is lost for it."""
-    cost = purchase.dearest_msat_per_gib
+    cost = purchase.highest_msat_per_gib
     above = min(sale.least_msat_per_gib - cost, cost // EARNED_SHARE)
     if above > 0:
         loss = world.streams.of_client(account.identity, purchase.identity, world.now.monotonic_s)
@@ -159,9 +159,9 @@ def sale_over(world: World, sale: Sale) -> None:
     """
     if not sale.rests_on:
         return
-    purchase = world.running_purchase(sale.rests_on)
-    if purchase is not None:
-        purchase.leave(sale.identity)
+    purchase, held = world.running_purchase(sale.rests_on), world.bought(sale.rests_on)
+    if held is not None:
+        held.leave(sale.identity)
     for one in upstream.ways(world, sale):
         if one is purchase or one.sold_to_bytes or one.sold_from_bytes:
             one.needed_at = one.unsold_bytes, one.ours_bytes

@@ -332,6 +332,40 @@ def test_a_client_behind_which_there_is_a_town_may_lose_more_at_once() -> None:
     assert not large.running, "it pays only once"
 
 
+def test_what_is_lost_by_a_purchase_that_its_server_ends_counts() -> None:
+    mesh, at, purchase = bought_for_a()
+    mesh["c"].end("b")
+    assert not purchase.running
+    lose(mesh, ABOVE, purchase.id)
+    mesh.packet("a", "b")
+    assert at.verdicts[-1] is Verdict.PROHIBIT and lost(mesh, "a") == GRACE
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_key_that_never_paid_does_not_end_what_a_client_pays_for_that_brought_much(stays: bool) -> None:
+    mesh, at, purchase = bought_for_a("z")
+    at.world.clients[mesh["z"].identity].paid_msat = 0
+    if not stays:
+        cancels(mesh, "z", at.sale("z").id)
+        mesh.settle()
+    sell(mesh, "a", 40 * MB)
+    lose(mesh, 3 * MB, purchase.id)
+    assert purchase.running and lost(mesh, "") == GRACE and lost(mesh, "a") == 0
+
+
+def test_after_a_price_has_fallen_a_purchase_earns_again_and_costs_nothing_when_it_is_free() -> None:
+    mesh, at, purchase = bought_for_a()
+    dear = purchase.price_msat_per_gib
+    purchase.prices = ((0, 2 * dear), (1, dear))
+    purchase.used_to_bytes = purchase.renewed_at_bytes = 10
+    sell(mesh, "a", 40 * MB)
+    lose(mesh, 3 * MB, purchase.id)
+    assert purchase.running
+    purchase.prices = ((0, dear), (1, 0))
+    lose(mesh, 30 * MB, purchase.id)
+    assert purchase.running
+
+
 def test_what_is_lost_by_a_purchase_on_which_its_sale_does_not_rest_counts() -> None:
     mesh = line_of(clients="z")
     mesh.add("d", "b")
@@ -353,7 +387,7 @@ def test_what_was_dear_when_it_came_is_not_lost_at_the_price_of_what_comes_next(
     mesh, at, purchase = bought_for_a()
     sell(mesh, "a", 40 * MB)
     dear = purchase.price_msat_per_gib
-    purchase.prices = ((0, dear), (purchase.used_bytes, 0))
+    purchase.prices, purchase.renewed_at_bytes = ((0, dear), (purchase.used_bytes, 0)), 0
     assert purchase.highest_msat_per_gib == 0
     lose(mesh, 4 * MB + ABOVE, purchase.id)
     assert not purchase.running

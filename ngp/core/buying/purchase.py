@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
@@ -70,8 +71,9 @@ class Purchase(Contract):
 
     @property
     def dearest_msat_per_gib(self) -> int:
-        """The highest price of all its bytes: which of them were lost isn't known."""
-        return max(price for _, price in self.prices)
+        """The highest price of its bytes since the last renewal: which of them were lost isn't known."""
+        since = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.renewed_at_bytes]
+        return max([self.price_msat_per_gib, *since])
 
     def sold(self, to_bytes: int, from_bytes: int) -> None:
         """Note what was sold of what it carried."""
