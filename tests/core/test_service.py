@@ -163,11 +163,11 @@ def test_echoes_are_asked_for_once_a_second_and_only_while_it_is_in_doubt() -> N
         assert sum(isinstance(one, fx.AskEcho) for one in world.effects) == asked
 
 
-def test_an_echo_is_asked_for_while_a_payment_is_not_seen_however_little_it_was() -> None:
+def test_an_echo_is_asked_for_before_too_many_payments_are_unseen_however_little_they_were() -> None:
     sim = trade(trust_amount_msat=1000 * TOP_UP_MSAT)
     world, ours = sim.client.world, bought(sim)
     (purchase,) = [one for one in world.contracts.values() if isinstance(one, Purchase)]
-    for unseen, since_s, asked in ((0, 2.0, 0), (1, 0.5, 0), (1, 2.0, 1)):
+    for unseen, since_s, asked in ((0, 2.0, 0), (1, 2.0, 0), (2, 0.5, 0), (2, 2.0, 1)):
         since_mono_s = world.now.monotonic_s - since_s
         ours.seen = Seen(served_msat=ours.used_msat - 1, unseen=unseen, since_mono_s=since_mono_s)
         world.effects = []
@@ -177,7 +177,7 @@ def test_an_echo_is_asked_for_while_a_payment_is_not_seen_however_little_it_was(
 
 def test_an_echo_that_nobody_answers_causes_no_further_one() -> None:
     sim = trade()
-    bought(sim).seen.unseen, bought(sim).seen.came_back = 1, False
+    bought(sim).seen.unseen, bought(sim).seen.came_back = MOST_UNSEEN - 1, False
     sim.up(HOST, 200)
     for _ in range(60):
         sim.run(1)
@@ -200,7 +200,7 @@ def test_small_packets_are_asked_about_too() -> None:
             sim.down(HOST, 62)
         asked = now_asked
         if not asked:
-            bought(sim).seen.unseen, bought(sim).seen.came_back = 1, False
+            bought(sim).seen.unseen, bought(sim).seen.came_back = MOST_UNSEEN - 1, False
     assert asked and not warnings(sim)
 
 

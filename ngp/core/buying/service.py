@@ -12,9 +12,9 @@ the first of them must be SEEN_WITHIN_S old.
 We pay again as soon as something is served and seen, or after `ngp unblock`. Until then one payment an hour is tried,
 so that a server whose troubles are over gets its customer back.
 
-Traffic that only goes out brings nothing back by itself. So when much of it isn't served, or a payment isn't seen for a
-second, a destination to which our meter counts only outgoing traffic is asked for an echo, whose answer our meter
-counts like any other.
+Traffic that only goes out brings nothing back by itself. So when much of it isn't served, or the next payment
+would be the last that may be unseen, a destination to which our meter counts only outgoing traffic is asked for an
+echo, whose answer our meter counts like any other.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def only_sent(world: World, account: ServerAccount, purchase: Purchase, size_byt
         seen.echo_by, size_bytes = b"", size_bytes - ECHO_BYTES
     if now < seen.echo_not_before_mono_s or purchase.destination.is_default or size_bytes <= 0:
         return
-    # A server that asks for little at a time would be paid no more long before much isn't served. Answers take time.
-    is_in_doubt = seen.unseen and not seen.came_back and now - seen.since_mono_s >= ECHO_PAUSE_S
+    # A server that asks for little at a time would be paid no more long before much isn't served.
+    is_in_doubt = seen.unseen >= MOST_UNSEEN - 1 and not seen.came_back and now - seen.since_mono_s >= ECHO_PAUSE_S
     most_msat = most_ahead_msat(world, account, sendable(world, account.identity))
     if not is_in_doubt and (account.used_msat - seen.served_msat) * ECHO_SHARE < most_msat:
         return
