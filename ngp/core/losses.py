@@ -12,7 +12,7 @@ its sales, and its destination is withheld for a while, as in `unsold`.
   its price rises further up.
 - What isn't paid for counts for the clients that have or had the purchase, in equal parts. For each it counts together:
   it could have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if
-  there are such, all counts for these alone, paid for or not, until they get nothing new any more.
+  there are such, it counts for these alone, and what others brought pays for nothing, until these get nothing new.
 - If all clients of a purchase are above GRACE_DATA, or its destination was withheld lately, it may lose no more than
   the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
 - What nobody but our household wants stays: its next packet would buy it again.
@@ -67,7 +67,8 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     withheld, keys = streams.withheld.get(about), _clients(world, purchase)
     if not keys or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
-    loss, clients = _count(world, purchase, keys, size_bytes)
+    of_client = {one: streams.of_client(one, purchase.identity, now) for one in keys}
+    loss, clients = _count(world, purchase, of_client, size_bytes), of_client.values()
     grace_bytes = world.settings.grace_data_bytes
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
     bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
@@ -82,8 +83,10 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     why = "paid for, as they were for hosts behind this router that hadn't bought it, and were refused"
     advice = "if it happens again, have the gateway let only answers through, or block the client that buys it"
     unsold.withhold(world, purchase, b"", f"{what} {why}", advice)
-    if purchase.running:
-        unsold.end(world, purchase)
+    latest = world.purchases.exact(purchase.identity, purchase.destination.prefix)  # it may have been bought again
+    for one in (purchase, latest):
+        if one is not None and one.running:
+            unsold.end(world, one)
 
 
 def _clients(world: World, purchase: Purchase) -> set[bytes]:
@@ -100,26 +103,24 @@ def _is_above(world: World, loss: Loss, graces: int) -> bool:
     return loss.counted_bytes > graces * world.settings.grace_data_bytes
 
 
-def _count(world: World, purchase: Purchase, keys: set[bytes], size_bytes: int) -> tuple[Loss, list[Loss]]:
-    """Count what was lost of a destination, and for whom. Returns both counts."""
-    streams, now, price = world.streams, world.now.monotonic_s, purchase.dearest_msat_per_gib
-    of_key = {one: streams.of_client(one, purchase.identity, now) for one in keys}
-    about = purchase.identity, purchase.destination
-    loss = streams.losses.lately(about, now)
-    lost_before, counted_before = loss.lost_bytes, loss.counted_bytes
-    pays = max(of_key.values(), key=lambda one: one.earned_units)
-    borne_bytes = min(size_bytes, pays.earned_units // price)
-    pays.earned_units -= borne_bytes * price
+def _count(world: World, purchase: Purchase, of_client: dict[bytes, Loss], size_bytes: int) -> Loss:
+    """Count what was lost of a destination, and for its clients. Returns the destination's count."""
+    about, price = (purchase.identity, purchase.destination), purchase.dearest_msat_per_gib
+    loss = world.streams.losses.lately(about, world.now.monotonic_s)
+    borne_bytes, before, strangers = 0, loss.counted_bytes, of_client.get(b"")
+    blamed = list(of_client.values())
+    if strangers is not None and not _is_above(world, strangers, MOST_GRACES):
+        blamed = [strangers]
+    else:
+        pays = max(blamed, key=lambda one: one.earned_units)
+        borne_bytes = min(size_bytes, pays.earned_units // price)
+        pays.earned_units -= borne_bytes * price
     loss.lost_bytes += size_bytes
     loss.counted_bytes += size_bytes - borne_bytes
-    streams.losses.note(about, loss)
-
+    world.streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
-    most_bytes, strangers = world.settings.grace_data_bytes, of_key.get(b"")
-    if strangers is not None and not _is_above(world, strangers, MOST_GRACES):
-        strangers.counted_bytes += min(loss.lost_bytes, most_bytes) - min(lost_before, most_bytes)
-        return loss, [strangers]
-    grown_bytes = min(loss.counted_bytes, most_bytes) - min(counted_before, most_bytes)
-    for one in of_key.values():
-        one.counted_bytes += -(-grown_bytes // len(of_key))
-    return loss, list(of_key.values())
+    most_bytes = world.settings.grace_data_bytes
+    grown_bytes = min(loss.counted_bytes, most_bytes) - min(before, most_bytes)
+    for one in blamed:
+        one.counted_bytes += -(-grown_bytes // len(blamed))
+    return loss

@@ -91,11 +91,11 @@ class Losses(Newest[Key, Loss]):
         super().__init__(MOST_LOSSES)
 
     def lately(self, key: Key, now_mono_s: float) -> Loss:
-        """Return a loss, or a new one if there is none or it began more than an hour ago; what was earned is kept."""
+        """Return a loss, or a new one if it is older than an hour, or there is none; half of the earnings stays."""
         loss = self.get(key)
         if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S:
             return loss
-        return Loss(now_mono_s, earned_units=loss.earned_units if loss is not None else 0)
+        return Loss(now_mono_s, earned_units=loss.earned_units // 2 if loss is not None else 0)
 
 
 @dataclass(slots=True, eq=False)

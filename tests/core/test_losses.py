@@ -13,6 +13,7 @@ from test_unsold import GRACE, KB, STRICT, cancels, exhaust, reasons
 from test_unsold import line as line_of
 
 from ngp.core import events as ev
+from ngp.core import upstream
 from ngp.core.buying.purchase import Purchase
 from ngp.core.kernel import HeldPacket, Verdict
 from ngp.core.settings import Margin
@@ -342,15 +343,64 @@ def test_what_is_lost_by_a_purchase_that_its_server_ends_counts() -> None:
 
 
 @pytest.mark.parametrize("stays", [True, False])
-def test_a_key_that_never_paid_does_not_end_what_a_client_pays_for_that_brought_much(stays: bool) -> None:
+def test_a_key_that_never_paid_does_not_end_what_a_client_pays_for_and_draws_nothing_of_what_that_brought(
+    stays: bool,
+) -> None:
     mesh, at, purchase = bought_for_a("z")
     at.world.clients[mesh["z"].identity].paid_msat = 0
     if not stays:
         cancels(mesh, "z", at.sale("z").id)
         mesh.settle()
     sell(mesh, "a", 40 * MB)
+    theirs = at.world.streams.of_client(b"", mesh["c"].identity, mesh.now.monotonic_s)
+    theirs.counted_bytes = 2 * GRACE
+    purchase.rate.a_second, purchase.rate.at_mono_s = 8.0 * MB, mesh.now.monotonic_s
     lose(mesh, 3 * MB, purchase.id)
-    assert purchase.running and lost(mesh, "") == GRACE and lost(mesh, "a") == 0
+    assert purchase.running and lost(mesh, "") == 3 * GRACE and lost(mesh, "a") == 0
+    lose(mesh, 2 * MB, purchase.id)
+    assert not purchase.running
+    (own,) = buy(mesh, "a", ["203.0.113.1"])
+    lose(mesh, 3 * MB, own.id)
+    assert own.running and lost(mesh, "a") == 0
+
+
+def test_what_was_earned_is_forgotten_by_and_by() -> None:
+    mesh, at, purchase = bought_for_a()
+    sell(mesh, "a", 40 * MB)
+    for _ in range(2):
+        mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + LOSS_WINDOW_S + 1)
+        at.world.streams.of_client(mesh["a"].identity, mesh["c"].identity, mesh.now.monotonic_s)
+    lose(mesh, MB + GRACE + KB, purchase.id)
+    assert not purchase.running
+
+
+def test_what_comes_late_by_a_purchase_that_ended_ends_the_next_one_too() -> None:
+    mesh, at, purchase = bought_for_a()
+    lose(mesh, GRACE, purchase.id)
+    mesh["c"].end("b")
+    mesh.packet("a", "b")
+    again = at.purchase("c")
+    assert again is not purchase and again.running
+    lose(mesh, 1, purchase.id)
+    assert not again.running
+
+
+def test_what_is_lost_by_a_purchase_that_a_sale_moved_away_from_counts() -> None:
+    mesh = line_of(clients="z")
+    mesh.add("d", "b")
+    at = mesh["b"]
+    at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
+    mesh.packet("a", "b")
+    old, sale = at.purchase("c"), at.sale("a")
+    at.lead("d")
+    mesh.packet("b", "d")
+    new = at.purchase("d")
+    at.world.effects = []
+    assert upstream.move(at.world, sale, new)
+    at.carry_out(at.world.effects)
+    assert old.running and old.needed_at is not None
+    lose(mesh, ABOVE, old.id)
+    assert not old.running and lost(mesh, "a") == GRACE
 
 
 def test_after_a_price_has_fallen_a_purchase_earns_again_and_costs_nothing_when_it_is_free() -> None:

@@ -71,7 +71,7 @@ class Purchase(Contract):
 
     @property
     def dearest_msat_per_gib(self) -> int:
-        """The highest price of its bytes since the last renewal: which of them were lost isn't known."""
+        """The highest price of its bytes since the last renewal, after a start of all: any of them may be lost."""
         since = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.renewed_at_bytes]
         return max([self.price_msat_per_gib, *since])
 
