@@ -12,7 +12,8 @@ its sales, and its destination is withheld for a while, as in `unsold`.
   its price rises further up.
 - What isn't paid for counts for the clients that have or had the purchase, in equal parts. For each it counts together:
   it could have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if
-  there are such, it counts for these alone, and what others brought pays for nothing, until these get nothing new.
+  there are such, it counts for these alone, until they get nothing new; what others brought doesn't pay for that. If it
+  is too much, only their contracts end: they are to take nothing from a client that pays.
 - If all clients of a purchase are above GRACE_DATA, or its destination was withheld lately, it may lose no more than
   the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
 - What nobody but our household wants stays: its next packet would buy it again.
@@ -25,6 +26,7 @@ from collections.abc import Iterable
 
 from ngp.core import unsold
 from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import CloseReason
 from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.selling.sale import Sale
@@ -68,7 +70,9 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     if not keys or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
         return
     of_client = {one: streams.of_client(one, purchase.identity, now) for one in keys}
-    loss, clients = _count(world, purchase, of_client, size_bytes), of_client.values()
+    strangers, clients = of_client.get(b""), list(of_client.values())
+    is_theirs = strangers is not None and not _is_above(world, strangers, MOST_GRACES)
+    loss = _count(world, purchase, [strangers] if strangers is not None and is_theirs else clients, size_bytes)
     grace_bytes = world.settings.grace_data_bytes
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
     bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
@@ -79,14 +83,25 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     if loss.counted_bytes <= bound:
         return
     streams.losses.pop(about, None)
+    if is_theirs and len(clients) > 1:
+        _send_strangers_away(world, purchase)
+        return
     what = f"{loss.lost_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody"
     why = "paid for, as they were for hosts behind this router that hadn't bought it, and were refused"
     advice = "if it happens again, have the gateway let only answers through, or block the client that buys it"
     unsold.withhold(world, purchase, b"", f"{what} {why}", advice)
     latest = world.purchases.exact(purchase.identity, purchase.destination.prefix)  # it may have been bought again
     for one in (purchase, latest):
-        if one is not None and one.running:
+        if one is not None and one.running and (one is purchase or _clients(world, one)):
             unsold.end(world, one)
+
+
+def _send_strangers_away(world: World, purchase: Purchase) -> None:
+    """End the contracts of clients that never paid and that rest on a purchase, since it brings too much for others."""
+    purchase.left_by = tuple(one for one in purchase.left_by if _key(world, one))
+    for sale in list(world.resting.get(purchase.id, {}).values()):
+        if not _key(world, sale.identity):
+            world.halt(sale, CloseReason.UPSTREAM)
 
 
 def _clients(world: World, purchase: Purchase) -> set[bytes]:
@@ -103,18 +118,13 @@ def _is_above(world: World, loss: Loss, graces: int) -> bool:
     return loss.counted_bytes > graces * world.settings.grace_data_bytes
 
 
-def _count(world: World, purchase: Purchase, of_client: dict[bytes, Loss], size_bytes: int) -> Loss:
+def _count(world: World, purchase: Purchase, blamed: list[Loss], size_bytes: int) -> Loss:
     """Count what was lost of a destination, and for its clients. Returns the destination's count."""
     about, price = (purchase.identity, purchase.destination), purchase.dearest_msat_per_gib
     loss = world.streams.losses.lately(about, world.now.monotonic_s)
-    borne_bytes, before, strangers = 0, loss.counted_bytes, of_client.get(b"")
-    blamed = list(of_client.values())
-    if strangers is not None and not _is_above(world, strangers, MOST_GRACES):
-        blamed = [strangers]
-    else:
-        pays = max(blamed, key=lambda one: one.earned_units)
-        borne_bytes = min(size_bytes, pays.earned_units // price)
-        pays.earned_units -= borne_bytes * price
+    before, pays = loss.counted_bytes, max(blamed, key=lambda one: one.earned_units)
+    borne_bytes = min(size_bytes, pays.earned_units // price)
+    pays.earned_units -= borne_bytes * price
     loss.lost_bytes += size_bytes
     loss.counted_bytes += size_bytes - borne_bytes
     world.streams.losses.note(about, loss)

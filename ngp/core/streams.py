@@ -91,11 +91,12 @@ class Losses(Newest[Key, Loss]):
         super().__init__(MOST_LOSSES)
 
     def lately(self, key: Key, now_mono_s: float) -> Loss:
-        """Return a loss, or a new one if it is older than an hour, or there is none; half of the earnings stays."""
+        """Return a loss, or a new one if it is an hour old or unknown. Each hour half of the earnings is forgotten."""
         loss = self.get(key)
-        if loss is not None and now_mono_s - loss.since_mono_s <= LOSS_WINDOW_S:
-            return loss
-        return Loss(now_mono_s, earned_units=loss.earned_units // 2 if loss is not None else 0)
+        if loss is None:
+            return Loss(now_mono_s)
+        hours = int((now_mono_s - loss.since_mono_s) / LOSS_WINDOW_S)
+        return loss if not hours else Loss(now_mono_s, earned_units=loss.earned_units >> min(hours, 64))
 
 
 @dataclass(slots=True, eq=False)

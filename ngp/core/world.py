@@ -287,15 +287,11 @@ class World:
         return found if found is not None and found.running else None
 
     def rest(self, sale: Sale, contract_id: bytes) -> None:
-        """Rest a sale on a purchase, or on the quote for one, and no longer on another one.
-
-        What comes by that other one may be for nobody from now on, or still for this client.
-        """
+        """Rest a sale on a purchase, or on the quote for one, and no longer on another one."""
         if sale.rests_on != contract_id:
             before = self.running_purchase(sale.rests_on) if sale.running else None
             if before is not None:
                 before.leave(sale.identity)
-                before.needed_at = before.unsold_bytes, before.ours_bytes
             self._rests_no_more(sale)
         sale.rests_on = contract_id
         self.resting.setdefault(contract_id, {})[sale.id] = sale

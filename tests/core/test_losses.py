@@ -209,7 +209,6 @@ def test_others_that_share_what_a_client_buys_cannot_have_it_bought_nothing_more
     for one in buy(mesh, "a", hosts):
         buy(mesh, "z", [str(one.destination.prefix.network_address)])
         lose(mesh, ABOVE, one.id)
-        assert not one.running
     assert buy(mesh, "a", ["203.0.113.99"])
 
 
@@ -357,8 +356,13 @@ def test_a_key_that_never_paid_does_not_end_what_a_client_pays_for_and_draws_not
     purchase.rate.a_second, purchase.rate.at_mono_s = 8.0 * MB, mesh.now.monotonic_s
     lose(mesh, 3 * MB, purchase.id)
     assert purchase.running and lost(mesh, "") == 3 * GRACE and lost(mesh, "a") == 0
-    lose(mesh, 2 * MB, purchase.id)
-    assert not purchase.running
+    purchase.rate.a_second = 0.0
+    for _ in range(7):
+        lose(mesh, 2 * MB, purchase.id)
+        assert purchase.running and at.sale("a").running and lost(mesh, "a") == 0
+        mesh.packet("z", "b")
+    if stays:
+        assert at.verdicts[-1] is Verdict.PROHIBIT, "it gets nothing new"
     (own,) = buy(mesh, "a", ["203.0.113.1"])
     lose(mesh, 3 * MB, own.id)
     assert own.running and lost(mesh, "a") == 0
@@ -385,6 +389,18 @@ def test_what_comes_late_by_a_purchase_that_ended_ends_the_next_one_too() -> Non
     assert not again.running
 
 
+def test_what_comes_late_for_clients_does_not_end_what_the_household_bought_since() -> None:
+    mesh, at, purchase = bought_for_a()
+    lose(mesh, GRACE, purchase.id)
+    mesh["a"].route = ""
+    mesh["c"].end("b")
+    mesh.packet("b", "c")
+    ours = at.purchase("c")
+    assert ours is not purchase and ours.running
+    lose(mesh, 1, purchase.id)
+    assert ours.running
+
+
 def test_what_is_lost_by_a_purchase_that_a_sale_moved_away_from_counts() -> None:
     mesh = line_of(clients="z")
     mesh.add("d", "b")
@@ -398,7 +414,7 @@ def test_what_is_lost_by_a_purchase_that_a_sale_moved_away_from_counts() -> None
     at.world.effects = []
     assert upstream.move(at.world, sale, new)
     at.carry_out(at.world.effects)
-    assert old.running and old.needed_at is not None
+    assert old.running
     lose(mesh, ABOVE, old.id)
     assert not old.running and lost(mesh, "a") == GRACE
 
