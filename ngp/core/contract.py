@@ -173,15 +173,14 @@ class Contract:
     @property
     def highest_msat_per_gib(self) -> int:
         """The highest price of bytes that may still come."""
-        return max(self.prices_to_come)
+        return max(self.prices_beyond(self.used_bytes))
 
-    @property
-    def prices_to_come(self) -> list[int]:
-        """The prices of bytes that may still come, msat/GiB."""
+    def prices_beyond(self, used_bytes: int) -> list[int]:
+        """Return the prices of the bytes after so many, msat/GiB; the one agreed last is the last."""
         if len(self.prices) == 1:
             return [self.prices[0][1]]
-        to_come = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.used_bytes]
-        return [*to_come, self.price_msat_per_gib]
+        earlier = [price for (_, price), (end, _) in pairwise(self.prices) if end > used_bytes]
+        return [*earlier, self.price_msat_per_gib]
 
     def reprice(self, from_offset_bytes: int, price_msat_per_gib: int) -> None:
         """Set the price from an offset on; earlier bytes keep theirs. Setting the same price again changes nothing."""

@@ -72,7 +72,7 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     of_client = {one: streams.of_client(one, purchase.identity, now) for one in keys}
     strangers, clients = of_client.get(b""), list(of_client.values())
     is_theirs = strangers is not None and not _is_above(world, strangers, MOST_GRACES)
-    loss = _count(world, purchase, [strangers] if strangers is not None and is_theirs else clients, size_bytes)
+    loss = _count(world, purchase, [of_client[b""]] if is_theirs else clients, size_bytes)
     grace_bytes = world.settings.grace_data_bytes
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
     bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))

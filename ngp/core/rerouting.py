@@ -44,7 +44,7 @@ def doubt(world: World, sale: Sale) -> None:
 
 
 def look_up_doubtful(world: World) -> None:
-    """Look up our routes for these sales, once, the first first; their next traffic brings them back as the last."""
+    """Look up our routes for these sales once, the oldest first; their next traffic brings them back as the newest."""
     doubtful = world.resold.doubtful
     found = list(islice(doubtful, LOOKED_UP_AT_ONCE))
     for one in found:

@@ -256,8 +256,7 @@ def move(world: World, sale: Sale, purchase: Purchase) -> bool:
     sale.wanted = None
     sale.path = (mark(world.identity), *purchase.path)
     world.rest(sale, purchase.id)
-    world.save_contract(sale)
-    world.save_account(world.account_of(sale))
+    world.save(sale)
     world.grant(sale)  # the kernel ends it no later than what it rests on
     return True
 

@@ -412,8 +412,7 @@ class World:
 
         A server may have renewed that for a shorter time than before.
         """
-        purchase = self.running_purchase(contract.rests_on) if contract.rests_on else None
-        expires_mono_s = contract.expires_mono_s
+        expires_mono_s, purchase = contract.expires_mono_s, self.running_purchase(contract.rests_on)
         if purchase is not None:
             expires_mono_s = min(expires_mono_s, purchase.expires_mono_s)
         return Grant(
@@ -492,8 +491,7 @@ class World:
         if contract.running:
             contract.move(State.HALTING)
             contract.reason = reason.value
-            self.save_contract(contract)  # else it would live again if we are killed before the kernel's last reading
-            self.save_account(self.account_of(contract))
+            self.save(contract)  # else it would live again if we are killed before the kernel's last reading
             self.do(HaltContract(self.kernel_grant(contract)))
             for sale in list(self.resting.get(contract.id, {}).values()):
                 self.halt(sale, CloseReason.UPSTREAM)

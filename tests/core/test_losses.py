@@ -9,6 +9,7 @@ import pytest
 from mesh import HOST, MB, PLENTY, Mesh, Node
 from playbook import settings
 from test_default_resale import bought_whole, line, sold_whole
+from test_two_ways import moved
 from test_unsold import GRACE, KB, STRICT, cancels, exhaust, reasons
 from test_unsold import line as line_of
 
@@ -402,15 +403,9 @@ def test_what_comes_late_for_clients_does_not_end_what_the_household_bought_sinc
 
 
 def test_what_is_lost_by_a_purchase_that_a_sale_moved_away_from_counts() -> None:
-    mesh = line_of(clients="z")
-    mesh.add("d", "b")
-    at = mesh["b"]
+    mesh, old, new = moved(line_of(clients="z"))
+    at, sale = mesh["b"], mesh["b"].sale("a")
     at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
-    mesh.packet("a", "b")
-    old, sale = at.purchase("c"), at.sale("a")
-    at.lead("d")
-    mesh.packet("b", "d")
-    new = at.purchase("d")
     at.world.effects = []
     assert upstream.move(at.world, sale, new)
     at.carry_out(at.world.effects)
@@ -433,15 +428,9 @@ def test_after_a_price_has_fallen_a_purchase_earns_again_and_costs_nothing_when_
 
 
 def test_what_is_lost_by_a_purchase_on_which_its_sale_does_not_rest_counts() -> None:
-    mesh = line_of(clients="z")
-    mesh.add("d", "b")
-    at = mesh["b"]
+    mesh, old, new = moved(line_of(clients="z"))
+    at, sale = mesh["b"], mesh["b"].sale("a")
     at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
-    mesh.packet("a", "b")
-    old, sale = at.purchase("c"), at.sale("a")
-    at.lead("d")
-    mesh.packet("b", "d")
-    new = at.purchase("d")
     mesh.count("b", new.id, 10 * KB)
     mesh.count("b", sale.id, 10 * KB)
     assert sale.rests_on == old.id and new.running

@@ -164,14 +164,8 @@ def test_a_sale_that_was_ending_as_it_costs_more_ends_also_when_the_process_dies
     assert not sold_too_cheaply(mesh)
 
 
-def sells(msat_per_kb: int) -> Settings:
-    """Return a node's settings with a price of its own."""
-    price = msat_per_kb * MSAT_PER_KB
-    return settings(**{**PLENTY, "sell_msat_per_gib": price, "sell_min_msat_per_gib": price})
-
-
 def test_a_server_that_has_not_been_heard_since_a_start_still_has_its_price() -> None:
-    mesh = Mesh("abc", b=sells(1), c=asks(40))
+    mesh = Mesh("abc", b=asks(1), c=asks(40))
     b = mesh["b"]
     mesh.packet("a", "b")
     b.end("a")
@@ -194,11 +188,11 @@ def test_a_former_server_that_says_no_hello_any_more_is_none_after_a_start() -> 
 
 
 def test_bytes_that_were_sold_at_an_earlier_lower_price_are_not_sold_below_what_they_cost_now() -> None:
-    mesh = Mesh("abc", b=sells(2), c=asks(1))
+    mesh = Mesh("abc", b=asks(2), c=asks(1))
     b = mesh["b"]
     mesh.packet("a", "b")
     sale, purchase = b.sale("a"), b.purchase("c")
-    b.step(ev.SettingsChanged(sells(50)))
+    b.step(ev.SettingsChanged(asks(50)))
     mesh.renew("a", mesh["a"].purchase("b"), sale.data_limit_bytes + 100 * MB)
     assert [price for _, price in sale.prices] == [2 * MSAT_PER_KB, 50 * MSAT_PER_KB]
     mesh["c"].step(ev.SettingsChanged(asks(40)))

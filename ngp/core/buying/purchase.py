@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 from ngp.core.contract import Contract, State
@@ -72,8 +71,7 @@ class Purchase(Contract):
     @property
     def dearest_msat_per_gib(self) -> int:
         """The highest price of its bytes since the last renewal, after a start of all: any of them may be lost."""
-        since = [price for (_, price), (end, _) in pairwise(self.prices) if end > self.renewed_at_bytes]
-        return max([self.price_msat_per_gib, *since])
+        return max(self.prices_beyond(self.renewed_at_bytes))
 
     def sold(self, to_bytes: int, from_bytes: int) -> None:
         """Note what was sold of what it carried."""

@@ -62,7 +62,7 @@ class Sale(Contract):
     @property
     def least_msat_per_gib(self) -> int:
         """The lowest price of bytes that may still come, or of a renewal that the client may accept."""
-        return min(*self.prices_to_come, (self.renewal_offer or self).price_msat_per_gib)
+        return min(*self.prices_beyond(self.used_bytes), (self.renewal_offer or self).price_msat_per_gib)
 
     @property
     def agreed(self) -> bool:
