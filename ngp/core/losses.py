@@ -10,18 +10,21 @@ its sales, and its destination is withheld for a while, as in `unsold`.
   So what we earned at that server above cost by one of the purchase's clients, at most a tenth of it, pays for that.
   And what comes in half a second may be lost if that is more than GRACE_DATA: else a download would be withheld when
   its price rises further up.
-- What isn't paid for counts for the clients that have or had the purchase, in equal parts. For each it counts together:
-  it could have one stream come by each of many purchases. Those that never paid are one, since keys cost nothing; if
-  there are such, it counts for these alone, until they get nothing new; what others brought doesn't pay for that. If it
-  is too much, only their contracts end: they are to take nothing from a client that pays.
-- If all clients of a purchase are above GRACE_DATA, or its destination was withheld lately, it may lose no more than
-  the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
+- What isn't paid for counts for the clients that have the purchase or had it a moment ago, in equal parts. For each it
+  counts together: it could have one stream come by each of many purchases.
+- Newcomers, which never paid, are one, since keys cost nothing. If there are such, all counts for these alone, what
+  others brought doesn't pay for it, only their contracts end, and the destination is withheld from them alone: they are
+  to take nothing from a client that pays.
+- If all for whom it counts are above GRACE_DATA, or the destination was withheld from them lately, it may lose no more
+  than the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
+  Newcomers get no credit then, at all servers, and what they have a part in counts for all its clients.
 - What nobody but our household wants stays: its next packet would buy it again.
 - Default routes have a rule of their own (`default_resale`), which goes back to single destinations.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from ngp.core import unsold
@@ -30,23 +33,25 @@ from ngp.core.contract import CloseReason
 from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import MOST_GRACES, Loss
+from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, NEWCOMERS, Loss, Lost
 from ngp.core.world import World
 
 ON_ITS_WAY_S = 0.5
+LEFT_S = 60.0  # a client has left a purchase a moment ago within this time
 
 
 def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
-    now, streams = world.now.monotonic_s, world.streams
-    if _is_above(world, streams.by_client.lately((_key(world, sale.identity), sale.seller), now), MOST_GRACES):
+    now, client = world.now.monotonic_s, _key(world, sale.identity)
+    if _is_far_above(world, client, sale.seller) and not (client == NEWCOMERS and _has_no_credit(world, sale.identity)):
         return True
     return any(
-        server == sale.seller and now < one.until_mono_s
-        for (server, destination), one in streams.withheld.items()
-        if destination.covers(sale.destination)
+        about.server == sale.seller and now < one.until_mono_s
+        for about, one in world.streams.withheld.items()
+        if about.destination.covers(sale.destination)
         # Single destinations are the way out when a default route is withheld: none but its buyers can send there.
-        and (sale.destination.is_default or not destination.is_default)
+        and (sale.destination.is_default or not about.destination.is_default)
+        and not (about.newcomers and client != NEWCOMERS)
     )
 
 
@@ -65,72 +70,105 @@ def seen(world: World, by_purchase: Iterable[tuple[bytes, int]]) -> None:
 
 
 def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
-    streams, now, about = world.streams, world.now.monotonic_s, (purchase.identity, purchase.destination)
-    withheld, keys = streams.withheld.get(about), _clients(world, purchase)
-    if not keys or (not purchase.running and withheld is not None and now < withheld.until_mono_s):
+    server = purchase.identity
+    latest = world.purchases.exact(server, purchase.destination.prefix)  # it may have been bought again
+    bought = {purchase} if latest is None else {purchase, latest}
+    clients = {client for one in bought for client in _clients(world, one)}
+    if _is_withheld_now(world, Lost(server, purchase.destination, newcomers=True)):
+        clients.discard(NEWCOMERS)  # they were sent away
+    is_theirs = NEWCOMERS in clients and not _is_far_above(world, NEWCOMERS, server)
+    about = Lost(server, purchase.destination, is_theirs)
+    if not clients or (not purchase.running and _is_withheld_now(world, about)):
         return
-    of_client = {one: streams.of_client(one, purchase.identity, now) for one in keys}
-    strangers, clients = of_client.get(b""), list(of_client.values())
-    is_theirs = strangers is not None and not _is_above(world, strangers, MOST_GRACES)
-    loss = _count(world, purchase, [of_client[b""]] if is_theirs else clients, size_bytes)
-    grace_bytes = world.settings.grace_data_bytes
-    is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
-    bound = max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
-    if is_again or all(_is_above(world, one, 1) for one in clients):
-        bound = min(grace_bytes, LARGEST_PACKET_BYTES)
-    if all(_is_above(world, one, MOST_GRACES) for one in clients):
-        bound = 0
-    if loss.counted_bytes <= bound:
+    keys = {NEWCOMERS} if is_theirs else clients
+    loss = _count(world, purchase, about, keys, size_bytes)
+    if loss.counted_bytes <= _bound(world, purchase, about, keys):
         return
-    streams.losses.pop(about, None)
-    if is_theirs and len(clients) > 1:
-        _send_strangers_away(world, purchase)
-        return
-    what = f"{loss.lost_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]} that nobody"
+    world.streams.losses.pop(about, None)
+    what = f"{loss.lost_bytes} bytes came from {purchase.destination} by {server.hex()[:8]} that nobody"
     why = "paid for, as they were for hosts behind this router that hadn't bought it, and were refused"
     advice = "if it happens again, have the gateway let only answers through, or block the client that buys it"
-    unsold.withhold(world, purchase, b"", f"{what} {why}", advice)
-    latest = world.purchases.exact(purchase.identity, purchase.destination.prefix)  # it may have been bought again
-    for one in (purchase, latest):
-        if one is not None and one.running and (one is purchase or _clients(world, one)):
+    unsold.withhold(world, about, b"", f"{what} {why}", advice)
+    for one in bought:
+        if is_theirs and _clients(world, one) - {NEWCOMERS}:
+            _send_newcomers_away(world, one)
+        elif one.running and (one is purchase or _clients(world, one)):
             unsold.end(world, one)
 
 
-def _send_strangers_away(world: World, purchase: Purchase) -> None:
-    """End the contracts of clients that never paid and that rest on a purchase, since it brings too much for others."""
-    purchase.left_by = tuple(one for one in purchase.left_by if _key(world, one))
+def _send_newcomers_away(world: World, purchase: Purchase) -> None:
     for sale in list(world.resting.get(purchase.id, {}).values()):
-        if not _key(world, sale.identity):
+        if _key(world, sale.identity) == NEWCOMERS:
             world.halt(sale, CloseReason.UPSTREAM)
 
 
+def _is_withheld_now(world: World, about: Lost) -> bool:
+    withheld = world.streams.withheld.get(about)
+    return withheld is not None and world.now.monotonic_s < withheld.until_mono_s
+
+
 def _clients(world: World, purchase: Purchase) -> set[bytes]:
-    """Return the clients that have a purchase, or had it: those that never paid as one."""
+    """Return the clients that have a purchase, or had it a moment ago: newcomers as one."""
     resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
-    return {_key(world, one) for one in resting | {*purchase.left_by}}
+    left = {client for client, at_mono_s in purchase.left_by if world.now.monotonic_s - at_mono_s < LEFT_S}
+    return {_key(world, one) for one in resting | left}
 
 
 def _key(world: World, client: bytes) -> bytes:
-    return client if world.has_traded(Role.SERVER, client) else b""
+    return client if world.has_traded(Role.SERVER, client) else NEWCOMERS
 
 
-def _is_above(world: World, loss: Loss, graces: int) -> bool:
-    return loss.counted_bytes > graces * world.settings.grace_data_bytes
+def _has_no_credit(world: World, client: bytes) -> bool:
+    """Say whether a newcomer can only pay first: `grace` gives it no new credit, but it may have some left."""
+    account = world.clients.get(client)
+    return account is None or account.credit is None or account.credit.until_mono_s <= world.now.monotonic_s
 
 
-def _count(world: World, purchase: Purchase, blamed: list[Loss], size_bytes: int) -> Loss:
+def _is_far_above(world: World, client: bytes, server: bytes) -> bool:
+    return world.streams.is_far_above(client, server, world.now.monotonic_s, world.settings.grace_data_bytes)
+
+
+def _bound(world: World, purchase: Purchase, about: Lost, clients: set[bytes]) -> int:
+    """Return how much of a destination may be lost by now, in bytes. Args: clients: those for whom it counts."""
+    streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
+    withheld = streams.withheld.get(about)
+    is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
+    least_bytes = min(streams.of_client(one, about.server, now).counted_bytes for one in clients)
+    if least_bytes > MOST_GRACES * grace_bytes:
+        return 0
+    if is_again or least_bytes > grace_bytes:
+        return min(grace_bytes, LARGEST_PACKET_BYTES)
+    return max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
+
+
+def _count(world: World, purchase: Purchase, about: Lost, clients: set[bytes], size_bytes: int) -> Loss:
     """Count what was lost of a destination, and for its clients. Returns the destination's count."""
-    about, price = (purchase.identity, purchase.destination), purchase.dearest_msat_per_gib
-    loss = world.streams.losses.lately(about, world.now.monotonic_s)
-    before, pays = loss.counted_bytes, max(blamed, key=lambda one: one.earned_units)
+    now, price, grace_bytes = world.now.monotonic_s, purchase.dearest_msat_per_gib, world.settings.grace_data_bytes
+    of_client = {one: world.streams.of_client(one, about.server, now) for one in clients}
+    loss = world.streams.losses.lately(about, now)
+    before, pays = loss.counted_bytes, max(of_client.values(), key=lambda one: one.earned_units)
     borne_bytes = min(size_bytes, pays.earned_units // price)
     pays.earned_units -= borne_bytes * price
     loss.lost_bytes += size_bytes
     loss.counted_bytes += size_bytes - borne_bytes
     world.streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
-    most_bytes = world.settings.grace_data_bytes
-    grown_bytes = min(loss.counted_bytes, most_bytes) - min(before, most_bytes)
-    for one in blamed:
-        one.counted_bytes += -(-grown_bytes // len(blamed))
+    grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
+    for client, one in of_client.items():
+        was_far_above = _is_far_above(world, client, about.server)
+        one.counted_bytes += -(-grown_bytes // len(clients))
+        if not was_far_above and _is_far_above(world, client, about.server):
+            _warn(world, client, about.server)
     return loss
+
+
+def _warn(world: World, client: bytes, server: bytes) -> None:
+    if client == NEWCOMERS:
+        whom, what = "clients that never paid", "they have to pay first, as they get no credit"
+    else:
+        whom, what = client.hex()[:8], f"nothing new is bought for it from {server.hex()[:8]}"
+    world.log(
+        f"more than {MOST_GRACES} times GRACE_DATA came for {whom} that nobody paid for, at last from "
+        f"{server.hex()[:8]}: {what}, for at most {LOSS_WINDOW_S / 60:.0f} minutes",
+        logging.WARNING,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ngp.core.newest import Newest
 from ngp.core.prefixes import PackedPrefix
@@ -13,7 +13,8 @@ Key = TypeVar("Key")
 MOST_WITHHELD = 4096
 MOST_LOSSES = 4096
 LOSS_WINDOW_S = 3600.0
-MOST_GRACES = 8  # a client for which we lost so many at a server within that time gets nothing more there
+MOST_GRACES = 8  # above so many within that time, a client gets nothing new at a server
+NEWCOMERS = b""  # stands for all clients that never paid: keys cost nothing, so they are one
 
 
 @dataclass(slots=True)
@@ -53,6 +54,18 @@ class Stream:
     grew_mono_s: float
     seen_bytes: int = 0
     unsold_bytes: int = 0
+
+
+class Lost(NamedTuple):
+    """Of what, and for whom, something is counted as lost, or withheld.
+
+    Attributes:
+        newcomers: whether for clients that never paid, and not for all.
+    """
+
+    server: bytes
+    destination: PackedPrefix
+    newcomers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +118,30 @@ class Streams:
 
     Attributes:
         debtors: clients without money or credit for which we bought something.
-        of: streams, by purchase. withheld: by server and destination.
-        losses: by server and destination.
-        by_client: the same by client and server; client b"": all that never paid, as keys cost nothing.
+        of: streams, by purchase.
+        by_client: losses by client and server; those of NEWCOMERS at all servers together, under server b"".
         lost_bytes: all that was ever lost, but for what came by default routes.
     """
 
     debtors: dict[bytes, Debtor] = field(default_factory=dict)
     of: dict[bytes, Stream] = field(default_factory=dict)
-    withheld: Newest[tuple[bytes, PackedPrefix], Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
-    losses: Losses[tuple[bytes, PackedPrefix]] = field(default_factory=Losses)
+    withheld: Newest[Lost, Withheld] = field(default_factory=lambda: Newest(MOST_WITHHELD))
+    losses: Losses[Lost] = field(default_factory=Losses)
     by_client: Losses[tuple[bytes, bytes]] = field(default_factory=Losses)
     lost_bytes: int = 0
 
     def of_client(self, client: bytes, server: bytes, now_mono_s: float) -> Loss:
         """Return what was lost for a client at a server within an hour, and earned by it; it is kept from now on."""
-        loss = self.by_client.lately((client, server), now_mono_s)
-        self.by_client.note((client, server), loss)
+        about = _about(client, server)
+        loss = self.by_client.lately(about, now_mono_s)
+        self.by_client.note(about, loss)
         return loss
+
+    def is_far_above(self, client: bytes, server: bytes, now_mono_s: float, grace_data_bytes: int) -> bool:
+        """Say whether more than MOST_GRACES times the grace was lost for a client at a server within an hour."""
+        loss = self.by_client.lately(_about(client, server), now_mono_s)
+        return loss.counted_bytes > MOST_GRACES * grace_data_bytes
+
+
+def _about(client: bytes, server: bytes) -> tuple[bytes, bytes]:
+    return client, b"" if client == NEWCOMERS else server

@@ -32,7 +32,7 @@ from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
 from ngp.core.selling import grace
 from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
-from ngp.core.streams import Debtor, Stream, Withheld
+from ngp.core.streams import Debtor, Lost, Stream, Withheld
 from ngp.core.timers import Due
 from ngp.core.world import World
 
@@ -66,7 +66,7 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
         if account.paid_msat:
             _earn(world, account, sale, from_way, from_bytes)
         for way in {to_way, from_way} - {purchase}:
-            way.leave(account.identity)
+            way.leave(account.identity, world.now.monotonic_s)
     account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
@@ -146,7 +146,7 @@ def brings(world: World, purchase: Purchase) -> None:
 
 def bought(world: World, purchase: Purchase) -> None:
     """Look after a purchase from its begin, if its destination was withheld lately: what came may come again."""
-    found = world.streams.withheld.get((purchase.identity, purchase.destination))
+    found = world.streams.withheld.get(Lost(purchase.identity, purchase.destination))
     if found is not None and found.client and world.now.monotonic_s < found.until_mono_s + MOST_PAUSE_S:
         _watch(world, purchase, found.client)
 
@@ -161,7 +161,7 @@ def sale_over(world: World, sale: Sale) -> None:
         return
     purchase, held = world.running_purchase(sale.rests_on), world.bought(sale.rests_on)
     if held is not None:
-        held.leave(sale.identity)
+        held.leave(sale.identity, world.now.monotonic_s)
     for one in upstream.ways(world, sale):
         if one is purchase or one.sold_to_bytes or one.sold_from_bytes:
             one.needed_at = one.unsold_bytes, one.ours_bytes
@@ -302,25 +302,28 @@ def _judge(world: World, contract: bytes, stream: Stream) -> None:
         who = stream.client.hex()[:8]
         what = f"{stream.unsold_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]}"
         why = f"{what} that nobody paid for, as {who} has neither money nor credit"
-        withhold(world, purchase, stream.client, why, f"ask the operator of {who} to pay")
+        about = Lost(purchase.identity, purchase.destination)
+        withhold(world, about, stream.client, why, f"ask the operator of {who} to pay")
     end(world, purchase)
 
 
-def withhold(world: World, purchase: Purchase, client: bytes, why: str, advice: str) -> None:
-    """Sell what a purchase is for to nobody for a while, which is doubled each time until it wasn't needed for long.
+def withhold(world: World, about: Lost, client: bytes, why: str, advice: str) -> None:
+    """Sell a destination to nobody, or not to newcomers, for a while; it is doubled each time until a time of peace.
 
     Args:
+        about: what, and from whom.
         client: the client whose payment ends this; b"": nobody's does.
         why, advice: what the log says before and after.
     """
-    about, now = (purchase.identity, purchase.destination), world.now.monotonic_s
+    now = world.now.monotonic_s
     before = world.streams.withheld.get(about)
     times = 1
     if before is not None and now < before.until_mono_s + MOST_PAUSE_S:
         times, client = before.times + 1, client if before.client else b""
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
     world.streams.withheld.note(about, Withheld(client, now + pause_s, times))
-    how_long = f"the contracts of all clients for it end, and it isn't sold for {pause_s:.0f} s"
+    whom = "clients that never paid" if about.newcomers else "all clients"
+    how_long = f"the contracts of {whom} for it end, and it isn't sold to them for {pause_s:.0f} s"
     world.log(f"{why}: {how_long}; {advice}", logging.WARNING)
 
 

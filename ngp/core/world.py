@@ -291,7 +291,7 @@ class World:
         if sale.rests_on != contract_id:
             before = self.running_purchase(sale.rests_on) if sale.running else None
             if before is not None:
-                before.leave(sale.identity)
+                before.leave(sale.identity, self.now.monotonic_s)
             self._rests_no_more(sale)
         sale.rests_on = contract_id
         self.resting.setdefault(contract_id, {})[sale.id] = sale

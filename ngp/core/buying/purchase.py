@@ -28,8 +28,8 @@ class Purchase(Contract):
         sold_to_bytes, sold_from_bytes: how much of what it carried was sold to those that buy from us; after a start,
             as if all of it was.
         fresh_to_bytes, fresh_from_bytes: what the last reading counted and wasn't found to be sold.
-        left_by: clients that left it, or whose traffic came by it though their contract rests on another one; since a
-            start, the latest few.
+        left_by: clients that left it, or whose traffic came by it though their contract rests on another one, and when
+            that was, by the monotonic clock in seconds; since a start, the latest few.
         needed_at: bytes that it had brought, and that we had sent by it, beside what was sold, when it was of use last:
             to a client, or because we sent something. None: no client's contract that rested on it has ended.
         unneeded: we ended it since no client needed it any more, so its early end says nothing against its server.
@@ -48,7 +48,7 @@ class Purchase(Contract):
     sold_from_bytes: int = 0
     fresh_to_bytes: int = 0
     fresh_from_bytes: int = 0
-    left_by: tuple[bytes, ...] = ()
+    left_by: tuple[tuple[bytes, float], ...] = ()
     needed_at: tuple[int, int] | None = None
     unneeded: bool = False
     ended_by_itself: bool = False
@@ -80,10 +80,10 @@ class Purchase(Contract):
         self.fresh_to_bytes -= to_bytes
         self.fresh_from_bytes -= from_bytes
 
-    def leave(self, client: bytes) -> None:
+    def leave(self, client: bytes, now_mono_s: float) -> None:
         """Note in `left_by` that a client left."""
-        others = (one for one in self.left_by if one != client)
-        self.left_by = (*others, client)[-MOST_LEFT:]
+        others = (one for one in self.left_by if one[0] != client)
+        self.left_by = (*others, (client, now_mono_s))[-MOST_LEFT:]
 
     def stated(self, used_to_bytes: int) -> tuple[int, int]:
         """Compare the bytes that we sent with a statement's. Returns both, as they grew since the last statement."""

@@ -20,6 +20,7 @@ from ngp.core.records import AccountRecord
 from ngp.core.reputation import Reputation
 from ngp.core.selling.account import ClientAccount, Credit
 from ngp.core.selling.sale import Sale
+from ngp.core.streams import NEWCOMERS
 from ngp.core.timers import Due
 from ngp.core.world import World
 
@@ -63,6 +64,8 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> None:
     """Open credit for an account that has none open, as far as the contract's link and interface have room."""
     now, settings = world.now.monotonic_s, world.settings
     if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
+        return
+    if not account.paid_msat and world.streams.is_far_above(NEWCOMERS, b"", now, settings.grace_data_bytes):
         return
     if account.credit is None:
         left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
