@@ -135,6 +135,8 @@ class Gatekeeper:
             basis_changed.leads_elsewhere(world, purchase.id)
             unsold.bought(world, purchase)
         default_resale.settle(world)
+        while world.limited:
+            seller_meter.release_waiting(world, world.limited.popitem()[1])
         if any(isinstance(effect, Log) for effect in world.effects):
             self._limit_lines(event)
         self._flush_later()

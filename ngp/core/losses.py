@@ -16,8 +16,8 @@ its sales, and its destination is withheld for a while, as in `unsold`.
   others brought doesn't pay for it, only their contracts end, and the destination is withheld from them alone: they are
   to take nothing from a client that pays.
 - If all for whom it counts are above GRACE_DATA, or the destination was withheld from them lately, it may lose no more
-  than the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour.
-  Newcomers get no credit then, at all servers, and what they have a part in counts for all its clients.
+  than the largest packet. Who is above MOST_GRACES times as much at a server gets nothing new there within the hour;
+  newcomers no credit, at all servers. What comes by the purchases that they still have counts for the other clients.
 - What nobody but our household wants stays: its next packet would buy it again.
 - Default routes have a rule of their own (`default_resale`), which goes back to single destinations.
 """
@@ -74,15 +74,17 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     latest = world.purchases.exact(server, purchase.destination.prefix)  # it may have been bought again
     bought = {purchase} if latest is None else {purchase, latest}
     clients = {client for one in bought for client in _clients(world, one)}
-    if _is_withheld_now(world, Lost(server, purchase.destination, newcomers=True)):
+    if len(clients) > 1 and _is_withheld_now(world, Lost(server, purchase.destination, newcomers=True)):
         clients.discard(NEWCOMERS)  # they were sent away
-    is_theirs = NEWCOMERS in clients and not _is_far_above(world, NEWCOMERS, server)
+    blamed = {one for one in clients if not _is_far_above(world, one, server)} or clients
+    if NEWCOMERS in blamed:
+        blamed = {NEWCOMERS}
+    is_theirs = blamed == {NEWCOMERS}
     about = Lost(server, purchase.destination, is_theirs)
-    if not clients or (not purchase.running and _is_withheld_now(world, about)):
+    if not blamed or (not purchase.running and _is_withheld_now(world, about)):
         return
-    keys = {NEWCOMERS} if is_theirs else clients
-    loss = _count(world, purchase, about, keys, size_bytes)
-    if loss.counted_bytes <= _bound(world, purchase, about, keys):
+    loss = _count(world, purchase, about, blamed, size_bytes)
+    if loss.counted_bytes <= _bound(world, purchase, about, blamed):
         return
     world.streams.losses.pop(about, None)
     what = f"{loss.lost_bytes} bytes came from {purchase.destination} by {server.hex()[:8]} that nobody"
@@ -108,10 +110,10 @@ def _is_withheld_now(world: World, about: Lost) -> bool:
 
 
 def _clients(world: World, purchase: Purchase) -> set[bytes]:
-    """Return the clients that have a purchase, or had it a moment ago: newcomers as one."""
+    """Return the clients that have a purchase, or had it a moment ago; else those that had it. Newcomers are one."""
     resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
     left = {client for client, at_mono_s in purchase.left_by if world.now.monotonic_s - at_mono_s < LEFT_S}
-    return {_key(world, one) for one in resting | left}
+    return {_key(world, one) for one in resting | left or {client for client, _ in purchase.left_by}}
 
 
 def _key(world: World, client: bytes) -> bytes:
@@ -128,23 +130,23 @@ def _is_far_above(world: World, client: bytes, server: bytes) -> bool:
     return world.streams.is_far_above(client, server, world.now.monotonic_s, world.settings.grace_data_bytes)
 
 
-def _bound(world: World, purchase: Purchase, about: Lost, clients: set[bytes]) -> int:
-    """Return how much of a destination may be lost by now, in bytes. Args: clients: those for whom it counts."""
+def _bound(world: World, purchase: Purchase, about: Lost, blamed: set[bytes]) -> int:
+    """Return how much of a destination may be lost by now, in bytes. Args: blamed: those for whom it counts."""
     streams, now, grace_bytes = world.streams, world.now.monotonic_s, world.settings.grace_data_bytes
     withheld = streams.withheld.get(about)
     is_again = withheld is not None and now < withheld.until_mono_s + unsold.MOST_PAUSE_S
-    least_bytes = min(streams.of_client(one, about.server, now).counted_bytes for one in clients)
-    if least_bytes > MOST_GRACES * grace_bytes:
+    least = min((streams.of_client(one, about.server, now) for one in blamed), key=lambda one: one.counted_bytes)
+    if least.is_far_above(grace_bytes):
         return 0
-    if is_again or least_bytes > grace_bytes:
+    if is_again or least.counted_bytes > grace_bytes:
         return min(grace_bytes, LARGEST_PACKET_BYTES)
     return max(grace_bytes, int(purchase.rate.at(now) * ON_ITS_WAY_S))
 
 
-def _count(world: World, purchase: Purchase, about: Lost, clients: set[bytes], size_bytes: int) -> Loss:
-    """Count what was lost of a destination, and for its clients. Returns the destination's count."""
+def _count(world: World, purchase: Purchase, about: Lost, blamed: set[bytes], size_bytes: int) -> Loss:
+    """Count what was lost of a destination, and for clients. Returns the destination's count."""
     now, price, grace_bytes = world.now.monotonic_s, purchase.dearest_msat_per_gib, world.settings.grace_data_bytes
-    of_client = {one: world.streams.of_client(one, about.server, now) for one in clients}
+    of_client = {one: world.streams.of_client(one, about.server, now) for one in blamed}
     loss = world.streams.losses.lately(about, now)
     before, pays = loss.counted_bytes, max(of_client.values(), key=lambda one: one.earned_units)
     borne_bytes = min(size_bytes, pays.earned_units // price)
@@ -153,11 +155,12 @@ def _count(world: World, purchase: Purchase, about: Lost, clients: set[bytes], s
     loss.counted_bytes += size_bytes - borne_bytes
     world.streams.losses.note(about, loss)
     # A fast stream may bring many times the grace before we look, and its client can't help that.
-    grown_bytes = min(loss.counted_bytes, grace_bytes) - min(before, grace_bytes)
+    most_bytes = max(grace_bytes, LARGEST_PACKET_BYTES)
+    grown_bytes = min(loss.counted_bytes, most_bytes) - min(before, most_bytes)
     for client, one in of_client.items():
-        was_far_above = _is_far_above(world, client, about.server)
-        one.counted_bytes += -(-grown_bytes // len(clients))
-        if not was_far_above and _is_far_above(world, client, about.server):
+        was_far_above = one.is_far_above(grace_bytes)
+        one.counted_bytes += -(-grown_bytes // len(blamed))
+        if not was_far_above and one.is_far_above(grace_bytes):
             _warn(world, client, about.server)
     return loss
 

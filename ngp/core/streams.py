@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from ngp.core.kernel import LARGEST_PACKET_BYTES
 from ngp.core.newest import Newest
 from ngp.core.prefixes import PackedPrefix
 
@@ -96,6 +97,10 @@ class Loss:
     counted_bytes: int = 0
     earned_units: int = 0
 
+    def is_far_above(self, grace_data_bytes: int) -> bool:
+        """Say whether it is more than MOST_GRACES times the grace, and than as many packets if there is no grace."""
+        return self.counted_bytes > MOST_GRACES * max(grace_data_bytes, LARGEST_PACKET_BYTES)
+
 
 class Losses(Newest[Key, Loss]):
     """Losses of the last hour; the oldest above MOST_LOSSES are forgotten."""
@@ -139,8 +144,7 @@ class Streams:
 
     def is_far_above(self, client: bytes, server: bytes, now_mono_s: float, grace_data_bytes: int) -> bool:
         """Say whether more than MOST_GRACES times the grace was lost for a client at a server within an hour."""
-        loss = self.by_client.lately(_about(client, server), now_mono_s)
-        return loss.counted_bytes > MOST_GRACES * grace_data_bytes
+        return self.by_client.lately(_about(client, server), now_mono_s).is_far_above(grace_data_bytes)
 
 
 def _about(client: bytes, server: bytes) -> tuple[bytes, bytes]:

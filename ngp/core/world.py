@@ -77,6 +77,7 @@ class World:
         identity: our public key.
         resting: by purchase, the sales that rest on it or on the quote for it.
         awaited: by server and destination, the sales that wait for its answer: for a quote, or for a renewal.
+        limited: accounts with contracts that wait for money whose limit in the kernel has just changed.
         unflushed: contracts whose latest totals the ledger doesn't have yet, in the order in which they changed.
         load_ppm: load of the upstream interface, in millionths of what it carries; 0 if prices don't depend on it.
     """
@@ -105,6 +106,7 @@ class World:
     identity: bytes = bytes(32)
     resting: dict[bytes, dict[bytes, Sale]] = field(default_factory=dict)
     awaited: dict[tuple[bytes, Prefix], dict[bytes, Sale]] = field(default_factory=dict)
+    limited: dict[bytes, ClientAccount] = field(default_factory=dict)
     unflushed: dict[bytes, None] = field(default_factory=dict)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: Newest[tuple[str, bytes], float] = field(default_factory=lambda: Newest(MOST_LOGGED))
@@ -197,6 +199,8 @@ class World:
         if kernel.told != (limit.limit_units, limit.credit_units, until):
             kernel.told = (limit.limit_units, limit.credit_units, until)
             self.do(LimitAccount(limit))
+            if account.unpaid:
+                self.limited[account.identity] = account
 
     def low_msat(self, account: Account) -> int:
         """Return the balance below which an account is topped up: half of what may be prepaid, if that is less."""

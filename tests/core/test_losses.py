@@ -241,7 +241,7 @@ def test_keys_that_never_paid_are_one_for_which_it_counts_until_that_is_above_wh
     lose(mesh, GRACE, own.id)
     assert lost(mesh, "a") == GRACE
     lose(mesh, ABOVE, purchase.id)
-    assert not purchase.running and lost(mesh, "a") == GRACE + GRACE // 2
+    assert not purchase.running and lost(mesh, "a") == 2 * GRACE, "they take no part of it any more"
 
 
 def test_keys_that_never_paid_begin_with_no_new_grace_each() -> None:

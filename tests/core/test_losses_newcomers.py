@@ -1,19 +1,25 @@
-"""Losses for clients that never paid: they are one, take nothing from those that pay, and can always pay first."""
+"""Losses for clients that never paid: they are one, take nothing from those that pay, and can pay first."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
 
 import pytest
-from mesh import HOST, MB, Mesh, Node
+from mesh import HOST, MB, PLENTY, Mesh, Node
+from playbook import settings
 from test_losses import ABOVE, bought_for_a, buy, lose, lost
 from test_unsold import GRACE, KB, cancels, reasons
 
+from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
-from ngp.core.kernel import HeldPacket, Verdict
+from ngp.core.kernel import LARGEST_PACKET_BYTES, HeldPacket, Hint, HintKind, Verdict
 from ngp.core.losses import LEFT_S
+from ngp.core.messages import Accept
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus
+from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling import metering
+from ngp.core.selling.sale import Sale
 from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, NEWCOMERS
 from ngp.core.unsold import FIRST_PAUSE_S
 
@@ -38,6 +44,24 @@ def tries(mesh: Mesh, client: str, host: str = HOST) -> bool:
     mesh.settle()
     sale = at.world.sales.find(mesh[client].identity, ip_address(host))
     return sale is not None and sale.running
+
+
+def quoted(mesh: Mesh, client: str, host: str) -> Sale:
+    """Let b quote a destination to a client that doesn't accept yet."""
+    at = mesh["b"]
+    mesh.lost.add(Accept)
+    at.step(HeldPacket(78, at.link(client), ip_address(host), at.onward))
+    mesh.settle()
+    mesh.lost.discard(Accept)
+    sale = at.world.sales.find(mesh[client].identity, ip_address(host))
+    assert sale is not None and sale.state is State.QUOTED
+    return sale
+
+
+def accepts(mesh: Mesh, client: str, sale: Sale) -> None:
+    accept = Accept(sale.id, sale.price_msat_per_gib, sale.data_limit_bytes)
+    mesh["b"].step(ev.MessageReceived(mesh[client].identity, mesh["b"].link(client), 1, accept, 1 << 41))
+    mesh.settle()
 
 
 def test_a_newcomer_that_tries_again_at_once_makes_a_fast_stream_cost_no_more_than_once_more() -> None:
@@ -151,3 +175,77 @@ def test_newcomers_that_were_sent_away_lose_nothing_more_and_what_only_they_had_
     lose(mesh, MB, own.id)
     assert lost(mesh, "") == GRACE and at.verdicts[-1] is not Verdict.PROHIBIT
     assert tries(mesh, "a", "203.0.113.1") and not tries(mesh, "z", "203.0.113.1")
+
+
+def test_a_quote_from_before_the_pause_is_not_sold_within_it() -> None:
+    mesh, at, purchase = shared()
+    cancels(mesh, "z", at.sale("z").id)
+    mesh.settle()
+    sale = quoted(mesh, "z", HOST)
+    lose(mesh, ABOVE, purchase.id)
+    accepts(mesh, "z", sale)
+    assert not sale.running and purchase.running
+
+
+def test_when_all_have_left_those_that_had_it_are_blamed_however_long_ago_that_was() -> None:
+    mesh, at, _ = shared()
+    (own,) = buy(mesh, "z", ["203.0.113.1"])
+    quoted(mesh, "a", "203.0.113.1")  # keeps it
+    sale = at.world.sales.find(mesh["z"].identity, ip_address("203.0.113.1"))
+    assert sale is not None
+    cancels(mesh, "z", sale.id)
+    mesh.settle()
+    mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + LEFT_S + 2)
+    assert own.running
+    lose(mesh, ABOVE, own.id)
+    assert lost(mesh, "") == GRACE and not own.running
+
+
+def test_what_only_newcomers_have_is_withheld_from_them_alone_also_when_they_lost_too_much() -> None:
+    mesh, _, _ = shared()
+    (own,) = buy(mesh, "z", ["203.0.113.1"])
+    lost_too_much(mesh)
+    lose(mesh, 1, own.id)
+    assert not own.running and tries(mesh, "a", "203.0.113.1")
+
+
+@pytest.mark.parametrize("is_valid", [True, False])
+@pytest.mark.parametrize("how", ["exhausted", "another contract", "a refund that failed"])
+def test_credit_that_opens_later_lets_no_packet_pass_for_which_nothing_is_bought(how: str, is_valid: bool) -> None:
+    mesh, at, _ = shared()
+    z, link = mesh["z"].identity, at.link("z")
+    cancels(mesh, "z", at.sale("z").id)
+    mesh.settle()
+    at.world.credit.outstanding[link] = GRACE  # others on its link have it
+    sale, other = quoted(mesh, "z", "203.0.113.1"), quoted(mesh, "z", "203.0.113.2")
+    if how == "a refund that failed":
+        account, what = at.world.clients[z], (Direction.OUT, bytes(32), PaymentKind.REFUND, z)
+        account.paid_msat = account.refund.promised_msat = 1_000_000
+        at.world.money.payments[bytes(32)] = PaymentRecord(*what, 1_000_000, 0, PaymentState.PENDING, "", b"", 0)
+    accepts(mesh, "z", sale)
+    assert sale.state is State.ACCEPTED and at.world.running_purchase(sale.rests_on) is None
+    if not is_valid:
+        del at.world.buying.quotes[sale.seller, sale.destination.prefix]
+    at.world.credit.outstanding.pop(link)
+    if how == "a refund that failed":
+        at.step(PaymentOutcome(bytes(32), PaymentStatus.FAILED))
+        mesh.settle()
+    elif how == "exhausted":
+        at.step(ev.Hinted((Hint(HintKind.ACCOUNT_EXHAUSTED, z),)))
+        mesh.settle()
+    else:
+        accepts(mesh, "z", other)
+    assert sale.running is is_valid
+    assert (at.world.running_purchase(sale.rests_on) is not None) is is_valid
+
+
+def test_without_grace_what_a_client_loses_in_packets_counts() -> None:
+    mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": 0, "grace_time_s": 10}))
+    at = mesh["b"]
+    at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
+    ended = 0
+    for number in range(60):
+        for one in buy(mesh, "a", [f"203.0.113.{number}"]):
+            lose(mesh, MB, one.id)
+            ended += not one.running
+    assert ended == MOST_GRACES + 1 and lost(mesh, "a") == ended * LARGEST_PACKET_BYTES

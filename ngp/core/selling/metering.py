@@ -33,13 +33,25 @@ def release(world: World, sale: Sale) -> None:
     account = world.client(sale.identity)
     has_money = account.funds_msat > 0 or not sale.price_msat_per_gib
     if sale.rests_on and not unsold.may_buy_for(world, account, sale.price_msat_per_gib):
-        if has_money:
+        if has_money or grace.left_bytes(world, account, sale.price_msat_per_gib):
             world.halt(sale, CloseReason.UNPAID)  # less than it owes us for what we bought for it in vain
     elif has_money or account.credit is not None:
         if upstream.secure(world, sale):
             decide(world, sale, Verdict.REPEAT)
         else:
             world.halt(sale, CloseReason.UPSTREAM)
+
+
+def release_waiting(world: World, account: ClientAccount) -> None:
+    """Release the contracts for which nothing is bought yet, if the kernel lets their packets pass from now on.
+
+    They waited for the client's money. But it may have got credit since, for another contract, or a refund has failed.
+    """
+    if account.funds_msat <= 0 and (account.credit is None or account.credit.until_mono_s <= world.now.monotonic_s):
+        return
+    for sale in list(account.unpaid.values()):
+        if sale.running and sale.rests_on and world.running_purchase(sale.rests_on) is None:
+            release(world, sale)
 
 
 def decide(world: World, sale: Sale, verdict: Verdict) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import basis_changed, elsewhere, networks, parts, rerouting, upstream
+from ngp.core import basis_changed, elsewhere, losses, networks, parts, rerouting, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.kernel import Onward
 from ngp.core.messages import MOST_DATA_BYTES, Accept, Ask, Cancel, Prefix, Reject, RejectReason, Role
@@ -266,7 +266,7 @@ def _opened(world: World, sale: Sale, may_wait: bool) -> bool:
     Returns False if neither is possible.
     """
     room = upstream.room(world, sale)
-    if parts.has_dear(world, sale, sale.seller):
+    if parts.has_dear(world, sale, sale.seller) or (sale.rests_on and losses.is_withheld(world, sale)):
         return False
     if room is not None and room >= sale.data_limit_bytes:
         _open(world, sale)
