@@ -102,7 +102,7 @@ FLUSH_PAUSE_S = 0.01
 _ACCOUNT_DUE = {
     Due.STATEMENT: statements.statement_due,
     Due.CREDIT: grace.credit_due,
-    Due.UNPAID: grace.unpaid_due,
+    Due.UNPAID: seller_meter.unpaid_due,
 }
 
 
@@ -135,8 +135,6 @@ class Gatekeeper:
             basis_changed.leads_elsewhere(world, purchase.id)
             unsold.bought(world, purchase)
         default_resale.settle(world)
-        while world.limited:
-            seller_meter.release_waiting(world, world.limited.popitem()[1])
         if any(isinstance(effect, Log) for effect in world.effects):
             self._limit_lines(event)
         self._flush_later()

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from ngp.core import unsold
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason
-from ngp.core.kernel import LARGEST_PACKET_BYTES
+from ngp.core.kernel import FULL_PACKET_BYTES, LARGEST_PACKET_BYTES
 from ngp.core.messages import Role
 from ngp.core.selling.sale import Sale
 from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, NEWCOMERS, Loss, Lost
@@ -74,12 +74,12 @@ def _lose(world: World, purchase: Purchase, size_bytes: int) -> None:
     latest = world.purchases.exact(server, purchase.destination.prefix)  # it may have been bought again
     bought = {purchase} if latest is None else {purchase, latest}
     clients = {client for one in bought for client in _clients(world, one)}
-    if len(clients) > 1 and _is_withheld_now(world, Lost(server, purchase.destination, newcomers=True)):
-        clients.discard(NEWCOMERS)  # they were sent away
+    if _is_withheld_now(world, Lost(server, purchase.destination, newcomers=True)):
+        clients = clients - {NEWCOMERS} or clients  # they were sent away
     blamed = {one for one in clients if not _is_far_above(world, one, server)} or clients
-    if NEWCOMERS in blamed:
+    is_theirs = NEWCOMERS in blamed
+    if is_theirs:
         blamed = {NEWCOMERS}
-    is_theirs = blamed == {NEWCOMERS}
     about = Lost(server, purchase.destination, is_theirs)
     if not blamed or (not purchase.running and _is_withheld_now(world, about)):
         return
@@ -110,10 +110,15 @@ def _is_withheld_now(world: World, about: Lost) -> bool:
 
 
 def _clients(world: World, purchase: Purchase) -> set[bytes]:
-    """Return the clients that have a purchase, or had it a moment ago; else those that had it. Newcomers are one."""
+    """Return the clients that have a purchase, or had it a moment ago; newcomers are one.
+
+    If there are none and we don't use it ourselves, it is for those that had it.
+    """
     resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
     left = {client for client, at_mono_s in purchase.left_by if world.now.monotonic_s - at_mono_s < LEFT_S}
-    return {_key(world, one) for one in resting | left or {client for client, _ in purchase.left_by}}
+    if not resting | left and purchase.ours_bytes <= FULL_PACKET_BYTES:
+        left = {client for client, _ in purchase.left_by}
+    return {_key(world, one) for one in resting | left}
 
 
 def _key(world: World, client: bytes) -> bytes:

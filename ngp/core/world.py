@@ -77,7 +77,6 @@ class World:
         identity: our public key.
         resting: by purchase, the sales that rest on it or on the quote for it.
         awaited: by server and destination, the sales that wait for its answer: for a quote, or for a renewal.
-        limited: accounts with contracts that wait for money whose limit in the kernel has just changed.
         unflushed: contracts whose latest totals the ledger doesn't have yet, in the order in which they changed.
         load_ppm: load of the upstream interface, in millionths of what it carries; 0 if prices don't depend on it.
     """
@@ -106,7 +105,6 @@ class World:
     identity: bytes = bytes(32)
     resting: dict[bytes, dict[bytes, Sale]] = field(default_factory=dict)
     awaited: dict[tuple[bytes, Prefix], dict[bytes, Sale]] = field(default_factory=dict)
-    limited: dict[bytes, ClientAccount] = field(default_factory=dict)
     unflushed: dict[bytes, None] = field(default_factory=dict)
     acknowledged: dict[bytes, tuple[float, BilledRecord]] = field(default_factory=dict)
     logged: Newest[tuple[str, bytes], float] = field(default_factory=lambda: Newest(MOST_LOGGED))
@@ -199,8 +197,6 @@ class World:
         if kernel.told != (limit.limit_units, limit.credit_units, until):
             kernel.told = (limit.limit_units, limit.credit_units, until)
             self.do(LimitAccount(limit))
-            if account.unpaid:
-                self.limited[account.identity] = account
 
     def low_msat(self, account: Account) -> int:
         """Return the balance below which an account is topped up: half of what may be prepaid, if that is less."""
@@ -430,15 +426,17 @@ class World:
     def lasting_terms(self, contract: Sale | Purchase) -> LastingTerms:
         """Return the part of a contract's grant that stays as long as the contract doesn't change.
 
-        A contract that was refused has no account there: it only makes the kernel drop packets.
+        A contract that was refused has no account there: it only makes the kernel drop packets. So does one as long as
+        what it rests on isn't bought.
         """
-        account, price, low_water = b"", 0, None
+        account, price, low_water, blocked = b"", 0, None, not contract.running
         if isinstance(contract, Sale):
+            blocked = blocked or contract.unbought
             if contract.open:
                 account, price = contract.identity, contract.highest_msat_per_gib
         else:
             low_water = max(0, contract.data_limit_bytes - contract.renewal_bytes(self.settings))
-        limit_bytes, blocked = contract.data_limit_bytes, not contract.running
+        limit_bytes = contract.data_limit_bytes
         resold = contract.destination.is_default and bool(contract.rests_on)
         where = contract.link_number, contract.role, contract.destination
         return LastingTerms(*where, limit_bytes, account, price, low_water, blocked, resold)

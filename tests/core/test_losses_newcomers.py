@@ -13,11 +13,9 @@ from test_unsold import GRACE, KB, cancels, reasons
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
-from ngp.core.kernel import LARGEST_PACKET_BYTES, HeldPacket, Hint, HintKind, Verdict
+from ngp.core.kernel import LARGEST_PACKET_BYTES, HeldPacket, Verdict
 from ngp.core.losses import LEFT_S
 from ngp.core.messages import Accept
-from ngp.core.payment_node import PaymentOutcome, PaymentStatus
-from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling import metering
 from ngp.core.selling.sale import Sale
 from ngp.core.streams import LOSS_WINDOW_S, MOST_GRACES, NEWCOMERS
@@ -207,36 +205,6 @@ def test_what_only_newcomers_have_is_withheld_from_them_alone_also_when_they_los
     lost_too_much(mesh)
     lose(mesh, 1, own.id)
     assert not own.running and tries(mesh, "a", "203.0.113.1")
-
-
-@pytest.mark.parametrize("is_valid", [True, False])
-@pytest.mark.parametrize("how", ["exhausted", "another contract", "a refund that failed"])
-def test_credit_that_opens_later_lets_no_packet_pass_for_which_nothing_is_bought(how: str, is_valid: bool) -> None:
-    mesh, at, _ = shared()
-    z, link = mesh["z"].identity, at.link("z")
-    cancels(mesh, "z", at.sale("z").id)
-    mesh.settle()
-    at.world.credit.outstanding[link] = GRACE  # others on its link have it
-    sale, other = quoted(mesh, "z", "203.0.113.1"), quoted(mesh, "z", "203.0.113.2")
-    if how == "a refund that failed":
-        account, what = at.world.clients[z], (Direction.OUT, bytes(32), PaymentKind.REFUND, z)
-        account.paid_msat = account.refund.promised_msat = 1_000_000
-        at.world.money.payments[bytes(32)] = PaymentRecord(*what, 1_000_000, 0, PaymentState.PENDING, "", b"", 0)
-    accepts(mesh, "z", sale)
-    assert sale.state is State.ACCEPTED and at.world.running_purchase(sale.rests_on) is None
-    if not is_valid:
-        del at.world.buying.quotes[sale.seller, sale.destination.prefix]
-    at.world.credit.outstanding.pop(link)
-    if how == "a refund that failed":
-        at.step(PaymentOutcome(bytes(32), PaymentStatus.FAILED))
-        mesh.settle()
-    elif how == "exhausted":
-        at.step(ev.Hinted((Hint(HintKind.ACCOUNT_EXHAUSTED, z),)))
-        mesh.settle()
-    else:
-        accepts(mesh, "z", other)
-    assert sale.running is is_valid
-    assert (at.world.running_purchase(sale.rests_on) is not None) is is_valid
 
 
 def test_without_grace_what_a_client_loses_in_packets_counts() -> None:

@@ -14,7 +14,6 @@ harm honest clients, since a cheat takes a new key.
 
 from __future__ import annotations
 
-from ngp.core.contract import CloseReason
 from ngp.core.kernel import UNITS_PER_MSAT
 from ngp.core.records import AccountRecord
 from ngp.core.reputation import Reputation
@@ -60,21 +59,25 @@ def left_bytes(world: World, account: ClientAccount, price_msat_per_gib: int) ->
     return max(0, account.funds_msat) * UNITS_PER_MSAT // price_msat_per_gib + lent_bytes
 
 
-def offer(world: World, account: ClientAccount, sale: Sale) -> None:
-    """Open credit for an account that has none open, as far as the contract's link and interface have room."""
+def offer(world: World, account: ClientAccount, sale: Sale) -> bool:
+    """Open credit for an account that has none open, as far as the contract's link and interface have room.
+
+    Returns whether it was opened.
+    """
     now, settings = world.now.monotonic_s, world.settings
     if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
-        return
+        return False
     if not account.paid_msat and world.streams.is_far_above(NEWCOMERS, b"", now, settings.grace_data_bytes):
-        return
+        return False
     if account.credit is None:
         left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
         if not sale.price_msat_per_gib or not left_bytes:
-            return
+            return False
         account.credit = Credit(0, sale.price_msat_per_gib, now, sale.link)
         world.credit.change(account.credit, left_bytes)
     _open(world, account, account.credit, settings.grace_time_s)  # also credit that ended unused
     world.save_account(account)
+    return True
 
 
 def _open(world: World, account: ClientAccount, credit: Credit, lasts_s: float) -> None:
@@ -185,10 +188,3 @@ def accepted_unpaid(world: World, account: ClientAccount, sale: Sale) -> None:
     account.unpaid[sale.id] = sale
     until = world.now.monotonic_s + world.settings.grace_time_s
     world.timers.set_if_unset(Due.UNPAID, account.identity, until)
-
-
-def unpaid_due(world: World, account: ClientAccount) -> None:
-    """End contracts that were accepted and not paid for; the account's other contracts stay, and wait for money."""
-    if account.funds_msat <= 0:
-        for sale in list(account.unpaid.values()):
-            world.halt(sale, CloseReason.UNPAID)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from ngp.core import unsold, upstream
+from ngp.core import losses, unsold, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import CountAccount, Decide
 from ngp.core.events import AccountCounted
@@ -25,33 +25,32 @@ from ngp.core.world import World
 EXHAUSTED_LINGER_S = 2.0  # how long a contract whose data is used up waits for its renewal
 
 
-def release(world: World, sale: Sale) -> None:
+def release(world: World, sale: Sale, is_new: bool = False) -> None:
     """Send held packets through the gate again, which charges them, if there is money or credit for them.
 
-    Only then is that bought on which the contract rests. If it isn't sold any more, the contract ends.
+    Only then is that bought on which the contract rests; until then the kernel lets nothing pass by it, whatever the
+    account still has there. If it isn't sold any more, the contract ends.
+
+    Args:
+        is_new: the kernel doesn't have the contract yet, or not with these terms.
     """
-    account = world.client(sale.identity)
+    account, was_unbought, ends, passes = world.client(sale.identity), sale.unbought, None, False
+    sale.unbought = bool(sale.rests_on) and world.running_purchase(sale.rests_on) is None
     has_money = account.funds_msat > 0 or not sale.price_msat_per_gib
     if sale.rests_on and not unsold.may_buy_for(world, account, sale.price_msat_per_gib):
-        if has_money or grace.left_bytes(world, account, sale.price_msat_per_gib):
-            world.halt(sale, CloseReason.UNPAID)  # less than it owes us for what we bought for it in vain
+        if has_money:
+            ends = CloseReason.UNPAID  # less than it owes us for what we bought for it in vain
     elif has_money or account.credit is not None:
-        if upstream.secure(world, sale):
-            decide(world, sale, Verdict.REPEAT)
+        if sale.unbought and (losses.is_withheld(world, sale) or not upstream.secure(world, sale)):
+            ends = CloseReason.UPSTREAM
         else:
-            world.halt(sale, CloseReason.UPSTREAM)
-
-
-def release_waiting(world: World, account: ClientAccount) -> None:
-    """Release the contracts for which nothing is bought yet, if the kernel lets their packets pass from now on.
-
-    They waited for the client's money. But it may have got credit since, for another contract, or a refund has failed.
-    """
-    if account.funds_msat <= 0 and (account.credit is None or account.credit.until_mono_s <= world.now.monotonic_s):
-        return
-    for sale in list(account.unpaid.values()):
-        if sale.running and sale.rests_on and world.running_purchase(sale.rests_on) is None:
-            release(world, sale)
+            sale.unbought, passes = False, True
+    if is_new or sale.unbought is not was_unbought:
+        world.grant(sale)
+    if ends is not None:
+        world.halt(sale, ends)
+    elif passes:
+        decide(world, sale, Verdict.REPEAT)
 
 
 def decide(world: World, sale: Sale, verdict: Verdict) -> None:
@@ -106,11 +105,21 @@ def account_read(world: World, account: ClientAccount) -> None:
 
 
 def lend(world: World, account: ClientAccount) -> None:
-    """Offer credit to an account that runs low, for a contract that was used lately or waits for money."""
+    """Offer credit to an account that runs low, for a contract that was used lately or waits for money.
+
+    If it gets some, its contracts for which nothing was bought yet don't wait any longer.
+    """
     for sale in chain(reversed(account.unstated.values()), account.unpaid.values(), _open_sales(world, account)):
         if sale.running and sale.price_msat_per_gib:
-            grace.offer(world, account, sale)
+            if grace.offer(world, account, sale):
+                release_unbought(world, account)
             return
+
+
+def release_unbought(world: World, account: ClientAccount) -> None:
+    """Release an account's contracts for which nothing was bought yet, as the account has credit now."""
+    for sale in [one for one in account.unpaid.values() if one.unbought]:
+        release(world, sale)
 
 
 def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
@@ -207,6 +216,18 @@ def paid_for(world: World, account: ClientAccount) -> None:
     account_read(world, account)
     for sale in waited:
         release(world, sale)
+
+
+def unpaid_due(world: World, account: ClientAccount) -> None:
+    """End contracts that were accepted and not paid for; the account's other contracts stay, and wait for money.
+
+    The account may have money without a payment: its other contracts ended, or a refund to it failed.
+    """
+    if account.funds_msat > 0:
+        paid_for(world, account)
+        return
+    for sale in list(account.unpaid.values()):
+        world.halt(sale, CloseReason.UNPAID)
 
 
 def halted(world: World, sale: Sale, reading: Reading | None) -> None:

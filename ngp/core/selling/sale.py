@@ -35,6 +35,7 @@ class Sale(Contract):
         asked: id of the client's `Ask` that waits for an answer; 0: none does.
         asked_by: a mark of each node on whose behalf we sell this; the last one is the client.
         seller: identity of the neighbour to which the traffic goes on, if we buy it there; b"": we don't.
+        unbought: it was agreed without money, and waits for money before we buy what it rests on.
         waits_for: server and destination of the question whose answer this contract waits for.
         wanted: the renewal that the client asked for, and that waits until the purchase has room; and where our route
             led then.
@@ -50,6 +51,7 @@ class Sale(Contract):
     asked: int = 0
     asked_by: tuple[bytes, ...] = ()
     seller: bytes = b""
+    unbought: bool = False
     waits_for: tuple[bytes, Prefix] | None = None
     wanted: tuple[Ask, Onward] | None = None
 

@@ -1,0 +1,139 @@
+"""Unbought: a contract that waits for money lets nothing pass before what it rests on is bought."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+from mesh import Mesh, Node
+from test_losses_newcomers import accepts, lost_too_much, quoted, shared, tries
+from test_unsold import GRACE, KB, cancels, exhaust, line, stream
+
+from ngp.core import events as ev
+from ngp.core.contract import State
+from ngp.core.kernel import HeldPacket, Hint, HintKind
+from ngp.core.payment_node import PaymentOutcome, PaymentStatus
+from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
+from ngp.core.selling import metering
+from ngp.core.selling.sale import Sale
+
+
+def waits(paid_msat: int = 0) -> tuple[Mesh, Node, Sale]:
+    """Return a line whose b has agreed on a contract with z, which has no credit: its link's is used by others.
+
+    Args: paid_msat: what z has paid, all of which it gets back just now.
+    """
+    mesh, at, _ = shared()
+    z = mesh["z"].identity
+    cancels(mesh, "z", at.sale("z").id)
+    mesh.settle()
+    at.world.credit.outstanding[at.link("z")] = GRACE
+    account, what = at.world.clients[z], (Direction.OUT, bytes(32), PaymentKind.REFUND, z)
+    account.paid_msat = account.refund.promised_msat = paid_msat
+    at.world.money.payments[bytes(32)] = PaymentRecord(*what, paid_msat, 0, PaymentState.PENDING, "", b"", 0)
+    sale = quoted(mesh, "z", "203.0.113.1")
+    accepts(mesh, "z", sale)
+    assert sale.state is State.ACCEPTED and at.granted[sale.id].blocked and not is_bought(at, sale)
+    return mesh, at, sale
+
+
+def is_bought(at: Node, sale: Sale) -> bool:
+    return at.world.running_purchase(sale.rests_on) is not None
+
+
+def pays(mesh: Mesh, client: str, msat: int) -> None:
+    """Let b get a payment."""
+    at, account = mesh["b"], mesh["b"].world.clients[mesh[client].identity]
+    account.paid_msat += msat
+    at.world.effects = []
+    metering.paid_for(at.world, account)
+    at.carry_out(at.world.effects)
+    mesh.settle()
+
+
+@pytest.mark.parametrize("is_valid", [True, False])
+@pytest.mark.parametrize("how", ["exhausted", "another contract", "money"])
+def test_when_it_has_means_what_it_rests_on_is_bought_before_its_packets_pass_or_it_ends(
+    how: str, is_valid: bool
+) -> None:
+    mesh, at, sale = waits()
+    at.world.credit.outstanding.pop(at.link("z"))
+    other = quoted(mesh, "z", "203.0.113.2")
+    if not is_valid:
+        del at.world.buying.quotes[sale.seller, sale.destination.prefix]
+    if how == "exhausted":
+        at.step(ev.Hinted((Hint(HintKind.ACCOUNT_EXHAUSTED, mesh["z"].identity),)))
+        mesh.settle()
+    elif how == "another contract":
+        accepts(mesh, "z", other)
+    else:
+        pays(mesh, "z", 1_000_000)
+    assert sale.running is is_bought(at, sale) is is_valid
+    assert at.granted[sale.id].blocked is not is_valid
+
+
+def test_money_that_comes_back_without_a_payment_is_used_or_the_contract_ends() -> None:
+    mesh, at, sale = waits(paid_msat=1_000_000)
+    at.step(PaymentOutcome(bytes(32), PaymentStatus.FAILED))
+    mesh.settle()
+    assert at.world.clients[sale.identity].funds_msat > 0 and at.granted[sale.id].blocked
+    mesh.wait(11)
+    assert sale.running is is_bought(at, sale) is not at.granted[sale.id].blocked
+
+
+def test_what_the_kernel_still_has_of_a_credit_that_is_used_up_by_the_books_lets_nothing_pass() -> None:
+    mesh = line()
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    at = mesh["b"]
+    sale = quoted(mesh, "z", "203.0.113.1")
+    assert tries(mesh, "z", "198.18.0.1")
+    used = at.world.sales.find(mesh["z"].identity, ip_address("198.18.0.1"))
+    credit = at.world.clients[mesh["z"].identity].credit
+    assert used is not None and credit is not None
+    for one in (used.rests_on, used.id):
+        mesh.count("b", one, credit.data_bytes - 100)
+    accepts(mesh, "z", sale)
+    assert sale.running and not is_bought(at, sale) and at.granted[sale.id].blocked
+
+
+def test_what_another_client_bought_meanwhile_passes_when_money_comes() -> None:
+    mesh, at, sale = waits()
+    assert tries(mesh, "a", "203.0.113.1") and is_bought(at, sale) and at.granted[sale.id].blocked
+    pays(mesh, "z", 1_000_000)
+    assert sale.state is State.ACTIVE and not at.granted[sale.id].blocked
+
+
+def test_what_is_withheld_meanwhile_is_not_bought_when_money_comes() -> None:
+    mesh, at, sale = waits()
+    lost_too_much(mesh)
+    at.world.streams.of_client(sale.identity, mesh["c"].identity, mesh.now.monotonic_s).counted_bytes = 100 * GRACE
+    pays(mesh, "z", 1_000_000)
+    assert not sale.running and not is_bought(at, sale)
+
+
+def test_a_contract_that_waits_is_over_after_a_start() -> None:
+    mesh, at, sale = waits()
+    mesh.kill("b")
+    mesh.settle()
+    assert at.world.sale(sale.id) is None
+
+
+def test_a_part_of_a_debt_that_is_paid_ends_no_contract_on_what_others_have_bought() -> None:
+    mesh = line(clients="y")
+    mesh.add("x", "b")
+    mesh["x"].route = "b"
+    at, x = mesh["b"], mesh["x"].identity
+    hosts = [f"203.0.113.{number}" for number in range(1, 6)]
+    for host in hosts:
+        for client in "yx":
+            at.step(HeldPacket(9, at.link(client), ip_address(host), at.onward))
+            mesh.settle()
+    sales = [at.world.sales.find(x, ip_address(host)) for host in hosts]
+    assert sales[0] is not None
+    exhaust(mesh, "x", hosts[0])
+    for _ in range(6):
+        stream(mesh, 60 * KB, sales[0].rests_on)
+    assert at.world.clients[x].unsold_bytes > GRACE and not sales[0].running
+    pays(mesh, "x", 1000)
+    assert all(one is not None and one.running for one in sales[1:])
