@@ -133,6 +133,7 @@ class Gatekeeper:
         while world.buying.bought:
             purchase = world.buying.bought.pop()
             basis_changed.leads_elsewhere(world, purchase.id)
+            seller_meter.bought(world, purchase.id)
             unsold.bought(world, purchase)
         default_resale.settle(world)
         if any(isinstance(effect, Log) for effect in world.effects):
@@ -195,6 +196,7 @@ class Gatekeeper:
                 orders.payment_result(world, event)
                 if (ordered := world.money.payments.get(event.payment_hash)) is not None:
                     upstream.end_unpayable(world, ordered.identity)
+                    seller_meter.use_funds(world, ordered.identity)
             case Undelivered():
                 self._undelivered(event)
             case Delivered():

@@ -12,10 +12,13 @@ from test_unsold import GRACE, KB, cancels, exhaust, line, stream
 from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind
+from ngp.core.messages import Accept
+from ngp.core.money import Order
 from ngp.core.payment_node import PaymentOutcome, PaymentStatus
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling import metering
 from ngp.core.selling.sale import Sale
+from ngp.core.timers import Due
 
 
 def waits(paid_msat: int = 0) -> tuple[Mesh, Node, Sale]:
@@ -72,13 +75,37 @@ def test_when_it_has_means_what_it_rests_on_is_bought_before_its_packets_pass_or
     assert at.granted[sale.id].blocked is not is_valid
 
 
-def test_money_that_comes_back_without_a_payment_is_used_or_the_contract_ends() -> None:
+@pytest.mark.parametrize("how", ["payment", "count", "due"])
+def test_money_that_comes_back_without_a_payment_is_used(how: str) -> None:
     mesh, at, sale = waits(paid_msat=1_000_000)
-    at.step(PaymentOutcome(bytes(32), PaymentStatus.FAILED))
+    account = at.world.clients[sale.identity]
+    if how == "payment":
+        at.step(PaymentOutcome(bytes(32), PaymentStatus.FAILED))
+    elif how == "count":  # the refund that was asked for is more than there is
+        account.refund.pending = Order("", bytes(32), 1_000_000, 0)
+        account.kernel.counting, account.charged_msat = 1, 100_000
+        at.step(ev.AccountCounted(sale.identity, 0, ()))
+    else:
+        account.refund.promised_msat = 0
+        mesh.wait(6)
+        assert at.granted[sale.id].blocked
+        at.world.timers.set(Due.UNPAID, sale.identity, mesh.now.monotonic_s)
+        mesh.wait(0.1)
     mesh.settle()
-    assert at.world.clients[sale.identity].funds_msat > 0 and at.granted[sale.id].blocked
-    mesh.wait(11)
-    assert sale.running is is_bought(at, sale) is not at.granted[sale.id].blocked
+    assert account.funds_msat > 0 and sale.state is State.ACTIVE
+    assert is_bought(at, sale) and not at.granted[sale.id].blocked
+
+
+def test_nothing_is_bought_for_contracts_that_are_about_to_end() -> None:
+    mesh, at, sale = waits()
+    at.world.credit.outstanding.pop(at.link("z"))
+    other = quoted(mesh, "z", "203.0.113.2")
+    cancels(mesh, "z", sale.id)  # the kernel's last count is still missing
+    accept = Accept(other.id, other.price_msat_per_gib, other.data_limit_bytes)
+    at.step(ev.MessageReceived(sale.identity, at.link("z"), 1, accept, 1 << 41))
+    assert is_bought(at, other) and not is_bought(at, sale)
+    mesh.settle()
+    assert not is_bought(at, sale)
 
 
 def test_what_the_kernel_still_has_of_a_credit_that_is_used_up_by_the_books_lets_nothing_pass() -> None:
@@ -99,7 +126,8 @@ def test_what_the_kernel_still_has_of_a_credit_that_is_used_up_by_the_books_lets
 
 def test_what_another_client_bought_meanwhile_passes_when_money_comes() -> None:
     mesh, at, sale = waits()
-    assert tries(mesh, "a", "203.0.113.1") and is_bought(at, sale) and at.granted[sale.id].blocked
+    assert tries(mesh, "a", "203.0.113.1") and is_bought(at, sale)
+    assert not at.granted[sale.id].blocked and sale.state is State.ACCEPTED, "its account has no limit yet"
     pays(mesh, "z", 1_000_000)
     assert sale.state is State.ACTIVE and not at.granted[sale.id].blocked
 

@@ -34,6 +34,8 @@ def release(world: World, sale: Sale, is_new: bool = False) -> None:
     Args:
         is_new: the kernel doesn't have the contract yet, or not with these terms.
     """
+    if not sale.running:
+        return  # it is about to end: nothing more is bought for it
     account, was_unbought, ends, passes = world.client(sale.identity), sale.unbought, None, False
     sale.unbought = bool(sale.rests_on) and world.running_purchase(sale.rests_on) is None
     has_money = account.funds_msat > 0 or not sale.price_msat_per_gib
@@ -117,9 +119,17 @@ def lend(world: World, account: ClientAccount) -> None:
 
 
 def release_unbought(world: World, account: ClientAccount) -> None:
-    """Release an account's contracts for which nothing was bought yet, as the account has credit now."""
+    """Release an account's contracts for which nothing was bought yet, as the account has money or credit now."""
     for sale in [one for one in account.unpaid.values() if one.unbought]:
         release(world, sale)
+
+
+def bought(world: World, purchase: bytes) -> None:
+    """Let the kernel decide about all contracts that rest on a purchase: it may have been bought for one of them."""
+    for sale in world.resting.get(purchase, {}).values():
+        if sale.unbought and sale.running:
+            sale.unbought = False
+            world.grant(sale)
 
 
 def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
@@ -219,15 +229,17 @@ def paid_for(world: World, account: ClientAccount) -> None:
 
 
 def unpaid_due(world: World, account: ClientAccount) -> None:
-    """End contracts that were accepted and not paid for; the account's other contracts stay, and wait for money.
-
-    The account may have money without a payment: its other contracts ended, or a refund to it failed.
-    """
-    if account.funds_msat > 0:
-        paid_for(world, account)
-        return
+    """End contracts that were accepted and not paid for; the account's other contracts stay, and wait for money."""
+    use_funds(world, account.identity)
     for sale in list(account.unpaid.values()):
         world.halt(sale, CloseReason.UNPAID)
+
+
+def use_funds(world: World, identity: bytes) -> None:
+    """Use money that came without a payment, for contracts that wait for it: a refund failed, or others ended."""
+    account = world.clients.get(identity)
+    if account is not None and account.unpaid and account.funds_msat > 0:
+        paid_for(world, account)
 
 
 def halted(world: World, sale: Sale, reading: Reading | None) -> None:

@@ -288,7 +288,7 @@ def _open(world: World, sale: Sale) -> None:
 
 def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> None:
     """Start a contract that was agreed or renewed: on money, or on credit until money comes."""
-    has_new_credit = False
+    has_means = True
     world.begin_lifetime(sale)
     if account.funds_msat > 0 or not sale.price_msat_per_gib:
         world.move(sale, State.ACTIVE)
@@ -296,12 +296,12 @@ def _run(world: World, account: ClientAccount, sale: Sale, journalled: str) -> N
     else:
         world.move(sale, State.ACCEPTED)
         grace.accepted_unpaid(world, account, sale)
-        has_new_credit = grace.offer(world, account, sale)
+        has_means = grace.offer(world, account, sale)
     world.journal("contract", sale.identity, journalled or sale.state.value, contract=sale.id)
     world.save(sale)
     world.limit(account)
     metering.release(world, sale, is_new=True)
-    if has_new_credit:
+    if has_means:  # so have those that waited for it
         metering.release_unbought(world, account)
     invoicing.top_up_if_low(world, account)
 

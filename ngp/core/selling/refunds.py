@@ -200,6 +200,7 @@ def _pay_pending(world: World, account: ClientAccount) -> None:
         return
     account.refund.promised_msat -= refund.amount_msat
     world.limit(account)
+    metering.use_funds(world, account.identity)
     if neighbour is not None and is_used:
         world.count("refund_refused")
         world.send(neighbour, Declined(refund.payment_hash, DeclineReason.TERMS))
