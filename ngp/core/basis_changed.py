@@ -167,12 +167,16 @@ def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
 
 
 def shed(world: World, purchase_id: bytes) -> None:
-    """End contracts that rest on a purchase, the latest first, until it can carry what the others still may."""
+    """End contracts that rest on a purchase, until it can carry what the others still may.
+
+    Those for which no money has come end first, and of these the latest: newcomers may take nothing from who pays.
+    """
     purchase, sales = world.running_purchase(purchase_id), list(world.resting.get(purchase_id, {}).values())
     if purchase is None:
         return
     room = upstream.free(world, purchase) + sum(one.reserved_bytes for one in sales if one.state is State.HALTING)
-    for sale in reversed([one for one in sales if one.running]):
+    latest_first = [one for one in reversed(sales) if one.running]
+    for sale in sorted(latest_first, key=lambda one: one.state is not State.ACCEPTED):
         if room >= 0:
             return
         room += sale.reserved_bytes

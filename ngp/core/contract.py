@@ -3,9 +3,9 @@
     quoting -> quoted -> accepted -> active -> renewing -> halting -> closed(exhausted | expired | unpaid | cancelled)
     quoted -> rejected -> quoted (bounded rounds), quoted -> lapsed; quoting -> rejected | lapsed
 
-An `accepted` contract runs on grace, an `active` one on a payment. States are stored by name. An illegal move raises
-an error and changes nothing; the diagram in docs/protocol.md is drawn from `MOVES`. `Sale` adds what only the server
-keeps, `Purchase` what only the client keeps.
+An `accepted` contract runs on grace, or waits for money; an `active` one runs on a payment. States are stored by name.
+An illegal move raises an error and changes nothing; the diagram in docs/protocol.md is drawn from `MOVES`. `Sale` adds
+what only the server keeps, `Purchase` what only the client keeps.
 """
 
 from __future__ import annotations

@@ -120,7 +120,8 @@ class Grant(NamedTuple):
         limit_bytes: cumulative bytes, both directions, that may pass.
         low_water_bytes: the kernel raises one `low` hint when the cumulative count crosses this; None: no hint.
         expires_in_s: from now; 0 or less blocks at once. The kernel keeps it as an instant of its monotonic clock.
-        blocked: drop all packets to this destination in the kernel and never queue them (a remembered refusal).
+        blocked: drop all packets to this destination in the kernel and never queue them: a remembered refusal, or what
+            the contract rests on isn't bought yet.
         resold: a sale of a default route that we buy ourselves: it also covers what goes on to the mesh or comes from
             there, except for the prefixes that `Network.set_elsewhere` names.
         used_to_base_bytes, used_from_base_bytes: where the counters start if the contract is new to the kernel, as

@@ -323,7 +323,7 @@ def withhold(world: World, about: Lost, client: bytes, why: str, advice: str) ->
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
     world.streams.withheld.note(about, Withheld(client, now + pause_s, times))
     whom = "clients that never paid" if about.newcomers else "all clients"
-    how_long = f"the contracts of {whom} for it end, and it isn't sold to them for {pause_s:.0f} s"
+    how_long = f"the contracts for it of {whom} end, and it isn't sold to them for {pause_s:.0f} s"
     world.log(f"{why}: {how_long}; {advice}", logging.WARNING)
 
 

@@ -67,7 +67,7 @@ def test_a_destination_that_sends_to_others_is_no_longer_bought_after_as_much_as
     assert not at.world.streams.of and other.running and mesh["c"].world.contracts.keys() == {other.id}
     (line,) = (text for text in at.logged if "bytes came from" in text)
     assert line.startswith(f"{ABOVE} bytes came from {HOST}/32 by {purchase.identity.hex()[:8]} ")
-    assert "the contracts of all clients for it end, and it isn't sold to them for 30 s" in line
+    assert "the contracts for it of all clients end, and it isn't sold to them for 30 s" in line
     assert "block the client" in line
 
 
@@ -361,7 +361,7 @@ def test_a_key_that_never_paid_does_not_end_what_a_client_pays_for_and_draws_not
     assert purchase.running and at.sale("a").running and lost(mesh, "a") == 0
     assert sale is None or reasons(mesh, "b", sale.id) == ["upstream"]
     (line,) = (text for text in at.logged if "bytes came from" in text)
-    assert "the contracts of clients that never paid for it end, and it isn't sold to them for 30 s" in line
+    assert "the contracts for it of clients that never paid end, and it isn't sold to them for 30 s" in line
     mesh.packet("z", "b")
     assert at.verdicts[-1] is Verdict.PROHIBIT, "it gets that no more for a while, only other destinations"
     assert buy(mesh, "z", ["203.0.113.2"])

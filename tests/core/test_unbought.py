@@ -5,14 +5,14 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
-from mesh import Mesh, Node
+from mesh import HOST, Mesh, Node, promised
 from test_losses_newcomers import accepts, lost_too_much, quoted, shared, tries
 from test_unsold import GRACE, KB, cancels, exhaust, line, stream
 
 from ngp.core import events as ev
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind
-from ngp.core.messages import Accept
+from ngp.core.messages import Accept, Ask, Reject, RejectReason
 from ngp.core.money import Order
 from ngp.core.payment_node import PaymentOutcome, PaymentStatus
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
@@ -138,6 +138,35 @@ def test_what_is_withheld_meanwhile_is_not_bought_when_money_comes() -> None:
     at.world.streams.of_client(sale.identity, mesh["c"].identity, mesh.now.monotonic_s).counted_bytes = 100 * GRACE
     pays(mesh, "z", 1_000_000)
     assert not sale.running and not is_bought(at, sale)
+
+
+def test_a_contract_that_waits_is_not_renewed() -> None:
+    mesh, at, sale = waits()
+    mesh.lost.add(Reject)  # its daemon hasn't asked
+    for seconds in (0, 7):  # in the last seconds of the server's offer we know no cost any more
+        mesh.wait(seconds)
+        ask = Ask(sale.destination.prefix, 0, 0, sale.id)
+        at.step(ev.MessageReceived(sale.identity, at.link("z"), 1, ask, 1 << 42, onward=at.onward))
+        assert sale.running and sale.renewal_offer is None and sale.wanted is None
+    (said,) = {said.reason for said in at.sent(Reject)}  # type: ignore[attr-defined]
+    assert said is RejectReason.BUSY
+
+
+def test_contracts_that_wait_take_no_room_from_one_that_is_paid_for() -> None:
+    mesh = line()
+    at = mesh["b"]
+    at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
+    for name in "xyz":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+        at.world.credit.outstanding[at.link(name)] = GRACE
+        accepts(mesh, name, quoted(mesh, name, HOST))
+    mesh.packet("a", "b")
+    paid = at.sale("a")
+    for _ in range(3):
+        mesh.carry("abc", 100 * KB)
+        mesh.wait(1)
+    assert paid.running and promised(mesh, "b")
 
 
 def test_a_contract_that_waits_is_over_after_a_start() -> None:

@@ -5,7 +5,8 @@ until all is paid. Only a running daemon opens it. If the account has paid befor
 it is used. From the first byte on it lasts GRACE_TIME. What was used by then is a debt, and there is no new credit
 before the debt is paid; a payment of a part of it opens that part again. When credit has ended, all of it counts as
 used until the kernel's counters have told how much really was. An identity has one credit, and all of it counts on one
-link. So neither new keys on one link nor further links of one key bring more credit (`CreditLine`).
+link. So neither new keys on one link nor further links of one key bring more credit (`CreditLine`). Clients that never
+paid get none while too much was lost for such clients (`losses`).
 
 A client's reputation says whether it pays in time (`judge`), and its credit is the same with any reputation. A client
 that pays late has paid, and one that doesn't pay gets no more credit. Less credit for a worse reputation would only

@@ -252,6 +252,7 @@ def halted(world: World, sale: Sale, reading: Reading | None) -> None:
     account.close(sale)
     world.close(sale)
     unsold.sale_over(world, sale)
+    use_funds(world, sale.identity)
     if not account.running:
         account.is_out = False
         if not account.debt_msat:

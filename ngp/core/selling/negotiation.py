@@ -170,7 +170,8 @@ def _renewal_asked(
     world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward: Onward, may_wait: bool = True
 ) -> None:
     sale = _own_contract(world, neighbour, ask.contract)
-    if sale is not None and sale.state is State.QUOTED:  # it runs already on its client's side: the accept is late
+    # The accept is late, or what it rests on isn't bought yet: a renewal would go beyond what we were offered.
+    if sale is not None and (sale.state is State.QUOTED or sale.unbought):
         world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
         return
     if sale is None or not sale.running:
