@@ -7,7 +7,8 @@ the purchases on which no other client's contract rests. So a client that doesn'
 as much that we bought for it.
 
 - All purchases for a client count together, and what was unsold is remembered: a tenth of what it is charged for later
-  is taken off. Nothing more is bought for a client that is above GRACE_DATA, unless its money covers as much again.
+  is taken off, and half of it is forgotten each hour. Nothing more is bought for a client that is above GRACE_DATA,
+  unless its money covers as much again. It is asked for that, but its trust in us may not let it prepay so much.
 - If other clients use the purchase too, it can't bring their traffic alone. So it ends all the same, its clients are
   told, and the destination is withheld from all for a while, which is doubled each time.
 - We can't count what goes to ourselves and our LANs. But whoever uses a destination also sends there, and what we send
@@ -41,7 +42,7 @@ SALE_LOOK_S = 0.004  # a contract of a debtor is looked at anew after this time 
 IDLE_LOOK_S = 1.0  # between two looks while nothing comes that nobody pays for
 MOST_STREAMS = 256  # purchases that are read at each look; what others bring is seen at the next reading of all
 STREAM_OVER_S = 60.0
-FORGIVEN_SHARE = 10
+FORGIVEN_SHARE, FORGOTTEN_HALF_S = 10, 3600.0
 EARNED_SHARE = 10
 FIRST_PAUSE_S, MOST_PAUSE_S = 30.0, 3600.0
 
@@ -67,7 +68,7 @@ def sold(world: World, account: ClientAccount, sale: Sale, to_bytes: int, from_b
             _earn(world, account, sale, from_way, from_bytes)
         for way in {to_way, from_way} - {purchase}:
             way.leave(account.identity, world.now.monotonic_s)
-    account.unsold_bytes = max(0, account.unsold_bytes - (to_bytes + from_bytes) // FORGIVEN_SHARE)
+    _note(world, account, -((to_bytes + from_bytes) // FORGIVEN_SHARE))
     debtor = world.streams.debtors.get(account.identity)
     if debtor is not None and debtor.used is not None:
         debtor.used[sale.id] = None
@@ -86,7 +87,8 @@ def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -
     """Say whether a client's money or credit is enough for us to buy what it wants."""
     if not price_msat_per_gib:
         return True
-    owes = account.unsold_bytes if account.unsold_bytes > world.settings.grace_data_bytes else 0
+    owes = _unsold_for(world, account)
+    owes = owes if owes > world.settings.grace_data_bytes else 0
     return grace.left_bytes(world, account, price_msat_per_gib) > owes
 
 
@@ -202,7 +204,7 @@ def look(world: World) -> None:
         else:
             _measure(world, purchase, stream)
     for identity, debtor in streams.debtors.items():
-        if _unsold_for(world, identity) > world.settings.grace_data_bytes or (
+        if _unsold_for(world, world.clients.get(identity)) > world.settings.grace_data_bytes or (
             now - debtor.since_mono_s >= world.settings.grace_time_s
         ):
             _end_sales(world, world.client(identity), debtor)
@@ -256,13 +258,25 @@ def _measure(world: World, purchase: Purchase, stream: Stream) -> None:
     if sure > stream.unsold_bytes:
         account = world.clients.get(stream.client)
         if account is not None:
-            account.unsold_bytes += sure - stream.unsold_bytes
+            _note(world, account, sure - stream.unsold_bytes)
         stream.unsold_bytes, stream.grew_mono_s = sure, world.now.monotonic_s
 
 
-def _unsold_for(world: World, identity: bytes) -> int:
-    account = world.clients.get(identity)
-    return account.unsold_bytes if account is not None else 0
+def _unsold_for(world: World, account: ClientAccount | None) -> int:
+    """Return what we bought for a client and couldn't sell; half of it is forgotten each hour."""
+    if account is None:
+        return 0
+    _note(world, account, 0)
+    return account.unsold_bytes
+
+
+def _note(world: World, account: ClientAccount, more_bytes: int) -> None:
+    now = world.now.monotonic_s
+    if not account.unsold_bytes:
+        account.unsold_mono_s = now
+    hours = int((now - account.unsold_mono_s) / FORGOTTEN_HALF_S)
+    account.unsold_mono_s += hours * FORGOTTEN_HALF_S
+    account.unsold_bytes = max(0, (account.unsold_bytes >> min(hours, 64)) + more_bytes)
 
 
 def _end_sales(world: World, account: ClientAccount, debtor: Debtor) -> None:
@@ -295,7 +309,8 @@ def _judge(world: World, contract: bytes, stream: Stream) -> None:
     purchase, grace_bytes = world.running_purchase(contract), world.settings.grace_data_bytes
     if purchase is None:
         return
-    is_over = stream.client in world.streams.debtors and _unsold_for(world, stream.client) > grace_bytes
+    is_over = stream.client in world.streams.debtors
+    is_over = is_over and _unsold_for(world, world.clients.get(stream.client)) > grace_bytes
     if stream.unsold_bytes <= (min(grace_bytes, LARGEST_PACKET_BYTES) if is_over else grace_bytes):
         return
     if _is_needed(world, purchase):

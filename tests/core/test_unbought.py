@@ -10,6 +10,7 @@ from test_losses_newcomers import accepts, lost_too_much, quoted, shared, tries
 from test_unsold import GRACE, KB, cancels, exhaust, line, stream
 
 from ngp.core import events as ev
+from ngp.core import unsold
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind
 from ngp.core.messages import Accept, Ask, Reject, RejectReason
@@ -17,6 +18,7 @@ from ngp.core.money import Order
 from ngp.core.payment_node import PaymentOutcome, PaymentStatus
 from ngp.core.records import Direction, PaymentKind, PaymentRecord, PaymentState
 from ngp.core.selling import metering
+from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 
@@ -194,3 +196,48 @@ def test_a_part_of_a_debt_that_is_paid_ends_no_contract_on_what_others_have_boug
     assert at.world.clients[x].unsold_bytes > GRACE and not sales[0].running
     pays(mesh, "x", 1000)
     assert all(one is not None and one.running for one in sales[1:])
+
+
+def owes(mesh: Mesh, client: str) -> ClientAccount:
+    """Let b have bought four times the grace in vain for a client that has little money now."""
+    account = mesh["b"].world.clients[mesh[client].identity]
+    account.unsold_bytes, account.unsold_mono_s = 4 * GRACE, mesh.now.monotonic_s
+    account.credit, account.paid_msat = None, account.charged_msat + 2
+    return account
+
+
+def test_who_has_less_money_than_was_bought_for_it_in_vain_is_asked_for_more_and_is_served_when_it_pays() -> None:
+    mesh, at, _ = shared()
+    account = owes(mesh, "z")
+    at.world.effects = []
+    sale = quoted(mesh, "z", "203.0.113.1")
+    accepts(mesh, "z", sale)
+    assert sale.running and at.granted[sale.id].blocked and not is_bought(at, sale)
+    assert account.invoice.asked, "it is asked for money"
+    pays(mesh, "z", 1)
+    assert sale.running and at.granted[sale.id].blocked and not is_bought(at, sale), "still too little"
+    pays(mesh, "z", 1_000_000_000)
+    assert sale.running and not at.granted[sale.id].blocked and is_bought(at, sale)
+
+
+def test_who_does_not_pay_what_was_bought_for_it_in_vain_loses_its_contract_after_the_time_of_the_grace() -> None:
+    mesh, at, _ = shared()
+    owes(mesh, "z")
+    sale = quoted(mesh, "z", "203.0.113.1")
+    accepts(mesh, "z", sale)
+    mesh.wait(9)
+    assert sale.running
+    mesh.wait(2)
+    assert not sale.running and not is_bought(at, sale)
+
+
+def test_half_of_what_was_bought_in_vain_is_forgotten_each_hour() -> None:
+    mesh, at, _ = shared()
+    account = owes(mesh, "z")
+    price = at.purchase("c").price_msat_per_gib
+    account.paid_msat += 1000
+    for hours, may in ((0, False), (0.99, False), (0.02, False), (1, True), (100, True)):
+        mesh.now = type(mesh.now)(mesh.now.utc_s, mesh.now.monotonic_s + hours * 3600)
+        at.world.now = mesh.now
+        assert unsold.may_buy_for(at.world, account, price) is may
+    assert account.unsold_bytes == 0

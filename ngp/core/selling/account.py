@@ -161,6 +161,7 @@ class ClientAccount(Account):
             and sent again; None: no bill must be.
         most_asked_msat: the most that the client would pay at once; 0: no limit.
         unsold_bytes: what we bought for the client since it couldn't pay, and couldn't sell to it (`ngp.core.unsold`).
+        unsold_mono_s: since when none of it was forgotten.
         budget_told_mono_s: when the client last said that its budgets don't allow more.
     """
 
@@ -179,6 +180,7 @@ class ClientAccount(Account):
     refund: Refunding = field(default_factory=Refunding)
     most_asked_msat: int = 0
     unsold_bytes: int = 0
+    unsold_mono_s: float = 0.0
     budget_told_mono_s: float = float("-inf")
 
     @property

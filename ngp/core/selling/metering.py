@@ -39,9 +39,9 @@ def release(world: World, sale: Sale, is_new: bool = False) -> None:
     account, was_unbought, ends, passes = world.client(sale.identity), sale.unbought, None, False
     sale.unbought = bool(sale.rests_on) and world.running_purchase(sale.rests_on) is None
     has_money = account.funds_msat > 0 or not sale.price_msat_per_gib
-    if sale.rests_on and not unsold.may_buy_for(world, account, sale.price_msat_per_gib):
-        if has_money:
-            ends = CloseReason.UNPAID  # less than it owes us for what we bought for it in vain
+    if sale.unbought and not unsold.may_buy_for(world, account, sale.price_msat_per_gib):
+        if has_money:  # less than we bought for it in vain: it is asked for more
+            grace.accepted_unpaid(world, account, sale)
     elif has_money or account.credit is not None:
         if sale.unbought and (losses.is_withheld(world, sale) or not upstream.secure(world, sale)):
             ends = CloseReason.UPSTREAM
