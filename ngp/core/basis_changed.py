@@ -176,7 +176,7 @@ def shed(world: World, purchase_id: bytes) -> None:
         return
     room = upstream.free(world, purchase) + sum(one.reserved_bytes for one in sales if one.state is State.HALTING)
     latest_first = [one for one in reversed(sales) if one.running]
-    for sale in sorted(latest_first, key=lambda one: one.state is not State.ACCEPTED):
+    for sale in sorted(latest_first, key=lambda one: one.id not in world.client(one.identity).unpaid):
         if room >= 0:
             return
         room += sale.reserved_bytes

@@ -226,7 +226,10 @@ def _look_in(world: World, seconds: float) -> None:
 
 
 def _take_paid(world: World) -> None:
-    """Forget the debtors that have money or credit again, and withhold nothing any more because of them."""
+    """Forget the debtors that have money or credit again, and withhold nothing any more for those that have enough.
+
+    Else a debtor could have what others buy ended again and again, by a little money each time.
+    """
     streams = world.streams
     for identity, debtor in list(streams.debtors.items()):
         account = world.clients.get(identity)
@@ -237,6 +240,8 @@ def _take_paid(world: World) -> None:
         del streams.debtors[identity]
         for contract in [one for one, stream in streams.of.items() if stream.client == identity]:
             del streams.of[contract]
+        if account is not None and not may_buy_for(world, account, debtor.price_msat_per_gib):
+            continue
         for about in [one for one, withheld in streams.withheld.items() if withheld.client == identity]:
             del streams.withheld[about]
 

@@ -202,7 +202,7 @@ def owes(mesh: Mesh, client: str) -> ClientAccount:
     """Let b have bought four times the grace in vain for a client that has little money now."""
     account = mesh["b"].world.clients[mesh[client].identity]
     account.unsold_bytes, account.unsold_mono_s = 4 * GRACE, mesh.now.monotonic_s
-    account.credit, account.paid_msat = None, account.charged_msat + 2
+    account.credit, account.paid_msat = None, account.charged_msat + 10
     return account
 
 
@@ -241,3 +241,54 @@ def test_half_of_what_was_bought_in_vain_is_forgotten_each_hour() -> None:
         at.world.now = mesh.now
         assert unsold.may_buy_for(at.world, account, price) is may
     assert account.unsold_bytes == 0
+
+
+def test_the_time_within_which_more_money_must_come_is_not_prolonged_and_is_the_same_for_the_next_contract() -> None:
+    mesh, at, _ = shared()
+    owes(mesh, "z")
+    for number in (1, 2):
+        sale = quoted(mesh, "z", f"203.0.113.{number}")
+        accepts(mesh, "z", sale)
+        mesh.wait(5)
+        other = quoted(mesh, "z", f"203.0.113.{10 + number}")
+        accepts(mesh, "z", other)
+        cancels(mesh, "z", other.id)
+        mesh.settle()
+        mesh.wait(4)
+        assert sale.running
+        mesh.wait(2)
+        assert not sale.running
+
+
+def test_contracts_that_wait_with_a_little_money_take_no_room_from_one_that_is_paid_for() -> None:
+    mesh, at, _ = shared()
+    for name in "xyw":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+        at.world.client(mesh[name].identity)
+        owes(mesh, name)
+        accepts(mesh, name, quoted(mesh, name, "203.0.113.1"))
+    assert tries(mesh, "a", "203.0.113.1")
+    paid = at.world.sales.find(mesh["a"].identity, ip_address("203.0.113.1"))
+    assert paid is not None
+    for _ in range(3):
+        for one in (paid.rests_on, paid.id):
+            mesh.count("b", one, 100 * KB)
+        mesh.wait(1)
+    assert paid.running
+
+
+def test_a_little_money_does_not_end_the_pause_of_what_others_have_bought() -> None:
+    mesh = line(clients="z")
+    at, a = mesh["b"], mesh["a"].identity
+    ended = 0
+    for _ in range(6):
+        if tries(mesh, "z") and tries(mesh, "a"):
+            exhaust(mesh)
+            purchase = at.purchase("c")
+            for _ in range(20):
+                stream(mesh, 100 * KB, purchase.id)
+            ended += not purchase.running
+        pays(mesh, "a", at.world.clients[a].debt_msat + 500)
+        mesh.wait(2)
+    assert ended == 1

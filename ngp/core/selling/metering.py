@@ -215,7 +215,6 @@ def paid_for(world: World, account: ClientAccount) -> None:
     grace.paid(world, account)
     waited = list(account.unpaid.values())
     if account.funds_msat > 0:
-        world.timers.clear(Due.UNPAID, account.identity)
         account.unpaid.clear()
         for sale in waited:
             _redeem_opening(world, account, sale)
@@ -226,11 +225,16 @@ def paid_for(world: World, account: ClientAccount) -> None:
     account_read(world, account)
     for sale in waited:
         release(world, sale)
+    if account.unpaid:  # it was too little; the time within which more must come goes on
+        invoicing.top_up_if_low(world, account)
+    else:
+        world.timers.clear(Due.UNPAID, account.identity)
 
 
 def unpaid_due(world: World, account: ClientAccount) -> None:
     """End contracts that were accepted and not paid for; the account's other contracts stay, and wait for money."""
     use_funds(world, account.identity)
+    world.timers.clear(Due.UNPAID, account.identity)
     for sale in list(account.unpaid.values()):
         world.halt(sale, CloseReason.UNPAID)
 
