@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ngp.core.tenant.account import Account, Order, disagreements, follow, paid
@@ -202,6 +202,7 @@ def test_terms_that_contradict_each_other_are_refused() -> None:
         assert "contradict" in refusals(odd, LIMITS, True)[0]
 
 
+@example(0, 1, 0, 1000 * SAT, 0, SAT, 0)  # neither side asks for more than nothing
 @given(
     st.integers(-(10**9), 10**9),
     st.integers(1, 10**6),

@@ -128,7 +128,9 @@ def ask_again(world: World, identity: bytes | None = None) -> None:
         if identity is not None and who != identity:
             continue
         del world.buying.declined[key]
-        neighbour = world.peers.neighbours.get((who, link))
+        neighbour, bought = world.peers.neighbours.get((who, link)), world.purchases.exact(who, destination)
+        if bought is not None and bought.running:
+            continue
         if neighbour is not None and world.now.monotonic_s - at_mono_s < DECLINED_S:
             world.send(neighbour, Ask(destination, 0, 0))
 

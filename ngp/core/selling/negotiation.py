@@ -136,6 +136,8 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
             return
         forget(world, existing)
         existing = None
+    if existing is not None and existing.running and _is_lost(world, existing):
+        world.halt(existing, CloseReason.CANCELLED)
     covering = existing or world.sales.covering(neighbour.identity, terms.destination)
     # A client that refused a destination and asks now has other terms, or wants only a part of that destination.
     if covering is not None and covering.refused:
@@ -147,6 +149,15 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
         return
     wait_s = min(ask.wait_ms / 1000 or upstream.ANSWER_S, upstream.ANSWER_S)
     quote(world, neighbour, Wish(terms, onward, None, message_id, ask.path, wait_s))
+
+
+def _is_lost(world: World, sale: Sale) -> bool:
+    """Say whether a client has lost a contract, as it asks for one, and this one isn't only just agreed.
+
+    Its clock may have been wrong, so that the contract was over for it, or its ledger is from a backup. Until the
+    contract was over here, too, it would get no other one.
+    """
+    return world.now.monotonic_s - (sale.expires_mono_s - sale.lifetime_s) > upstream.ANSWER_S
 
 
 def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> RejectReason | None:

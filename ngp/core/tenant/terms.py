@@ -209,7 +209,8 @@ def lasts_until_due_s(credit_msat: int, terms: SaleTerms, limits: Limits) -> int
 
 
 def _least_msat(terms: SaleTerms, limits: Limits) -> int:
-    return ceil_to_sat_msat(max(terms.payment_min_msat, limits.payment_min.value))
+    """Return the least payment, >= 1 sat: else nothing would be due where neither side asks for more than nothing."""
+    return max(SAT_MSAT, ceil_to_sat_msat(max(terms.payment_min_msat, limits.payment_min.value)))
 
 
 def _target_msat(terms: SaleTerms, limits: Limits) -> int:

@@ -1,0 +1,53 @@
+"""Lost contracts: a client that asks for what it has bought has lost it (a wrong clock, a backup), and gets it anew."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+from mesh import HOST, Mesh
+
+from ngp.core import events as ev
+from ngp.core.buying import negotiation
+from ngp.core.contract import State
+from ngp.core.messages import Ask, Cancel, Reject, RejectReason
+from ngp.core.prefixes import host_prefix
+from ngp.core.upstream import ANSWER_S
+
+ADDRESS = ip_address(HOST)
+WHOLE = host_prefix(ADDRESS)
+
+
+def asks(mesh: Mesh) -> None:
+    """Let b ask c for HOST."""
+    ask = Ask(WHOLE, 0, 0)
+    at = mesh["c"]
+    at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, ask, 1 << 42, onward=at.onward))
+
+
+@pytest.mark.parametrize("seconds", [ANSWER_S - 1, ANSWER_S + 1])
+def test_a_contract_that_its_client_asks_for_anew_ends_if_it_is_not_only_just_agreed(seconds: float) -> None:
+    mesh = Mesh("abc")
+    mesh.packet("b", "c")
+    sale = mesh["c"].sale("b")
+    mesh.wait(seconds)
+    mesh.lost = {Cancel, Reject}
+    asks(mesh)
+    assert [said.reason for said in mesh["c"].sent(Reject)] == [RejectReason.BUSY]  # type: ignore[attr-defined]
+    mesh.settle()
+    assert sale.running is (seconds < ANSWER_S)
+    if not sale.running:
+        assert sale.reason == "cancelled"
+        asks(mesh)
+        assert mesh["c"].sale("b").state is State.QUOTED
+
+
+def test_what_was_declined_and_is_bought_meanwhile_is_not_asked_for_again() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("b", "c")
+    at, c = mesh["b"], mesh["b"].world.peers.any_link(mesh["c"].identity)
+    assert c is not None
+    at.world.buying.declined[c.identity, c.link, WHOLE] = mesh.now.monotonic_s
+    at.world.effects = []
+    negotiation.ask_again(at.world)
+    assert not at.world.effects and not at.world.buying.declined
