@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ngp.core import parts, rerouting, upstream
+from ngp.core import parts, rerouting, unsold, upstream
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import LookUpRoutes
@@ -166,17 +166,23 @@ def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
         rerouting.goes_elsewhere(world, sale, bought)
 
 
+def _has_means(world: World, sale: Sale) -> bool:
+    return unsold.may_buy_for(world, world.client(sale.identity), sale.price_msat_per_gib)
+
+
 def shed(world: World, purchase_id: bytes) -> None:
     """End contracts that rest on a purchase, until it can carry what the others still may.
 
-    Those for which no money has come end first, and of these the latest: newcomers may take nothing from who pays.
+    Those that wait for money end first, and of these the latest: they may take nothing from one that is paid for.
     """
     purchase, sales = world.running_purchase(purchase_id), list(world.resting.get(purchase_id, {}).values())
     if purchase is None:
         return
     room = upstream.free(world, purchase) + sum(one.reserved_bytes for one in sales if one.state is State.HALTING)
+    if room >= 0:
+        return
     latest_first = [one for one in reversed(sales) if one.running]
-    for sale in sorted(latest_first, key=lambda one: one.id not in world.client(one.identity).unpaid):
+    for sale in sorted(latest_first, key=lambda one: _has_means(world, one)):
         if room >= 0:
             return
         room += sale.reserved_bytes

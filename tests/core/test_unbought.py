@@ -9,8 +9,8 @@ from mesh import HOST, Mesh, Node, promised
 from test_losses_newcomers import accepts, lost_too_much, quoted, shared, tries
 from test_unsold import GRACE, KB, cancels, exhaust, line, stream
 
+from ngp.core import basis_changed, unsold
 from ngp.core import events as ev
-from ngp.core import unsold
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind
 from ngp.core.messages import Accept, Ask, Reject, RejectReason
@@ -292,3 +292,20 @@ def test_a_little_money_does_not_end_the_pause_of_what_others_have_bought() -> N
         pays(mesh, "a", at.world.clients[a].debt_msat + 500)
         mesh.wait(2)
     assert ended == 1
+
+
+@pytest.mark.parametrize("state", [State.ACCEPTED, State.RENEWING])
+def test_of_contracts_on_credit_the_latest_ends_first_whatever_the_state_of_the_others(state: State) -> None:
+    mesh = line()
+    at = mesh["b"]
+    for name in "xz":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+        mesh.packet(name, "b")
+    first, latest, purchase = at.sale("x"), at.sale("z"), at.purchase("c")
+    if state is State.RENEWING:
+        at.world.move(first, State.RENEWING)
+    purchase.data_limit_bytes = first.data_limit_bytes + latest.data_limit_bytes - 1
+    at.world.effects = []
+    basis_changed.shed(at.world, purchase.id)
+    assert first.running and not latest.running
