@@ -87,9 +87,9 @@ def may_buy_for(world: World, account: ClientAccount, price_msat_per_gib: int) -
     """Say whether a client's money or credit is enough for us to buy what it wants."""
     if not price_msat_per_gib:
         return True
-    owes = _unsold_for(world, account)
-    owes = owes if owes > world.settings.grace_data_bytes else 0
-    return grace.left_bytes(world, account, price_msat_per_gib) > owes
+    unsold_bytes = _unsold_for(world, account)
+    owed_bytes = unsold_bytes if unsold_bytes > world.settings.grace_data_bytes else 0
+    return grace.left_bytes(world, account, price_msat_per_gib) > owed_bytes
 
 
 # --- what begins a stream, and what ends it ---------------------------------------------------------------------------
@@ -314,8 +314,8 @@ def _judge(world: World, contract: bytes, stream: Stream) -> None:
     purchase, grace_bytes = world.running_purchase(contract), world.settings.grace_data_bytes
     if purchase is None:
         return
-    is_over = stream.client in world.streams.debtors
-    is_over = is_over and _unsold_for(world, world.clients.get(stream.client)) > grace_bytes
+    unsold_bytes = _unsold_for(world, world.clients.get(stream.client))
+    is_over = stream.client in world.streams.debtors and unsold_bytes > grace_bytes
     if stream.unsold_bytes <= (min(grace_bytes, LARGEST_PACKET_BYTES) if is_over else grace_bytes):
         return
     if _is_needed(world, purchase):
