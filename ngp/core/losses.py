@@ -43,7 +43,9 @@ LEFT_S = 60.0  # a client has left a purchase a moment ago within this time
 def is_withheld(world: World, sale: Sale) -> bool:
     """Say whether a destination isn't sold now: too much came from there, or for its client, that nobody paid for."""
     now, client = world.now.monotonic_s, _key(world, sale.identity)
-    if _is_far_above(world, client, sale.seller) and not (client == NEWCOMERS and _has_no_credit(world, sale.identity)):
+    # A newcomer without credit must pay first, as `grace` gives it none; another may still have what it got before.
+    pays_first = client == NEWCOMERS and not _has_credit(world, sale.identity)
+    if _is_far_above(world, client, sale.seller) and not pays_first:
         return True
     return any(
         about.server == sale.seller and now < one.until_mono_s
@@ -125,10 +127,9 @@ def _key(world: World, client: bytes) -> bytes:
     return client if world.has_traded(Role.SERVER, client) else NEWCOMERS
 
 
-def _has_no_credit(world: World, client: bytes) -> bool:
-    """Say whether a newcomer can only pay first: `grace` gives it no new credit, but it may have some left."""
+def _has_credit(world: World, client: bytes) -> bool:
     account = world.clients.get(client)
-    return account is None or account.credit is None or account.credit.until_mono_s <= world.now.monotonic_s
+    return account is not None and account.open_credit(world.now.monotonic_s) is not None
 
 
 def _is_far_above(world: World, client: bytes, server: bytes) -> bool:

@@ -198,6 +198,10 @@ class ClientAccount(Account):
         """Grace that was used and isn't paid yet."""
         return max(0, -self.balance_msat)
 
+    def open_credit(self, now_mono_s: float) -> Credit | None:
+        """Return the credit that the client may use now, if there is any. Args: now_mono_s: monotonic seconds."""
+        return self.credit if self.credit is not None and self.credit.until_mono_s > now_mono_s else None
+
     def grace_left_bytes(self, grace_data_bytes: int) -> int:
         """Return how many bytes of its grace an account hasn't used yet."""
         if self.credit is None:
@@ -249,8 +253,8 @@ class ClientAccount(Account):
         """
         money_msat = self.paid_msat - self.refunded_msat - self.refund.promised_msat
         units = self.kernel.offset_units + (money_msat - self.priced) * UNITS_PER_MSAT
-        credit, credit_units, ends_in_s = self.credit, 0, 0.0
-        if credit is not None and credit.until_mono_s > now_mono_s:
+        credit, credit_units, ends_in_s = self.open_credit(now_mono_s), 0, 0.0
+        if credit is not None:
             credit_units = credit.units + (self.priced - self.reserved_msat) * UNITS_PER_MSAT
             ends_in_s = credit.until_mono_s - now_mono_s
         return AccountLimit(

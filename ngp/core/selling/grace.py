@@ -48,14 +48,13 @@ def judge(world: World, account: ClientAccount) -> None:
 
 
 def _is_late(world: World, account: ClientAccount) -> bool:
-    credit = account.credit
-    return account.debt_msat > 0 and (credit is None or credit.until_mono_s <= world.now.monotonic_s)
+    return account.debt_msat > 0 and account.open_credit(world.now.monotonic_s) is None
 
 
 def left_bytes(world: World, account: ClientAccount, price_msat_per_gib: int) -> int:
     """Return how much a client can pay for now, with its money and the credit that is open. Args: price: above 0."""
-    credit, lent_bytes = account.credit, 0
-    if credit is not None and credit.until_mono_s > world.now.monotonic_s:
+    lent_bytes = 0
+    if account.open_credit(world.now.monotonic_s) is not None:
         lent_bytes = account.grace_left_bytes(world.settings.grace_data_bytes)
     return max(0, account.funds_msat) * UNITS_PER_MSAT // price_msat_per_gib + lent_bytes
 
@@ -66,7 +65,7 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> bool:
     Returns whether it was opened.
     """
     now, settings = world.now.monotonic_s, world.settings
-    if account.debt_msat or (account.credit is not None and account.credit.until_mono_s > now):
+    if account.debt_msat or account.open_credit(now) is not None:
         return False
     if not account.paid_msat and world.streams.is_far_above(NEWCOMERS, b"", now, settings.grace_data_bytes):
         return False
@@ -116,8 +115,9 @@ def restore(
 
 def metered(world: World, account: ClientAccount) -> None:
     """After bytes were charged, extend the credit of an account that pays, as long as none of it is used."""
-    credit, now = account.credit, world.now.monotonic_s
-    if credit is not None and credit.until_mono_s > now and account.paid_msat and not account.debt_msat:
+    now = world.now.monotonic_s
+    credit = account.open_credit(now)
+    if credit is not None and account.paid_msat and not account.debt_msat:
         credit.until_mono_s = now + world.settings.grace_time_s
 
 
