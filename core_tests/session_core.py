@@ -50,6 +50,10 @@ class CoreHost(Host):
         sh("ip", "netns", "attach", self.namespace, str(self.pid))
         self.sysctl(QUIET)
 
+    def may_send(self) -> bool:
+        """Say whether all addresses are known to be the node's own; before, its sockets would send from ::1."""
+        return not self.ip("-6", "address", "show", "tentative")
+
     def clean_up(self) -> None:
         """End what the laboratory started here, and forget the name; CORE ends the node."""
         self.end_own()
@@ -86,6 +90,9 @@ def in_core(lab: Lab, file: SessionFile) -> Session:
             if own is not None:
                 hosts[name].addresses[own.name] = [text for text in (own.v4, own.v6) if text]
                 hosts[name].offloads(own.name, **OFFLOADS_OFF)
+                hosts[name].sysctl({f"net.ipv6.conf.{own.name}.accept_dad": "0"})  # QUIET came after the interface
+    for host in hosts.values():
+        await_until(host.may_send, what=f"the addresses of {host.name} can be used")
     daemons = {name: hosts[name].adopt_daemon() for name, device in file.devices.items() if "ngp" in device.services}
     keys = {name: _key(daemon) for name, daemon in daemons.items()}
 
