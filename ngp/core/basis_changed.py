@@ -159,8 +159,12 @@ def _may_go_elsewhere(sale: Sale, seller: bytes) -> bool:
 
 
 def _goes_by(world: World, sale: Sale, bought: Purchase) -> None:
-    """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be."""
-    if upstream.is_too_cheap(world, sale, bought):
+    """End a sale that is too cheap for a purchase by which its traffic goes; else rest it there when it can be.
+
+    An offer that rests on another server's offer is taken back: nothing would compare it when this gets dearer.
+    """
+    is_offer = not sale.running and sale.rests_on and world.running_purchase(sale.rests_on) is None
+    if is_offer or upstream.is_too_cheap(world, sale, bought):
         withdraw(world, sale)
     elif sale.running and bought.destination.covers(sale.destination):
         rerouting.goes_elsewhere(world, sale, bought)
@@ -181,7 +185,7 @@ def shed(world: World, purchase_id: bytes) -> None:
     room = upstream.free(world, purchase) + sum(one.reserved_bytes for one in sales if one.state is State.HALTING)
     if room >= 0:
         return
-    latest_first = [one for one in reversed(sales) if one.running]
+    latest_first = [one for one in reversed(sales) if one.running and not one.unbought]
     for sale in sorted(latest_first, key=lambda one: _has_means(world, one)):
         if room >= 0:
             return

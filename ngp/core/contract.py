@@ -84,6 +84,7 @@ class Contract:
         billed_bytes: how much the server has billed. Always 0 for a sale: only the ledger knows what its client has
             acknowledged.
         unsaved_msat: what was charged since the contract was last written to the ledger.
+        begun_mono_s: when it was agreed or renewed last, which may be later than its lifetime says.
         rate: bytes carried a second; `rate.at_mono_s` is when the contract last carried traffic.
         returned_mono_s: when the latest bytes from the destination were counted.
         renewed_at_bytes: what had been used at the last renewal.
@@ -114,6 +115,7 @@ class Contract:
     opened_at_s: int = 0
     expires_at_s: int = 0
     closed_at_s: int = 0
+    begun_mono_s: float = 0.0
     expires_mono_s: float = 0.0
     rate: Rate = field(default_factory=Rate)
     returned_mono_s: float = 0.0

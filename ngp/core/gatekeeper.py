@@ -133,7 +133,6 @@ class Gatekeeper:
         while world.buying.bought:
             purchase = world.buying.bought.pop()
             basis_changed.leads_elsewhere(world, purchase.id)
-            seller_meter.bought(world, purchase.id)
             unsold.bought(world, purchase)
         default_resale.settle(world)
         if any(isinstance(effect, Log) for effect in world.effects):

@@ -116,7 +116,8 @@ def _clients(world: World, purchase: Purchase) -> set[bytes]:
 
     If there are none and we don't use it ourselves, it is for those that had it.
     """
-    resting = {one.identity for one in world.resting.get(purchase.id, {}).values() if one.open}
+    sales = world.resting.get(purchase.id, {}).values()
+    resting = {one.identity for one in sales if one.open and not one.unbought}
     left = {client for client, at_mono_s in purchase.left_by if world.now.monotonic_s - at_mono_s < LEFT_S}
     if not resting | left and purchase.ours_bytes <= FULL_PACKET_BYTES:
         left = {client for client, _ in purchase.left_by}

@@ -22,11 +22,11 @@ LOOKED_UP_AT_ONCE = 256
 
 
 def goes_elsewhere(world: World, sale: Sale, purchase: Purchase) -> None:
-    """Rest a sale on a purchase by which its traffic may go now, at once if it rests on no other one."""
+    """Rest a sale on a purchase by which its traffic may go now, at once if it rests on none that runs."""
     resting = world.running_purchase(sale.rests_on)
     if resting is not None:
         leave(world, resting)
-    elif not sale.rests_on and not upstream.move(world, sale, purchase):
+    elif not upstream.move(world, sale, purchase):
         world.halt(sale, CloseReason.UPSTREAM)
 
 

@@ -203,6 +203,8 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
     account.priced += sale.priced
     _begin_again(world, sale)
     account.running += 1
+    is_blocked = found is None or found.grant.blocked  # after a reboot the kernel can't tell which ones waited
+    sale.unbought = sale.state is State.ACCEPTED and bool(sale.rests_on) and is_blocked
     if found is None:
         return sale
     if found.reading.exhausted:
@@ -253,6 +255,7 @@ def _begin_again(world: World, contract: Sale | Purchase) -> None:
     left_s = min(contract.expires_at_s - world.now.utc_s, contract.lifetime_s)
     contract.rate.at_mono_s = world.now.monotonic_s
     contract.expires_mono_s = world.now.monotonic_s + max(0, left_s)
+    contract.begun_mono_s = contract.expires_mono_s - contract.lifetime_s
     world.add_contract(contract)
     world.watch_end(contract)
 

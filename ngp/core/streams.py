@@ -76,11 +76,13 @@ class Withheld:
     Attributes:
         client: for whom it was, so that its payment ends this; b"": for hosts that hadn't bought it.
         until_mono_s: how long. times: how often in a row it happened.
+        price_msat_per_gib: what it costs us; 0 if no payment ends this.
     """
 
     client: bytes
     until_mono_s: float
     times: int
+    price_msat_per_gib: int = 0
 
 
 @dataclass(slots=True)

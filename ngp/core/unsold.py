@@ -149,7 +149,8 @@ def brings(world: World, purchase: Purchase) -> None:
 def bought(world: World, purchase: Purchase) -> None:
     """Look after a purchase from its begin, if its destination was withheld lately: what came may come again."""
     found = world.streams.withheld.get(Lost(purchase.identity, purchase.destination))
-    if found is not None and found.client and world.now.monotonic_s < found.until_mono_s + MOST_PAUSE_S:
+    is_lately = found is not None and world.now.monotonic_s < found.until_mono_s + MOST_PAUSE_S
+    if found is not None and is_lately and found.client in world.streams.debtors:
         _watch(world, purchase, found.client)
 
 
@@ -159,7 +160,7 @@ def sale_over(world: World, sale: Sale) -> None:
     If our route has changed, answers may still come by the old purchase for a while; it ends when it is idle. A quote
     that rests on a purchase keeps it, too. See `brought`.
     """
-    if not sale.rests_on:
+    if not sale.rests_on or sale.unbought:
         return
     purchase, held = world.running_purchase(sale.rests_on), world.bought(sale.rests_on)
     if held is not None:
@@ -226,10 +227,7 @@ def _look_in(world: World, seconds: float) -> None:
 
 
 def _take_paid(world: World) -> None:
-    """Forget the debtors that have money or credit again, and withhold nothing any more for those that have enough.
-
-    Else a debtor could have what others buy ended again and again, by a little money each time.
-    """
+    """Forget the debtors that have money or credit again."""
     streams = world.streams
     for identity, debtor in list(streams.debtors.items()):
         account = world.clients.get(identity)
@@ -240,10 +238,17 @@ def _take_paid(world: World) -> None:
         del streams.debtors[identity]
         for contract in [one for one, stream in streams.of.items() if stream.client == identity]:
             del streams.of[contract]
-        if account is not None and not may_buy_for(world, account, debtor.price_msat_per_gib):
-            continue
-        for about in [one for one, withheld in streams.withheld.items() if withheld.client == identity]:
-            del streams.withheld[about]
+
+
+def paid(world: World, account: ClientAccount) -> None:
+    """Withhold nothing any more for a client that has paid as much as was bought for it in vain.
+
+    Less isn't enough: it could have what others buy ended again and again, by a little money each time.
+    """
+    withheld = world.streams.withheld
+    for about, one in [found for found in withheld.items() if found[1].client == account.identity]:
+        if may_buy_for(world, account, one.price_msat_per_gib):
+            del withheld[about]
 
 
 def _measure(world: World, purchase: Purchase, stream: Stream) -> None:
@@ -323,17 +328,19 @@ def _judge(world: World, contract: bytes, stream: Stream) -> None:
         what = f"{stream.unsold_bytes} bytes came from {purchase.destination} by {purchase.identity.hex()[:8]}"
         why = f"{what} that nobody paid for, as {who} has neither money nor credit"
         about = Lost(purchase.identity, purchase.destination)
-        withhold(world, about, stream.client, why, f"ask the operator of {who} to pay")
+        price = purchase.highest_msat_per_gib
+        withhold(world, about, stream.client, why, f"ask the operator of {who} to pay", price)
     end(world, purchase)
 
 
-def withhold(world: World, about: Lost, client: bytes, why: str, advice: str) -> None:
+def withhold(world: World, about: Lost, client: bytes, why: str, advice: str, price_msat_per_gib: int = 0) -> None:
     """Sell a destination to nobody, or not to newcomers, for a while; it is doubled each time until a time of peace.
 
     Args:
         about: what, and from whom.
         client: the client whose payment ends this; b"": nobody's does.
         why, advice: what the log says before and after.
+        price_msat_per_gib: what it costs, if a payment ends this.
     """
     now = world.now.monotonic_s
     before = world.streams.withheld.get(about)
@@ -341,7 +348,7 @@ def withhold(world: World, about: Lost, client: bytes, why: str, advice: str) ->
     if before is not None and now < before.until_mono_s + MOST_PAUSE_S:
         times, client = before.times + 1, client if before.client else b""
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
-    world.streams.withheld.note(about, Withheld(client, now + pause_s, times))
+    world.streams.withheld.note(about, Withheld(client, now + pause_s, times, price_msat_per_gib))
     whom = "clients that never paid" if about.newcomers else "all clients"
     how_long = f"the contracts for it of {whom} end, and it isn't sold to them for {pause_s:.0f} s"
     world.log(f"{why}: {how_long}; {advice}", logging.WARNING)
@@ -356,9 +363,9 @@ def end(world: World, purchase: Purchase) -> None:
 
 
 def _resting(world: World, purchase: Purchase) -> list[Sale]:
-    """List the sales that rest on a purchase and aren't about to end."""
+    """List the sales that rest on a purchase, aren't about to end, and don't wait for money."""
     sales = world.resting.get(purchase.id, {}).values()
-    return [one for one in sales if not one.refused and one.state is not State.HALTING]
+    return [one for one in sales if not (one.refused or one.unbought or one.state is State.HALTING)]
 
 
 def _is_needed(world: World, purchase: Purchase) -> bool:

@@ -390,6 +390,7 @@ class World:
         if purchase is not None:
             lasts_s = min(lasts_s, int(purchase.expires_mono_s - self.now.monotonic_s))
         contract.expires_at_s = self.now.utc_s + lasts_s
+        contract.begun_mono_s = self.now.monotonic_s
         contract.expires_mono_s = self.now.monotonic_s + lasts_s
         self.watch_end(contract)
 

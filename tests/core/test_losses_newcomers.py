@@ -8,7 +8,7 @@ import pytest
 from mesh import HOST, MB, PLENTY, Mesh, Node
 from playbook import settings
 from test_losses import ABOVE, bought_for_a, buy, lose, lost
-from test_unsold import GRACE, KB, cancels, reasons
+from test_unsold import GRACE, KB, cancels, line, reasons
 
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
@@ -217,3 +217,16 @@ def test_without_grace_what_a_client_loses_in_packets_counts() -> None:
             lose(mesh, MB, one.id)
             ended += not one.running
     assert ended == MOST_GRACES + 1 and lost(mesh, "a") == ended * LARGEST_PACKET_BYTES
+
+
+@pytest.mark.parametrize("lacks_bytes", [0, 1])
+def test_new_keys_on_one_link_open_no_credit_that_could_not_let_each_packet_pass(lacks_bytes: int) -> None:
+    mesh = line()
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    at, host = mesh["b"], "203.0.113.1"
+    at.world.credit.outstanding[at.link("z")] = GRACE - LARGEST_PACKET_BYTES + lacks_bytes
+    sale = quoted(mesh, "z", host)
+    accepts(mesh, "z", sale)
+    account = at.world.clients[mesh["z"].identity]
+    assert (account.credit is None) is at.granted[sale.id].blocked is bool(lacks_bytes)

@@ -10,7 +10,7 @@ from mesh import HOST, Mesh
 from ngp.core import events as ev
 from ngp.core.buying import negotiation
 from ngp.core.contract import State
-from ngp.core.messages import Ask, Cancel, Reject, RejectReason
+from ngp.core.messages import Accept, Ask, Cancel, Reject, RejectReason
 from ngp.core.prefixes import host_prefix
 from ngp.core.upstream import ANSWER_S
 
@@ -40,6 +40,24 @@ def test_a_contract_that_its_client_asks_for_anew_ends_if_it_is_not_only_just_ag
         assert sale.reason == "cancelled"
         asks(mesh)
         assert mesh["c"].sale("b").state is State.QUOTED
+
+
+def test_a_contract_is_not_lost_that_was_agreed_just_now_and_ends_soon_with_what_it_rests_on() -> None:
+    mesh = Mesh("bcd")
+    mesh.add("y", "c")
+    mesh["y"].route = "c"
+    mesh.packet("y", "c")
+    mesh.wait(60)
+    mesh.lost = {Accept}
+    mesh.packet("b", "c")
+    sale = mesh["c"].sale("b")
+    mesh.wait(ANSWER_S + 1)  # its accept comes late
+    accept = Accept(sale.id, sale.price_msat_per_gib, sale.data_limit_bytes)
+    mesh["c"].step(ev.MessageReceived(sale.identity, mesh["c"].link("b"), 1, accept, 1 << 41))
+    assert sale.expires_mono_s - mesh.now.monotonic_s < sale.lifetime_s - ANSWER_S
+    asks(mesh)
+    mesh.settle()
+    assert sale.running
 
 
 def test_what_was_declined_and_is_bought_meanwhile_is_not_asked_for_again() -> None:

@@ -129,7 +129,10 @@ def test_what_the_kernel_still_has_of_a_credit_that_is_used_up_by_the_books_lets
 def test_what_another_client_bought_meanwhile_passes_when_money_comes() -> None:
     mesh, at, sale = waits()
     assert tries(mesh, "a", "203.0.113.1") and is_bought(at, sale)
-    assert not at.granted[sale.id].blocked and sale.state is State.ACCEPTED, "its account has no limit yet"
+    assert at.granted[sale.id].blocked and sale.state is State.ACCEPTED
+    purchase = at.world.running_purchase(sale.rests_on)
+    assert purchase is not None
+    purchase.data_limit_bytes *= 2
     pays(mesh, "z", 1_000_000)
     assert sale.state is State.ACTIVE and not at.granted[sale.id].blocked
 

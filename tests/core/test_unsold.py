@@ -9,7 +9,7 @@ from mesh import DEFAULT, HOST, MB, PLENTY, Mesh
 from playbook import MSAT_PER_KB, settings
 
 from ngp.core import events as ev
-from ngp.core import upstream
+from ngp.core import unsold, upstream
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
 from ngp.core.kernel import HeldPacket, Hint, HintKind, Verdict
@@ -213,11 +213,11 @@ def test_a_stream_for_one_client_ends_a_purchase_of_several_and_its_destination_
     assert paid.running and purchase.running, "what the other client takes is sold"
     pause_s = FIRST_PAUSE_S
     for _ in range(3):
-        unsold = -purchase.used_from_bytes
+        unsold_bytes = -purchase.used_from_bytes
         for _ in range(6):
             stream(mesh, 60 * KB, purchase.id)
         assert not purchase.running and reasons(mesh, "b", paid.id) == ["upstream"]
-        assert unsold + purchase.used_from_bytes <= GRACE + 120 * KB
+        assert unsold_bytes + purchase.used_from_bytes <= GRACE + 120 * KB
         mesh.wait(6)
         said = len(mesh["b"].sent(Reject))
         mesh.packet("z", "b")
@@ -227,8 +227,9 @@ def test_a_stream_for_one_client_ends_a_purchase_of_several_and_its_destination_
         mesh.packet("z", "b")
         purchase, paid = mesh["b"].purchase("c"), mesh["b"].sale("z")
         assert paid.running and purchase.running
-    mesh["b"].world.clients[mesh["a"].identity].paid_msat = 10_000_000
-    mesh.wait(2)
+    account = mesh["b"].world.clients[mesh["a"].identity]
+    account.paid_msat = 10_000_000
+    unsold.paid(mesh["b"].world, account)
     assert not mesh["b"].world.streams.withheld
 
 

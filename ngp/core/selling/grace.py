@@ -15,7 +15,7 @@ harm honest clients, since a cheat takes a new key.
 
 from __future__ import annotations
 
-from ngp.core.kernel import UNITS_PER_MSAT
+from ngp.core.kernel import LARGEST_PACKET_BYTES, UNITS_PER_MSAT
 from ngp.core.records import AccountRecord
 from ngp.core.reputation import Reputation
 from ngp.core.selling.account import ClientAccount, Credit
@@ -71,7 +71,9 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> bool:
         return False
     if account.credit is None:
         left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
-        if not sale.price_msat_per_gib or not left_bytes:
+        # Less wouldn't let a packet pass that is larger: new keys on one link would have us buy in vain for each.
+        least_bytes = min(settings.grace_data_bytes, LARGEST_PACKET_BYTES)
+        if not sale.price_msat_per_gib or not least_bytes or left_bytes < least_bytes:
             return False
         account.credit = Credit(0, sale.price_msat_per_gib, now, sale.link)
         world.credit.change(account.credit, left_bytes)

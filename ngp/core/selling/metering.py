@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from ngp.core import losses, unsold, upstream
+from ngp.core import losses, parts, unsold, upstream
 from ngp.core.contract import CloseReason, State
 from ngp.core.effects import CountAccount, Decide
 from ngp.core.events import AccountCounted
@@ -29,30 +29,40 @@ def release(world: World, sale: Sale, is_new: bool = False) -> None:
     """Send held packets through the gate again, which charges them, if there is money or credit for them.
 
     Only then is that bought on which the contract rests; until then the kernel lets nothing pass by it, whatever the
-    account still has there. If it isn't sold any more, the contract ends.
+    account still has there, and whoever else buys that meanwhile. If it isn't sold any more, or not on these terms, the
+    contract ends.
 
     Args:
         is_new: the kernel doesn't have the contract yet, or not with these terms.
     """
     if not sale.running:
         return  # it is about to end: nothing more is bought for it
-    account, was_unbought, ends, passes = world.client(sale.identity), sale.unbought, None, False
-    sale.unbought = bool(sale.rests_on) and world.running_purchase(sale.rests_on) is None
+    account, was_unbought, passes = world.client(sale.identity), sale.unbought, None
+    sale.unbought = was_unbought or (bool(sale.rests_on) and world.running_purchase(sale.rests_on) is None)
     has_money = account.funds_msat > 0 or not sale.price_msat_per_gib
     if sale.unbought and not unsold.may_buy_for(world, account, sale.price_msat_per_gib):
         if has_money:  # less than we bought for it in vain: it is asked for more
             grace.accepted_unpaid(world, account, sale)
     elif has_money or account.credit is not None:
-        if sale.unbought and (losses.is_withheld(world, sale) or not upstream.secure(world, sale)):
-            ends = CloseReason.UPSTREAM
-        else:
-            sale.unbought, passes = False, True
+        passes = not sale.unbought or _buy(world, sale, was_unbought)
+        sale.unbought = not passes
     if is_new or sale.unbought is not was_unbought:
         world.grant(sale)
-    if ends is not None:
-        world.halt(sale, ends)
-    elif passes:
+    if passes:
         decide(world, sale, Verdict.REPEAT)
+    elif passes is not None:
+        world.halt(sale, CloseReason.UPSTREAM)
+
+
+def _buy(world: World, sale: Sale, has_waited: bool) -> bool:
+    """Buy what a contract rests on. Returns False if it isn't sold any more.
+
+    Args: has_waited: since its accept others may have taken the room, and a part of a network may cost more by now.
+    """
+    room = upstream.room(world, sale) if has_waited else sale.data_limit_bytes
+    if room is None or room < sale.data_limit_bytes or (has_waited and parts.has_dear(world, sale, sale.seller)):
+        return False
+    return not losses.is_withheld(world, sale) and upstream.secure(world, sale)
 
 
 def decide(world: World, sale: Sale, verdict: Verdict) -> None:
@@ -122,14 +132,6 @@ def release_unbought(world: World, account: ClientAccount) -> None:
     """Release an account's contracts for which nothing was bought yet, as the account has money or credit now."""
     for sale in [one for one in account.unpaid.values() if one.unbought]:
         release(world, sale)
-
-
-def bought(world: World, purchase: bytes) -> None:
-    """Let the kernel decide about all contracts that rest on a purchase: it may have been bought for one of them."""
-    for sale in world.resting.get(purchase, {}).values():
-        if sale.unbought and sale.running:
-            sale.unbought = False
-            world.grant(sale)
 
 
 def _open_sales(world: World, account: ClientAccount) -> Iterator[Sale]:
@@ -213,11 +215,14 @@ def paid_for(world: World, account: ClientAccount) -> None:
     """Use a payment: it first pays what is owed, then makes contracts active that waited for money."""
     account.is_out = False
     grace.paid(world, account)
+    unsold.paid(world, account)
     waited = list(account.unpaid.values())
     if account.funds_msat > 0:
         account.unpaid.clear()
         for sale in waited:
             _redeem_opening(world, account, sale)
+            if sale.state is State.ACTIVE:
+                continue  # it waits for more money, and is stored as it is
             if sale.state is State.ACCEPTED:
                 world.move(sale, State.ACTIVE)
             if sale.running:
@@ -242,8 +247,16 @@ def unpaid_due(world: World, account: ClientAccount) -> None:
 def use_funds(world: World, identity: bytes) -> None:
     """Use money that came without a payment, for contracts that wait for it: a refund failed, or others ended."""
     account = world.clients.get(identity)
-    if account is not None and account.unpaid and account.funds_msat > 0:
+    if (
+        account is not None
+        and account.funds_msat > 0
+        and any(_may_go_on(world, account, one) for one in account.unpaid.values())
+    ):
         paid_for(world, account)
+
+
+def _may_go_on(world: World, account: ClientAccount, sale: Sale) -> bool:
+    return sale.state is not State.ACTIVE or unsold.may_buy_for(world, account, sale.price_msat_per_gib)
 
 
 def halted(world: World, sale: Sale, reading: Reading | None) -> None:

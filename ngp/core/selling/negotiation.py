@@ -157,7 +157,7 @@ def _is_lost(world: World, sale: Sale) -> bool:
     Its clock may have been wrong, so that the contract was over for it, or its ledger is from a backup. Until the
     contract was over here, too, it would get no other one.
     """
-    return world.now.monotonic_s - (sale.expires_mono_s - sale.lifetime_s) > upstream.ANSWER_S
+    return world.now.monotonic_s - sale.begun_mono_s > upstream.ANSWER_S
 
 
 def _why_not_as_asked(world: World, destination: Prefix, onward: Onward) -> RejectReason | None:

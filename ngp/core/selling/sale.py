@@ -35,7 +35,8 @@ class Sale(Contract):
         asked: id of the client's `Ask` that waits for an answer; 0: none does.
         asked_by: a mark of each node on whose behalf we sell this; the last one is the client.
         seller: identity of the neighbour to which the traffic goes on, if we buy it there; b"": we don't.
-        unbought: it was agreed without money, and waits for money before we buy what it rests on.
+        unbought: it was agreed without money before what it rests on was bought, and waits for money: until then it
+            reserves nothing there, also if that is bought for another client meanwhile.
         waits_for: server and destination of the question whose answer this contract waits for.
         wanted: the renewal that the client asked for, and that waits until the purchase has room; and where our route
             led then.
@@ -57,9 +58,13 @@ class Sale(Contract):
 
     @property
     def reserved_bytes(self) -> int:
-        """What the client may still send and receive, by the terms that were agreed or offered; 0 if it isn't open."""
+        """What the client may still send and receive, by the terms that were agreed or offered; 0 if it isn't open.
+
+        Nothing is reserved for a contract that waits for money (`unbought`).
+        """
         offered = self.renewal_offer.data_limit_bytes if self.renewal_offer is not None else 0
-        return max(0, max(offered, self.data_limit_bytes) - self.used_bytes) if self.open else 0
+        is_reserved = self.open and not self.unbought
+        return max(0, max(offered, self.data_limit_bytes) - self.used_bytes) if is_reserved else 0
 
     @property
     def least_msat_per_gib(self) -> int:

@@ -1,0 +1,180 @@
+"""After waiting: when money comes for a contract that waited, what it rests on is looked at again."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+from mesh import HOST, MB, PLENTY, Mesh, Node, asks
+from playbook import settings
+from test_losses_newcomers import accepts, quoted, shared, tries
+from test_unbought import is_bought, owes, pays, waits
+from test_unsold import GRACE, KB, exhaust, line, stream
+
+from ngp.core import basis_changed, upstream
+from ngp.core import events as ev
+from ngp.core.buying.purchase import Purchase
+from ngp.core.messages import Cancel
+from ngp.core.records import ContractRecord, Record
+from ngp.core.selling.sale import Sale
+
+RICH_MSAT = 1_000_000_000
+DEAR = 8
+
+
+def purchase_of(at: Node, sale: Sale) -> Purchase:
+    purchase = at.world.running_purchase(sale.rests_on)
+    assert purchase is not None
+    return purchase
+
+
+def test_contracts_that_waited_share_no_more_than_was_bought() -> None:
+    mesh = line()
+    at = mesh["b"]
+    at.world.client(mesh["a"].identity).paid_msat = RICH_MSAT
+    for name in "xyz":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+        at.world.credit.outstanding[at.link(name)] = GRACE
+        accepts(mesh, name, quoted(mesh, name, HOST))
+    mesh.packet("a", "b")
+    paid, purchase, waited = at.sale("a"), at.purchase("c"), [at.sale(name) for name in "xyz"]
+    assert paid.running and upstream.free(at.world, purchase) == 0
+    for name in "xyz":
+        pays(mesh, name, 1000)
+    assert paid.running and upstream.free(at.world, purchase) == 0
+    assert {(one.running, one.reason) for one in waited} == {(False, "upstream")}
+
+
+def test_who_lost_too_much_gets_nothing_though_another_client_bought_it_meanwhile() -> None:
+    mesh, at, sale = waits(paid_msat=1_000_000)
+    loss = at.world.streams.of_client(sale.identity, mesh["c"].identity, mesh.now.monotonic_s)
+    loss.counted_bytes = 100 * GRACE
+    assert tries(mesh, "a", "203.0.113.1") and is_bought(at, sale)
+    purchase_of(at, sale).data_limit_bytes *= 2
+    pays(mesh, "z", 1_000_000)
+    assert not sale.running and at.granted[sale.id].blocked
+
+
+def moved(waits_for_money: bool) -> tuple[Mesh, Node, Sale]:
+    """Return a mesh whose z has a contract that waits, or an offer, by c; then our route leads to d, where a buys."""
+    mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": GRACE, "grace_time_s": 10}))
+    for name in "dz":
+        mesh.add(name, "b")
+    mesh["z"].route = "b"
+    at = mesh["b"]
+    at.world.client(mesh["a"].identity).paid_msat = RICH_MSAT
+    if waits_for_money:
+        at.world.credit.outstanding[at.link("z")] = GRACE
+    sale = quoted(mesh, "z", HOST)
+    if waits_for_money:
+        accepts(mesh, "z", sale)
+        assert sale.unbought
+    mesh["d"].step(ev.SettingsChanged(settings(**PLENTY, contract_data_bytes=4 * MB)))
+    at.lead("d")
+    mesh.packet("a", "b")
+    return mesh, at, sale
+
+
+def test_a_contract_that_waits_follows_our_route_and_ends_when_the_new_way_gets_dearer() -> None:
+    mesh, at, sale = moved(waits_for_money=True)
+    purchase = at.purchase("d")
+    assert sale.running and sale.unbought and sale.rests_on == purchase.id
+    mesh["d"].step(ev.SettingsChanged(asks(DEAR)))
+    for one in (purchase.id, at.sale("a").id):
+        mesh.count("b", one, 100 * KB)
+    mesh.count("d", purchase.id, 100 * KB)
+    mesh.renew("b", purchase, purchase.data_limit_bytes + 50 * MB)
+    assert not sale.running
+
+
+def test_an_offer_that_rests_on_an_offer_is_taken_back_when_our_route_leads_elsewhere() -> None:
+    mesh, at, sale = moved(waits_for_money=False)
+    assert at.world.sale(sale.id) is None
+    assert sale.id in [said.contract for said in at.sent(Cancel)]  # type: ignore[attr-defined]
+
+
+def test_shed_ends_no_contract_that_waits() -> None:
+    mesh, at, sale = waits()
+    assert tries(mesh, "a", "203.0.113.1")
+    purchase = purchase_of(at, sale)
+    purchase.data_limit_bytes //= 2
+    at.world.effects = []
+    basis_changed.shed(at.world, purchase.id)
+    paid = at.world.sales.find(mesh["a"].identity, ip_address("203.0.113.1"))
+    assert sale.running and (paid is None or not paid.running)
+
+
+def test_a_contract_that_waited_when_the_daemon_died_waits_on_and_reserves_nothing() -> None:
+    mesh, at, sale = waits()
+    assert tries(mesh, "a", "203.0.113.1")
+    mesh.kill("b")
+    mesh.settle()
+    again = mesh["b"].world.sale(sale.id)
+    assert again is not None and again.unbought and not again.reserved_bytes
+    assert mesh["b"].granted[sale.id].blocked
+
+
+def test_the_end_of_one_contract_writes_none_of_the_others_that_wait_for_more_money(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mesh, at, _ = shared()
+    owes(mesh, "z").paid_msat += 1000
+    sales = [quoted(mesh, "z", f"203.0.113.{number}") for number in range(1, 11)]
+    for sale in sales:
+        accepts(mesh, "z", sale)
+    assert all(one.running and one.unbought for one in sales)
+    written = list[bytes]()
+    put = at.ledger.put
+
+    def note(record: Record) -> None:
+        if isinstance(record, ContractRecord):
+            written.append(record.contract)
+        put(record)
+
+    monkeypatch.setattr(at.ledger, "put", note)
+    at.step(ev.MessageReceived(sales[0].identity, at.link("z"), 1, Cancel(sales[0].id), 1 << 43))
+    mesh.settle()
+    assert set(written) == {sales[0].id}
+
+
+@pytest.mark.parametrize("parts", [[100_000_000], [3000, 100_000_000]])
+def test_a_debtor_that_pays_enough_in_several_parts_ends_the_pause_of_the_others(parts: list[int]) -> None:
+    mesh = line(clients="z")
+    at = mesh["b"]
+    for name in "az":
+        mesh.packet(name, "b")
+    exhaust(mesh)
+    purchase = at.purchase("c")
+    for _ in range(8):
+        stream(mesh, 60 * KB, purchase.id)
+    assert not purchase.running and at.world.streams.withheld
+    at.world.client(mesh["a"].identity).unsold_bytes = 4 * GRACE
+    for number, msat in enumerate(parts, 1):
+        pays(mesh, "a", msat)
+        mesh.wait(2)
+        assert bool(at.world.streams.withheld) is (number < len(parts))
+    mesh.wait(6)
+    assert tries(mesh, "z", HOST)
+
+
+def test_who_is_no_debtor_any_more_is_not_blamed_for_what_comes_for_nobody() -> None:
+    mesh = line(clients="z")
+    at, account = mesh["b"], mesh["b"].world.client(mesh["a"].identity)
+    for name in "az":
+        mesh.packet(name, "b")
+    exhaust(mesh)
+    purchase = at.purchase("c")
+    for _ in range(8):
+        stream(mesh, 60 * KB, purchase.id)
+    account.unsold_bytes = 4 * GRACE
+    pays(mesh, "a", 3000)
+    mesh.wait(2)
+    assert at.world.streams.withheld and not at.world.streams.debtors
+    account.unsold_bytes = 0
+    mesh.wait(40)
+    mesh.packet("z", "b")
+    purchase = at.purchase("c")
+    for _ in range(8):
+        stream(mesh, 60 * KB, purchase.id)
+    assert not account.unsold_bytes
