@@ -23,6 +23,7 @@ from ngp.core.selling.quoting import (
     Wish,
     find_basis,
     forget,
+    may_propose_again,
     offer_again,
     propose,
     quote,
@@ -101,7 +102,7 @@ def quote_again(world: World, neighbour: Neighbour) -> None:
     """Repeat the open quotes to a neighbour that was away when they were sent."""
     traded = world.has_traded(Role.SERVER, neighbour.identity)
     for sale in islice(neighbour.contracts.values(), MOST_QUOTED_AGAIN if traded else MOST_QUOTED_STRANGER_AGAIN):
-        if isinstance(sale, Sale) and sale.state is State.QUOTED and upstream.valid_s(world, sale) >= 1:
+        if isinstance(sale, Sale) and sale.state is State.QUOTED and may_propose_again(world, sale):
             propose(world, neighbour, sale)
 
 
@@ -128,7 +129,7 @@ def asked(world: World, neighbour: Neighbour, ask: Ask, message_id: int, onward:
         existing.asked = message_id
         return
     if existing is not None and existing.state is State.QUOTED:
-        if upstream.valid_s(world, existing) >= upstream.LEAST_VALID_S:
+        if may_propose_again(world, existing):
             propose(world, neighbour, existing, message_id)
             existing.asked = message_id
             if existing.held:
@@ -199,6 +200,8 @@ def _renewal_asked(
     if not sale.running:  # it can't go on by the way that its traffic goes now
         world.send(neighbour, Reject(ask.contract, RejectReason.LAPSED), message_id)
         return
+    if sale.renewal_offer is not None and not may_propose_again(world, sale):
+        _renewal_over(world, sale)
     if sale.renewal_offer is None:  # an open offer is only repeated: its accept may be on its way
         if sale.since_renewal_bytes <= 0 and not world.may_open(Role.SERVER, neighbour):
             world.send(neighbour, Reject(ask.contract, RejectReason.BUSY), message_id)
@@ -220,7 +223,7 @@ def _renewal_asked(
                 return
         terms = terms_of(world, sale, found)
         same = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))  # if possible
-        sale.renewal_offer = Offer(limit, lifetime_s, max(least, same))
+        sale.renewal_offer, sale.offered_until_mono_s = Offer(limit, lifetime_s, max(least, same)), 0.0
         world.move(sale, State.RENEWING)
     propose(world, neighbour, sale, message_id)
 
@@ -366,7 +369,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         if reject.reason is RejectReason.PRICE:
             upstream.too_dear(world, sale)
         return False
-    sale.prices = ((0, price),)
+    sale.prices, sale.offered_until_mono_s = ((0, price),), 0.0
     sale.round += 1
     world.move(sale, State.QUOTED, f"round {sale.round}")
     propose(world, neighbour, sale, message_id)
@@ -410,7 +413,7 @@ def quote_due(world: World, sale: Sale) -> None:
         _take_back(world, neighbour, sale)
     elif sale.state is State.QUOTED and sale.asked and neighbour is not None:
         sale.asked = 0
-        if sale.held and upstream.valid_s(world, sale) >= 1:
+        if sale.held and may_propose_again(world, sale):
             propose(world, neighbour, sale)
         else:
             forget(world, sale)  # nobody sends there

@@ -1,0 +1,67 @@
+"""Quotes end: terms that are sent again are valid no longer, so a client that asks for ever gets the present price."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from mesh import HOST, Mesh, Node, asks
+from playbook import MSAT_PER_KB
+
+from ngp.core import events as ev
+from ngp.core.messages import Accept, Ask, Propose
+from ngp.core.prefixes import host_prefix
+from ngp.core.selling.quoting import QUOTE_VALID_S
+
+WHOLE = host_prefix(ip_address(HOST))
+DEAR, PAUSE_S = 8, 4
+
+
+def ask(mesh: Mesh, contract: bytes = b"") -> Propose:
+    """Let b ask c, and return c's answer, which b doesn't get."""
+    at = mesh["c"]
+    at.said.clear()
+    message = Ask(WHOLE, 0, 0, contract)
+    at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, message, 1 << 42, onward=at.onward))
+    mesh.settle()
+    (proposed,) = at.sent(Propose)
+    assert isinstance(proposed, Propose)
+    return proposed
+
+
+def prices_of(mesh: Mesh, contract: bytes = b"") -> list[int]:
+    """Return the prices that c offers while b asks again and again, and c's price is raised after the first answer."""
+    at, found = mesh["c"], list[int]()
+    mesh.lost = {Propose, Accept}
+    for number in range(8):
+        proposed = ask(mesh, contract)
+        assert 0 < proposed.quote_valid_s <= QUOTE_VALID_S
+        found.append(proposed.price_msat_per_gib)
+        if not number:
+            at.step(ev.SettingsChanged(asks(DEAR)))
+        mesh.wait(PAUSE_S)
+    return found
+
+
+def is_raised_once(prices: list[int]) -> bool:
+    rises = [
+        number for number, (before, price) in enumerate(zip(prices, prices[1:], strict=False), 1) if price > before
+    ]
+    return len(rises) == 1 and prices[-1] == DEAR * MSAT_PER_KB and rises[0] * PAUSE_S <= QUOTE_VALID_S + PAUSE_S
+
+
+def test_a_client_that_asks_again_and_again_gets_a_new_price_when_the_old_quote_is_over() -> None:
+    assert is_raised_once(prices_of(Mesh("abc")))
+
+
+def test_the_price_of_a_renewal_that_is_asked_for_again_and_again_is_no_option_for_ever() -> None:
+    mesh = Mesh("abc")
+    mesh.packet("b", "c")
+    sale = mesh["c"].sale("b")
+    count(mesh["c"], sale.id)
+    assert is_raised_once(prices_of(mesh, sale.id))
+
+
+def count(at: Node, contract: bytes) -> None:
+    """Let a contract carry something, so that its renewal isn't an idle one."""
+    at.counts.setdefault(contract, [0, 0])[0] += 1000
+    at.step(ev.UsageRead((at.reading(contract),)))
