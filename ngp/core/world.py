@@ -38,7 +38,7 @@ from ngp.core.openings import Openings, Pools, pools_of, share_of
 from ngp.core.payment_node import PaymentNode
 from ngp.core.peers import Link, Neighbour, Peers
 from ngp.core.policy import Occasion
-from ngp.core.pricing import about_price, amount_due_msat
+from ngp.core.pricing import about_price, amount_due_msat, ceil_to_sat_msat
 from ngp.core.records import BilledRecord, ForgetNeighbours, JournalRecord
 from ngp.core.rental.letting import Letting
 from ngp.core.resold import Resold
@@ -199,8 +199,14 @@ class World:
             self.do(LimitAccount(limit))
 
     def low_msat(self, account: Account) -> int:
-        """Return the balance below which an account is topped up: half of what may be prepaid, if that is less."""
-        return min(self.ample_msat(account), self.trust_msat(account) // 2)
+        """Return the balance below which an account is topped up: half of what may be prepaid, if that is less.
+
+        Near the end of the money it is no more than what leaves room for the smallest payment: asked earlier, a buyer
+        that trusts its seller with little more than that would decline.
+        """
+        trust, least = self.trust_msat(account), ceil_to_sat_msat(self.node.least_amount_msat)
+        low = min(self.ample_msat(account), trust // 2)
+        return low if account.balance_msat > low else min(low, max(trust - least, least // 8))
 
     def ample_msat(self, account: Account) -> int:
         """Return the balance that is enough until a top-up arrives; after a large top-up it is higher for a while."""

@@ -97,7 +97,7 @@ def invoice_declined(world: World, record: PaymentRecord, declined: Declined) ->
     smaller = 0 < declined.amount_msat < record.amount_msat and _may_hurry(world, account)
     wait_s = 0.2 if smaller else pause_s(FIRST_PAUSE_S, account.invoice.declined)
     account.invoice.declined += 1
-    if not smaller:
+    if not smaller and account.funds_msat <= 0:  # else it may just not have seen yet what its money carried
         why_not = f"this neighbour declines our invoices ({_declined_for(declined)}); its log says more"
         note_why_not(world, account, why_not)
     wait(world, account, wait_s)
@@ -133,7 +133,10 @@ def _hurry(world: World, identity: bytes, amount_msat: int) -> None:
 def _declined_for(declined: Declined) -> str:
     """Say what a client's refusal most likely means: "amount" alone sounds as if the price were too high."""
     if declined.reason is DeclineReason.AMOUNT and not declined.amount_msat:
-        return "amount: its payment node has no channel with enough left, or a payment to us is still on its way"
+        return (
+            "amount: its payment node has no channel with enough left, a payment to us is still on its way, or it "
+            "trusts us with no more yet (its TRUST_AMOUNT)"
+        )
     if declined.reason is DeclineReason.BUSY:
         return "busy: its payments may be failing, or one to us is still on its way"
     return declined.reason.value
