@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from core_tests.shell import LabError
+from ngp import config
+from ngp.errors import ConfigError
 
 Value = TypeVar("Value")
 
@@ -303,8 +305,16 @@ class _Reader:
             text = inspect.cleandoc(template.text or "") + "\n"
             if strange := MAKO.search(text):
                 self.refuse(element, f"template {file}: {strange[0].strip()!r} means something else to CORE (Mako)")
+            if service == "ngp":
+                self.check_net_conf(element, text)
             device = self.devices[name]
             self.devices[name] = replace(device, files={**device.files, file: text})
+
+    def check_net_conf(self, element: Element, text: str) -> None:
+        try:
+            config.parse(text, Path(str(SERVICES["ngp"])))
+        except ConfigError as error:
+            self.refuse(element, f"template {error}")
 
     def check_files(self, device: Device) -> None:
         for service in device.services:

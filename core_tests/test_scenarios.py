@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,31 @@ def test_a_session_that_cannot_be_built_is_named_without_a_traceback(
     assert main(["ring"]) == FAILED
     said = capsys.readouterr()
     assert "ring.xml: <device id=1>: it has no name" in said.out and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "python", "said"),
+    [
+        ("alone", None, "alone: FAILED: alone.xml: alone.py is missing, with a function `expect(session)`"),
+        ("idle", "LONG = False\n", "idle: FAILED: idle.py: the function `expect(session)` is missing"),
+    ],
+)
+def test_a_scenario_without_its_second_file_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    python: str | None,
+    said: str,
+) -> None:
+    (tmp_path / f"{name}.xml").write_text("<scenario/>")
+    if python is not None:
+        (tmp_path / f"{name}.py").write_text(python)
+    monkeypatch.setattr(scenarios, "FOLDER", tmp_path)
+    monkeypatch.setattr(scenarios, "__path__", [str(tmp_path)])
+    assert main([]) == FAILED
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [said, f"FAILED: {name}"] and "Traceback" not in told.err
 
 
 def test_every_scenario_has_both_files_and_a_row_in_the_docs() -> None:

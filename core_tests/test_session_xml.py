@@ -88,6 +88,11 @@ BAD = [
     ('name="ngp" node="1"', 'name="ngp" node="2"', '<service name="ngp" node="2">: bob has no service ngp'),
     ('name="net.conf"', 'name="my.conf"', '<service name="ngp" node="1">: template my.conf: the file of ngp is net'),
     ("prefix:", "prefix: ${x}", "template net.conf: '${' means something else to CORE (Mako)"),
+    (
+        "MESH_INTERFACES: mesh0",
+        "MESH_INTERFACES: mesh0\n      SEL: no",
+        '<service name="ngp" node="1">: template net.conf:2: SEL: \'no\' is for a key that net.conf doesn\'t have',
+    ),
     ("<templates>", "<configs><config/></configs><templates>", "<configs> of ngp: only <templates> are built"),
     ("templates>", "files>", '<device id="1" name="ann">: service ngp has no net.conf: a <template name="net.conf">'),
 ]  # fmt: skip
