@@ -24,6 +24,7 @@ from core_tests.simulate.pictures import draw
 from core_tests.simulate.scenarios import SCENARIOS, Scenario, run
 from ngp.errors import NgpError, UsageError
 
+LIMITS = {"time": (60, 86_400), "flows": (0.01, 10_000), "liars": (0, 90)}
 TOLD_EVERY_S, TOLD_TO_A_FILE_EVERY_S = 1.0, 30.0
 EXAMPLES = """
 examples:
@@ -33,7 +34,8 @@ examples:
 
 FOLDER gets SCENARIO.json, all figures, and pictures beside it. docs/scale.md explains them. A graph file is JSON:
   {"nodes": 3, "links": [[0, 1, 0.9, 1, "wifi"], [1, 2, 1, 1, "vpn"]], "flows": [[0, 2, 1000000]]}
-links are [node, node, quality there, quality back, wifi, vpn or other]; flows, [from, to, bytes], may be left out.
+links are [node, node, quality there, quality back, wifi, vpn or other]; flows, [from, to, bytes], may be left out: then
+the scenario chooses them. An empty list means that there are none.
 
 exit codes: 0 done, 1 the ledgers don't sum to zero or FOLDER can't be written, 2 wrong command line, 3 wrong graph
 """
@@ -73,20 +75,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("simulated"), metavar="FOLDER", help="for the report (./simulated)"
     )
-    parser.add_argument("--time", type=float, metavar="SECONDS", help="mesh time with traffic (the scenario's own)")
-    parser.add_argument("--flows", type=float, metavar="N", help="flows that each node begins in an hour (12)")
-    parser.add_argument("--liars", type=float, metavar="PERCENT", help="share of nodes that lie (in `liars`: 10)")
+    for word, unit, meaning, usual in (
+        ("time", "SECONDS", "mesh time with traffic", "the scenario's own"),
+        ("flows", "N", "flows that each node begins in an hour", "12"),
+        ("liars", "PERCENT", "share of nodes that lie", "in `liars`: 10"),
+    ):
+        least, most = LIMITS[word]
+        about = f"{meaning}, {least} to {most} ({usual})"
+        parser.add_argument(f"--{word}", type=float, metavar=unit, help=about)
     return parser
 
 
 def _scenario(chosen: argparse.Namespace) -> Scenario:
     """Return the scenario with what the command line changes. Raises: UsageError."""
     scenario = SCENARIOS[chosen.scenario]
-    for word, value, least, most in (
-        ("--time", chosen.time, 60, 86_400), ("--flows", chosen.flows, 0.01, 10_000), ("--liars", chosen.liars, 0, 90)
-    ):  # fmt: skip
+    for word, (least, most) in LIMITS.items():
+        value = getattr(chosen, word)
         if value is not None and not least <= value <= most:
-            raise UsageError(f"{word} {value:g}: must be from {least} to {most}")
+            raise UsageError(f"--{word} {value:g}: must be from {least} to {most}")
     if scenario.pings and chosen.flows is not None:
         raise UsageError(f"--flows {chosen.flows:g}: {chosen.scenario} has none, each pair is pinged; leave it out")
     changes: dict[str, Any] = {"time_s": chosen.time, "flows_an_hour": chosen.flows}
@@ -98,11 +104,11 @@ def _graph(chosen: argparse.Namespace) -> Graph:
     if chosen.graph is None:
         return grid(25 if chosen.nodes is None else chosen.nodes)
     graph = read_graph(chosen.graph)
-    if graph.flows and chosen.flows is not None:
+    if graph.flows is not None and chosen.flows is not None:
         raise GraphError(f"--flows {chosen.flows:g}: {chosen.graph} names its flows; leave one of both out")
     if chosen.nodes is None:
         return graph
-    if graph.flows:
+    if graph.flows is not None:
         raise GraphError(f"--nodes {chosen.nodes}: {chosen.graph} names flows, so it is simulated whole")
     return graph.cut(chosen.nodes)
 
@@ -146,6 +152,8 @@ def _tell(found: dict[str, Any], out: Path) -> None:
     """Print the main figures."""
     graph, served, cost, books = found["graph"], found["served"], found["machine"], found["books"]
     print(f"{graph['name']}: {graph['nodes']} nodes, {graph['links']} links, {found['mesh_time_s']:.0f} s of mesh time")
+    if left_out := graph["links_left_out"]:
+        print(f"  left out: {left_out} of the file's links, whose quality is 0 in both directions")
     if "cold_start" in found:
         cold = found["cold_start"]
         print(f"  cold start: of {cold['pairs']} pairs half after {cold['half_s']} s, 99 % after {cold['p99_s']} s")

@@ -37,7 +37,7 @@ def figures(run: Run, seed: int, cost: Cost) -> dict[str, Any]:
     found: dict[str, Any] = {
         "graph": {
             "name": mesh.graph.name, "nodes": mesh.graph.nodes, "links": mesh.graph.links,
-            "parts": len(parts), "largest_part": len(parts[0]),
+            "links_left_out": mesh.graph.left_out, "parts": len(parts), "largest_part": len(parts[0]),
         },
         "seed": seed,
         "mesh_time_s": round(mesh.elapsed_s, 3),

@@ -2,7 +2,8 @@
 
 A file is JSON: `nodes` is their number (0 to nodes - 1); each of `links` is [node, node, quality there, quality back,
 kind], with qualities from 0 to 1, the share of broadcast frames that arrive. Optional `flows` are [from, to, bytes].
-A map that lacks a report of one direction has 0 there: that direction is taken to be as good as the other one.
+A map that lacks a report of one direction has 0 there: that direction is taken to be as good as the other one. A link
+with two zeros carries nothing: there is none.
 """
 
 from __future__ import annotations
@@ -61,11 +62,18 @@ class WantedFlow:
 
 @dataclass(slots=True)
 class Graph:
-    """Nodes and links. `edges`: by node, its links to others."""
+    """Nodes and links.
+
+    Attributes:
+        edges: by node, its links to others.
+        flows: those of its file; None: it names none, so the scenario chooses.
+        left_out: how many links of its file have quality 0 in both directions, and so carry nothing.
+    """
 
     name: str
     edges: list[dict[int, Edge]]
-    flows: tuple[WantedFlow, ...] = ()
+    flows: tuple[WantedFlow, ...] | None = None
+    left_out: int = 0
 
     @property
     def nodes(self) -> int:
@@ -110,7 +118,7 @@ class Graph:
         kept = [
             {numbers[other]: edge for other, edge in self.edges[old].items() if other in numbers} for old in numbers
         ]
-        return Graph(f"{self.name}, {nodes} nodes", kept)
+        return Graph(f"{self.name}, {nodes} nodes", kept, left_out=self.left_out)
 
     def distances(self, start: int) -> dict[int, int]:
         """Return the fewest links from a node to each that it reaches, the nearest first."""
@@ -174,17 +182,21 @@ def read_graph(path: Path) -> Graph:
     unknown = sorted(content.keys() - {"nodes", "links", "flows"})
     if unknown:
         raise GraphError(f"{path}: unknown key {unknown[0]!r}; there are nodes, links and flows")
-    nodes, links, flows = content.get("nodes"), content.get("links"), content.get("flows", [])
+    for key in ("nodes", "links"):
+        if key not in content:
+            raise GraphError(f"{path}: the key {key!r} is missing")
+    nodes = content["nodes"]
     if type(nodes) is not int or not 2 <= nodes <= MOST_NODES:
         raise GraphError(f"{path}: nodes: {_shown(nodes)} is no number from 2 to {MOST_NODES}")
     graph = Graph(path.name, [{} for _ in range(nodes)])
-    for number, link in enumerate(_list(path, "links", links)):
+    for number, link in enumerate(_list(path, "links", content["links"])):
         _read_link(graph, f"{path}: links[{number}]", link)
     if not graph.links:
         raise GraphError(f"{path}: links: none of them carries anything, so no node reaches another one")
-    wanted = enumerate(_list(path, "flows", flows))
-    graph.flows = tuple(_read_flow(graph, f"{path}: flows[{number}]", flow) for number, flow in wanted)
-    _refuse_unreachable(graph, path)
+    if "flows" in content:
+        wanted = enumerate(_list(path, "flows", content["flows"]))
+        graph.flows = tuple(_read_flow(graph, f"{path}: flows[{number}]", flow) for number, flow in wanted)
+        _refuse_unreachable(graph, path, graph.flows)
     return graph
 
 
@@ -219,7 +231,9 @@ def _read_link(graph: Graph, where: str, link: Any) -> None:
     there, back, kind = link[2:]
     if not isinstance(kind, str) or kind not in BASE_DELAY_S:
         raise GraphError(f"{where}: kind {_shown(kind)} is none of {', '.join(BASE_DELAY_S)}")
-    if there or back:  # a link with two zeros carries nothing: there is none
+    if not (there or back):
+        graph.left_out += 1
+    else:
         graph.connect(one, other, float(there or back), float(back or there), kind)
 
 
@@ -234,11 +248,9 @@ def _read_flow(graph: Graph, where: str, flow: Any) -> WantedFlow:
     return WantedFlow(source, target, flow[2])
 
 
-def _refuse_unreachable(graph: Graph, path: Path) -> None:
-    if not graph.flows:
-        return
+def _refuse_unreachable(graph: Graph, path: Path, flows: tuple[WantedFlow, ...]) -> None:
     part_of = {node: number for number, part in enumerate(graph.parts()) for node in part}
-    for number, flow in enumerate(graph.flows):
+    for number, flow in enumerate(flows):
         if part_of[flow.source] != part_of[flow.target]:
             ends = f"nodes {flow.source} and {flow.target}"
             raise GraphError(f"{path}: flows[{number}]: {ends} are in parts of the graph that no link joins")

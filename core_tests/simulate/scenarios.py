@@ -123,8 +123,9 @@ def _plan_pings(mesh: Mesh, traffic: Traffic, chance: random.Random) -> None:
 
 def _plan_flows(mesh: Mesh, traffic: Traffic, scenario: Scenario, chance: random.Random) -> None:
     """Plan the flows of the graph's file, or random ones; the first nodes are on by then."""
-    wanted = [(one.source, one.target, one.size_bytes) for one in mesh.graph.flows]
-    if not wanted:
+    if mesh.graph.flows is not None:
+        wanted = [(one.source, one.target, one.size_bytes) for one in mesh.graph.flows]
+    else:
         parts = [part for part in mesh.graph.parts() if len(part) > 1]
         weights = [len(part) for part in parts]
         number = max(1, round(sum(weights) * scenario.flows_an_hour * scenario.time_s / 3600))

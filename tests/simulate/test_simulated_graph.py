@@ -27,10 +27,12 @@ def written(folder: Path, content: Any) -> Path:
         ('{"nodes": 3, "links": [], "nodes": 2}', "the key 'nodes' is there twice"),
         ([], "must be an object with `nodes` and `links`"),
         ({"nodes": 3, "links": []}, "links: none of them carries anything"),
-        ({"links": []}, "nodes: None is no number from 2 to 100000"),
+        ({"links": []}, "the key 'nodes' is missing"),
         ({"nodes": True, "links": []}, "nodes: True is no number"),
         ({"nodes": 10**9, "links": []}, "nodes: 1000000000 is no number from 2 to 100000"),
-        ({"nodes": 3}, "links: None is no list"),
+        ({"nodes": 3}, "the key 'links' is missing"),
+        ({"nodes": 3, "links": None}, "links: None is no list"),
+        ({"nodes": 3, "links": LINE, "flows": None}, "flows: None is no list"),
         ({"nodes": 3, "links": LINE, "flow": []}, "unknown key 'flow'; there are nodes, links and flows"),
         ({"nodes": 3, "links": [[0, 1, 1]]}, "links[0]: [0, 1, 1] is not [node, node, quality there, quality back, "),
         ({"nodes": 3, "links": [*LINE, [2, 3, 1, 1, "wifi"]]}, "links[2]: node 3 is missing; nodes are 0 to 2"),
@@ -85,6 +87,7 @@ def test_a_direction_without_a_report_is_as_good_as_the_other_and_two_make_no_li
     graph = read_graph(written(tmp_path, {"nodes": 3, "links": links}))
     assert graph.edges[0][1] == graph.edges[1][0] and graph.edges[0][1].quality == 0.5
     assert graph.edges[2] == {}
+    assert (graph.links, graph.left_out, graph.cut(2).left_out) == (1, 1, 1)
 
 
 def test_a_part_of_a_graph_is_connected_and_around_the_busiest_node(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from core_tests.shell import await_until
 from core_tests.simulate import scenarios
-from core_tests.simulate.__main__ import main
+from core_tests.simulate.__main__ import LIMITS, main
 from core_tests.simulate.audit import BooksError, audit
 from core_tests.simulate.figures import Cost, figures, grace_msat, losses_msat
 from core_tests.simulate.graph import Edge, WantedFlow, grid, read_graph
@@ -210,6 +210,17 @@ def test_a_file_that_names_flows_gets_no_others(tmp_path: Path, capsys: pytest.C
     assert f"simulate: --flows 5: {file} names its flows; leave one of both out" in capsys.readouterr().err
 
 
+def test_a_file_with_an_empty_list_of_flows_gets_none_and_a_link_that_carries_nothing_is_told(tmp_path: Path) -> None:
+    links = [[0, 1, 1, 1, "wifi"], [1, 2, 0, 0, "wifi"]]
+    (tmp_path / "graph.json").write_text(json.dumps({"nodes": 3, "links": links, "flows": []}))
+    words = ["traffic", "--graph", f"{tmp_path}/graph.json", "--time", "60", "--out", str(tmp_path)]
+    told = subprocess.run([sys.executable, "-m", "core_tests.simulate", *words], check=True, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout  # fmt: skip
+    assert "flows: 0 of 0 answered" in told
+    assert "left out: 1 of the file's links, whose quality is 0 in both directions" in told
+    assert json.loads((tmp_path / "traffic.json").read_text())["graph"]["links_left_out"] == 1
+
+
 def test_an_interruption_is_told_in_a_word(tmp_path: Path) -> None:
     words = ["liars", "--nodes", "2500", "--time", "86400", "--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "core_tests.simulate", *words], stderr=subprocess.PIPE, text=True,
@@ -220,8 +231,10 @@ def test_an_interruption_is_told_in_a_word(tmp_path: Path) -> None:
     assert process.returncode == 130
 
 
-def test_help_names_each_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_each_scenario_and_what_values_may_be(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     told = capsys.readouterr().out
     assert all(f"  {name}" in told and one.about in told for name, one in SCENARIOS.items())
+    words = " ".join(told.split())
+    assert all(f", {least} to {most} (" in words for least, most in LIMITS.values())
