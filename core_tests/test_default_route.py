@@ -239,8 +239,8 @@ def test_of_several_gateways_the_chosen_one_sells_it_and_after_a_fail_over_the_o
     with net.conversation() as talk:
         await_until(lambda: net.leads_through("east"), HANG_S, "the cheaper way")
         talk.await_echoes()
+        await_until(lambda: _sells_whole(net, "east"), HANG_S, "its default route, without a new destination")
         assert traffic.ping(net.hosts["client"], "198.51.100.6").received == 1
-        await_until(lambda: _sells_whole(net, "east"), HANG_S, "its default route")
         Diamond.cut_off(net, "east")
         await_until(lambda: net.leads_through("west"), HANG_S, "the other way")
         talk.await_echoes()

@@ -27,8 +27,8 @@ def price(msat_per_gib: int, **more: object) -> Settings:
 class Fork2(Mesh):
     """A client `c` with the gateways `w`, to which its own route leads, and `e`."""
 
-    def __init__(self, west: Settings, east: Settings, chosen: str = "") -> None:
-        client = settings(**PLENTY, sells=False, choose_routes=True)
+    def __init__(self, west: Settings, east: Settings, chosen: str = "", **more: object) -> None:
+        client = settings(**PLENTY, sells=False, choose_routes=True, **more)
         super().__init__("cwe", c=client, w=west, e=east)
         self["c"].route, self["w"].route, self["e"].route = "w", "", ""
         self.introduce("c", "e")
@@ -65,6 +65,11 @@ class Fork2(Mesh):
                 self["c"].step(ev.UsageRead((self["c"].reading(bought.id),)))
             self.settle()
             self.wait(0.25)
+
+    def sells_whole(self, name: str) -> bool:
+        """Say whether the client has bought a gateway's default route."""
+        found = self["c"].world.purchases.exact(self[name].identity, DEFAULT)
+        return found is not None and found.running
 
     def bought(self, name: str) -> int:
         """Return what the client sent through a gateway."""
@@ -107,6 +112,30 @@ def test_one_that_was_left_is_asked_for_its_present_price() -> None:
     assert net.way == "w" and not left.running
     assert net["c"].purchase("w").price_msat_per_gib == 2000
     assert net["w"].world.sales.find(net["c"].identity, SAMPLE.network_address).price_msat_per_gib == 2000
+
+
+def test_the_default_route_of_one_that_was_chosen_is_bought_when_answers_come_not_with_the_next_destination() -> None:
+    net = Fork2(price(5000), price(2000), buys_default_route=True)
+    net.send(2.0)
+    assert net.way == "w" and net.sells_whole("w") and not net.sells_whole("e")
+    net.answers = {"w"}
+    net.send(2.0)
+    late = net["c"].purchase("w").id
+    net["c"].counts[late][1] += 1000  # comes back through the one that was left
+    net["c"].step(ev.UsageRead((net["c"].reading(late),)))
+    net.settle()
+    assert net.way == "e" and not net.sells_whole("e")
+    net.answers = {"w", "e"}
+    net.send(0.5)
+    assert net.way == "e" and net.sells_whole("e")
+    net.send(10.0)
+    assert [one.destination for one in net["c"].sent(Ask)].count(DEFAULT) == 2, "each is asked once"  # type: ignore[attr-defined]
+
+
+def test_one_that_was_chosen_is_not_asked_for_a_default_route_that_nobody_wants() -> None:
+    net = Fork2(price(5000), price(2000))
+    net.send(5.0)
+    assert net.way == "e" and not net.sells_whole("e")
 
 
 def test_one_that_changes_its_price_all_the_time_moves_us_seldom() -> None:

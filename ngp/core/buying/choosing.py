@@ -21,7 +21,7 @@ from __future__ import annotations
 from itertools import islice
 
 from ngp.core import networks
-from ngp.core.buying import bills, service
+from ngp.core.buying import bills, default_route, service
 from ngp.core.buying.fork import Candidate, ForkState, choose
 from ngp.core.buying.negotiation import accept_quote
 from ngp.core.buying.purchase import Purchase
@@ -148,6 +148,8 @@ def carried(world: World, purchase: Purchase, reading: Reading) -> None:
         state.returned = state.judged = True
         if neighbour is not None:
             neighbour.quality.unanswered_mono_s = 0.0
+            if neighbour.identity == purchase.identity:
+                default_route.carried(world, neighbour, state.fork.prefix)
     if sent and neighbour is not None and neighbour.identity == purchase.identity:
         state.sent = True
         if not (returned or neighbour.quality.unanswered_mono_s):

@@ -1,7 +1,8 @@
 """Default route: one contract for all that our default route leads to a neighbour (BUY_DEFAULT_ROUTE).
 
 The first destination is bought as ever, so that its packets don't wait any longer than usual. Then the server is asked
-for the default route, and from that contract on no packet to a new destination waits. A server that doesn't sell it
+for the default route, and from that contract on no packet to a new destination waits. If another server is chosen
+(CHOOSE_ROUTES), it is asked when the first answers come through it. A server that doesn't sell its default route
 refuses; then each destination is bought by itself, and the question is repeated only after a while.
 
 Only a node that sells nothing buys a default route for itself. We pay for all that the server sends us under a source
@@ -34,6 +35,16 @@ def ask(world: World, neighbour: Neighbour, version: int) -> None:
         return
     world.buying.default_asked.note(about, now)
     world.send(neighbour, Ask(whole, 0, 0))
+
+
+def carried(world: World, neighbour: Neighbour, route: Prefix) -> None:
+    """Ask a server from which answers come for our default route, if that is the route which leads there.
+
+    Not before: as long as the kernel doesn't know the link address of a router that was just chosen, we can't tell that
+    our default route leads there, and would decline the offer.
+    """
+    if is_for_us(world, route) and neighbour.up and neighbour.sells:
+        ask(world, neighbour, route.version)
 
 
 def is_for_us(world: World, destination: Prefix) -> bool:
