@@ -565,10 +565,32 @@ def test_a_bad_value_is_not_reported_again_by_the_checks_that_need_it() -> None:
         ("SELL_PRICE: much", "BUY_PRICE: 2 msat\nBUY_PRICE_MAX: 1 msat"),
         ("BUY_PRICE: much", "PRICES: [{prefix: 192.0.2.0/24, sell: 1 msat, sell_min: 2 msat}]"),
         ("SELL_PRICE: much", "PRICES: [{prefix: 192.0.2.0/24, buy: 2 msat, buy_max: 1 msat}]"),
+        ("SELL_PRICE: much", "PRICES: [{prefix: 192.0.2.0/24, sell: 1 msat, sell_min: 2 msat}]"),
+        ("SELL_PRICE: 5\nSELL_PRICE_MIN: 9", "PRICES: [{prefix: 192.0.2.0/24, sell: 1 msat, sell_min: 2 msat}]"),
+        ("BUY_PRICE: 9\nBUY_PRICE_MAX: 5", "PRICES: [{prefix: 192.0.2.0/24, buy: 2 msat, buy_max: 1 msat}]"),
     ],
 )
 def test_a_bad_value_hides_nothing_that_is_wrong_between_other_keys(slip: str, beside: str) -> None:
     assert len(problems(slip, beside)) == 2
+
+
+@pytest.mark.parametrize("general", ["SELL_PRICE: much", "SELL_PRICE: 1\nSELL_PRICE_MIN: 9"])
+def test_an_entry_that_only_bad_general_prices_contradict_is_no_problem_of_its_own(general: str) -> None:
+    assert len(problems(general, "PRICES: [{prefix: 192.0.2.0/24, sell_min: 7}]")) == 1
+
+
+def test_a_bad_entry_of_prices_hides_nothing_that_is_wrong_in_the_others() -> None:
+    found = problems(
+        "PRICES:",
+        "  - {prefix: 198.51.100.0/24, sell: 2 msat, sell_min: 3 msat}",
+        "  - {prefix: 0.0.0.0/0, buy: 4 msat, buy_max: 2 msat}",
+        "  - {prefix: 198.51.100.7/24, sell: 2 msat}",
+        "  - {prefix: 0.0.0.0/0, buy: 1 msat}",
+        "  - {prefix: 0.0.0.0/0, buy: 2 msat}",
+    )
+    assert [problem.split(":")[1] for problem in found] == ["3", "4", "5", "6", "7"]
+    says = ("sell_min 3 msat/kB above sell", "buy 4 msat/kB above buy_max", "198.51.100.0/24", "second", "second price")
+    assert all(words in problem for words, problem in zip(says, found, strict=True))
 
 
 def test_very_many_problems_are_cut_short() -> None:

@@ -1,7 +1,8 @@
 """Checks: find values of net.conf that contradict each other, though each is valid by itself.
 
 A check runs only if all its keys could be read, so that one mistake isn't reported twice in different words. Therefore
-each check compares as few keys as it can: then a mistake in one key doesn't hide contradictions between others.
+each check compares as few keys as it can: then a mistake in one key doesn't hide contradictions between others. Nor
+does one in an entry of PRICES, or in the general prices, hide those within other entries.
 """
 
 from __future__ import annotations
@@ -187,25 +188,29 @@ def _general_buying(written: Written) -> Iterator[Finding]:
 
 def _rules_selling(written: Written) -> Iterator[Finding]:
     general = general_prices(written)
-    for rule, node in _rules(written, general.sell_min <= general.sell):
-        sell, least = _sell_pair(rule.sell_msat_per_gib, rule.sell_min_msat_per_gib, general.sell, general.sell_min)
-        if least > sell:
+    completes = general.sell_min <= general.sell and not written.has_failed(*_SELL_KEYS)
+    for rule, node in _rules(written):
+        own = (rule.sell_msat_per_gib, rule.sell_min_msat_per_gib)
+        sell, least = _sell_pair(*own, general.sell, general.sell_min)
+        if least > sell and (completes or None not in own):
             message = f"for {rule.prefix} has sell_min {show_price(least)} above sell {show_price(sell)}"
             yield written.finding(keys.PRICES, f"{message}: lower sell_min, or raise sell", node)
 
 
 def _rules_buying(written: Written) -> Iterator[Finding]:
     general = general_prices(written)
-    for rule, node in _rules(written, general.buy <= general.buy_max):
-        buy, most = _buy_pair(rule.buy_msat_per_gib, rule.buy_max_msat_per_gib, general.buy, general.buy_max)
-        if buy > most:
+    completes = general.buy <= general.buy_max and not written.has_failed(*_BUY_KEYS)
+    for rule, node in _rules(written):
+        own = (rule.buy_msat_per_gib, rule.buy_max_msat_per_gib)
+        buy, most = _buy_pair(*own, general.buy, general.buy_max)
+        if buy > most and (completes or None not in own):
             message = f"for {rule.prefix} has buy {show_price(buy)} above buy_max {show_price(most)}"
             yield written.finding(keys.PRICES, f"{message}: lower buy, or write a higher buy_max", node)
 
 
-def _rules(written: Written, general_agree: bool) -> list[tuple[PriceRule, Node]]:
-    """Return the entries of PRICES; none if the general prices that complete them contradict each other."""
-    return [(entry.rule, entry.node) for entry in written[keys.PRICES]] if general_agree else []
+def _rules(written: Written) -> list[tuple[PriceRule, Node]]:
+    """Return the entries of PRICES that could be read."""
+    return [(entry.rule, entry.node) for entry in written[keys.PRICES]]
 
 
 def _contract_data(written: Written) -> Iterator[Finding]:
@@ -292,8 +297,8 @@ CHECKS: tuple[tuple[tuple[Key[Any], ...], Check], ...] = (
     ((keys.SELL, keys.BUY, keys.BUY_DEFAULT_ROUTE), _default_route),
     (_SELL_KEYS, _general_selling),
     (_BUY_KEYS, _general_buying),
-    ((*_SELL_KEYS, keys.PRICES), _rules_selling),
-    ((*_BUY_KEYS, keys.PRICES), _rules_buying),
+    ((), _rules_selling),
+    ((), _rules_buying),
     ((keys.CONTRACT_DATA,), _contract_data),
     ((keys.SELL, keys.GRACE_DATA, keys.GRACE_TIME), _grace),
     ((keys.CONTRACT_DATA, keys.DATA_RENEWAL), _data_renewal),
@@ -333,6 +338,6 @@ def run_checks(written: Written, for_daemon: bool) -> Iterator[Finding]:
     if for_daemon:
         yield from _required(written)
     for needed, check in CHECKS:
-        if not any(key.name in written.failed or key.name in missing for key in needed):
+        if not (written.has_failed(*needed) or any(key.name in missing for key in needed)):
             yield from check(written)
     yield from _modules(written)

@@ -75,11 +75,16 @@ class Finding:
 
 
 class Refused(ConfigError):
-    """Values that can't be used; has the findings, so that all problems of a file are reported together."""
+    """Values that can't be used; has the findings, so that all problems of a file are reported together.
 
-    def __init__(self, *findings: Finding) -> None:
+    Attributes:
+        readable: the part of the value that could be read, in which checks may find more problems; None if it has none.
+    """
+
+    def __init__(self, *findings: Finding, readable: object = None) -> None:
         super().__init__("; ".join(finding.text("net.conf") for finding in findings))
         self.findings = findings
+        self.readable = readable
 
 
 def refuse(node: Node, message: str, key: str = "") -> Refused:
@@ -113,6 +118,14 @@ N = TypeVar("N")
 
 def each(nodes: Iterable[N], parse: Callable[[N], T]) -> tuple[T, ...]:
     """Parse every node. Raises Refused after the last one, with all findings."""
+    values, findings = try_each(nodes, parse)
+    if findings:
+        raise Refused(*findings)
+    return tuple(values)
+
+
+def try_each(nodes: Iterable[N], parse: Callable[[N], T]) -> tuple[list[T], list[Finding]]:
+    """Parse every node. Returns the values that could be read, and the findings of all others."""
     values: list[T] = []
     findings: list[Finding] = []
     for node in nodes:
@@ -120,9 +133,7 @@ def each(nodes: Iterable[N], parse: Callable[[N], T]) -> tuple[T, ...]:
             values.append(parse(node))
         except Refused as refused:
             findings.extend(refused.findings)
-    if findings:
-        raise Refused(*findings)
-    return tuple(values)
+    return values, findings
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

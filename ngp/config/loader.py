@@ -150,6 +150,8 @@ def _read_keys(document: Entries, folder: str, modules: Modules) -> tuple[Writte
             except Refused as refused:
                 findings.extend(Finding(each.line, key.text, each.value, each.message) for each in refused.findings)
                 failed.add(key.text)
+                if refused.readable is not None:
+                    parsed[key.text] = refused.readable
     written = Written(parsed, nodes, failed, modules, brought, folder)
     for key_of_choice, module in written.chosen():
         try:

@@ -8,12 +8,12 @@ refused: which of them counts mustn't depend on their order in the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ngp.config.destinations import prefix
-from ngp.config.document import Entries, Items, Node, each, refuse
+from ngp.config.document import Entries, Finding, Items, Node, Refused, refuse, show, try_each
 from ngp.config.units import data_rate_bytes_s, price_msat_per_gib, share_ppm
 from ngp.config.values import fields_of, interface, quantity, scalar
 from ngp.core.messages import Prefix
@@ -111,19 +111,29 @@ class WrittenRule:
 
 
 def price_rules(node: Node) -> tuple[WrittenRule, ...]:
-    """Read PRICES: a list of entries, each with a prefix and at least one price or a margin. Raises Refused."""
+    """Read PRICES: a list of entries, each with a prefix and at least one price or a margin.
+
+    Raises: Refused; it has the entries that could be read.
+    """
     if not isinstance(node, Items):
         raise refuse(node, "is not a list of prices: write a line `- {prefix: 198.51.100.0/24, sell: 3 msat}` for each")
-    rules = each(node.items, _price_rule)
+    rules, findings = try_each(node.items, _price_rule)
+    findings.extend(_second_prices(rules))
+    if findings:
+        raise Refused(*findings, readable=tuple(rules))
+    return tuple(rules)
+
+
+def _second_prices(rules: Iterable[WrittenRule]) -> Iterator[Finding]:
     of_prefix = dict[Prefix, list[WrittenRule]]()
     for written in rules:
         others = of_prefix.setdefault(written.rule.prefix, [])
-        for earlier in others:
-            if written.rule.rivals(earlier.rule):
-                second = f"gives {written.rule.prefix} a second price, as the entry in line {earlier.node.line},"
-                raise refuse(written.node, f"{second} for the same {_shared(earlier.rule.hours, written.rule.hours)}")
+        earlier = next((each for each in others if written.rule.rivals(each.rule)), None)
+        if earlier is not None:
+            second = f"gives {written.rule.prefix} a second price, as the entry in line {earlier.node.line},"
+            message = f"{second} for the same {_shared(earlier.rule.hours, written.rule.hours)}"
+            yield Finding(written.node.line, "", show(written.node), message)
         others.append(written)
-    return rules
 
 
 def _shared(one: Hours | None, other: Hours | None) -> str:

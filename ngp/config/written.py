@@ -30,6 +30,7 @@ class Written:
     """Values by key: the parsed values, their nodes (for line numbers), and the keys that could not be read.
 
     Attributes:
+        parsed: of a key that could not be read, the part that could be, if there is one.
         modules: names of the installed modules, by group.
         brought: each module's own keys (ModuleSettings), by module: of the modules that the file chooses; if the file
             has a key that isn't ngp's own, of all installed modules that can be loaded.
@@ -47,6 +48,10 @@ class Written:
         """Return a key's value, or its default."""
         value: T = self.parsed[key.name] if key.name in self.parsed else key.default_value()
         return value
+
+    def has_failed(self, *needed: Key[Any]) -> bool:
+        """Say whether one of these keys could not be read."""
+        return any(key.name in self.failed for key in needed)
 
     def chosen(self) -> Iterator[tuple[Key[Any], ModuleId]]:
         """Yield the modules that the file names, each with the key that names it; unreadable keys are skipped."""
