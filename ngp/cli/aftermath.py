@@ -82,7 +82,8 @@ def describe(kernel: KernelState, state_dir: Path, last_sign: str, pid: int = 0)
     if kernel.meter:
         return f"{how}, and its meter still counts bought traffic; no traffic is refused. {_NEXT}"
     if kernel.closed:
-        return "traffic from and to mesh interfaces is dropped (WHEN_STOPPED: closed) until `ngp start`"
+        until = "`ngp start`, or WHEN_STOPPED: open and `ngp stop`"
+        return f"traffic from and to mesh interfaces is dropped (WHEN_STOPPED: closed) until {until}"
     if killed:
         why = "the machine rebooted since, or the daemon ran in another namespace (ip netns exec)"
         return f"{how}; nothing of it is in this network namespace: {why}"

@@ -1,4 +1,7 @@
-"""`ngp stop`: end the daemon, or clean up after one that was killed. Returns when nothing of it is left."""
+"""`ngp stop`: end the daemon, or clean up after one that was killed. Returns when nothing of it is left.
+
+If no daemon runs or was killed, it opens what an earlier stop closed, if WHEN_STOPPED has been changed to open since.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ def command(place: Place) -> int:
 def stop(place: Place) -> int:
     """Stop the daemon of a place and print what was done.
 
-    Raises: RunningError: there was nothing to stop. LedgerError: it stopped, but records that couldn't be written are
-        lost.
+    Raises: RunningError: there was nothing to stop or to open. LedgerError: it stopped, but records that couldn't be
+        written are lost.
     """
     lost: object = ""
     state_dir = _state_dir(place)
@@ -43,8 +46,13 @@ def stop(place: Place) -> int:
         _await_end(place, progress)
     except RunningError:
         progress.end()
-        if running_pid(state_dir) is not None or not left_behind(state_dir):
+        if running_pid(state_dir) is not None:
             raise
+        if not left_behind(state_dir):
+            if not _reopened(place):
+                raise
+            say("ngp wasn't running; what an earlier stop had closed is open now, as WHEN_STOPPED says")
+            return 0
         lost = _clean_up(place)
         if lost:
             raise LedgerError(clean(lost)) from None
@@ -90,6 +98,16 @@ def _clean_up(place: Place) -> str:
         say("WHEN_STOPPED is unknown, so forwarded traffic passes freely, as with open; net.conf can't be used:")
         say(*map(clean, why_not.splitlines()))
     return lost or ""
+
+
+def _reopened(place: Place) -> bool:
+    """Open what an earlier stop closed, if net.conf says open now. Returns whether anything was closed."""
+    settings, _ = _settings(place)
+    if settings is None or settings.closed_when_stopped:
+        return False
+    from ngp.daemon import offline  # late: it imports every module, and isn't needed if a daemon runs
+
+    return offline.reopen(settings, place.state_dir)
 
 
 def _settings(place: Place) -> tuple[Settings | None, str]:

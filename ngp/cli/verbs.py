@@ -56,7 +56,8 @@ VERBS = (
     Verb(
         "stop", "", "stop the daemon and remove all that it put into the kernel",
         "Returns when the daemon has ended and nothing of it is left in the kernel. If the daemon was killed, this "
-        "command cleans up itself. WHEN_STOPPED in net.conf says whether traffic passes afterwards.",
+        "command cleans up itself. WHEN_STOPPED in net.conf says whether traffic passes afterwards; if it is open, "
+        "what an earlier stop closed is opened too, although no daemon runs.",
         (("sudo ngp stop", "stop, or clean up after a daemon that was killed"),),
     ),
     Verb(

@@ -20,7 +20,7 @@ from ngp.core.values import Check
 from ngp.daemon import belongings, checkup, last_books, lightning, main, payment_keys
 from ngp.daemon.desired import FAMILIES
 from ngp.daemon.state import NamespaceLock, StateLock, forget_killed, keep_last_sign, running_pid
-from ngp.errors import ConfigError, LedgerError, NgpError, RunningError
+from ngp.errors import ConfigError, KernelError, LedgerError, NgpError, RunningError
 from ngp.ports import Store
 from ngp.ports.network import KernelState
 from ngp.ports.payment import PaymentInfo
@@ -83,6 +83,32 @@ def shut(settings: Settings, state_dir: Path) -> None:
     network = main.make_network(settings, state_dir)
     try:
         network.shut(settings.mesh_interfaces, settings.never_mesh, FAMILIES[settings.network_module])
+    finally:
+        network.close()
+        namespace.release()
+
+
+def reopen(settings: Settings, state_dir: Path) -> bool:
+    """Remove what WHEN_STOPPED: closed left in the firewall. Returns whether there was anything; False without rights.
+
+    Where a meter stands nothing is removed: its daemon runs or was killed, and its own `ngp stop` is needed.
+
+    Raises: KernelError: the kernel refuses.
+    """
+    try:
+        namespace = NamespaceLock.take()
+    except RunningError:
+        return False
+    network = main.make_network(settings, state_dir)
+    try:
+        try:
+            found = network.kernel_state()
+        except KernelError:
+            return False
+        if found.meter or not found.closed:
+            return False
+        network.clean_up(leave_closed=False)
+        return True
     finally:
         network.close()
         namespace.release()

@@ -29,7 +29,7 @@ NEXT = "`ngp start` takes over, `ngp stop` removes what is left; either charges 
         (KernelState(meter=True, sells=True), True, ("gate is gone", "uploads of neighbours pass uncharged", NEXT)),
         (KernelState(meter=True), True, ("counts bought traffic", "no traffic is refused", NEXT)),
         (KernelState(meter=True, sells=True, gate=True), False, ("another state directory", "--state-dir")),
-        (KernelState(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`")),
+        (KernelState(closed=True), False, ("is dropped (WHEN_STOPPED: closed)", "`ngp start`", "`ngp stop`")),
         (KernelState(), True, ("was killed", "T0", "reboot", "ip netns")),
     ],
 )

@@ -127,6 +127,22 @@ def test_close_needs_no_state_directory_and_does_nothing_where_stopped_means_ope
     assert (done.returncode, done.stdout) == (0, "WHEN_STOPPED is open: nothing was closed\n")
 
 
+@pytest.mark.parametrize(
+    ("says", "stands", "code"), [("open", "closed", 0), ("closed", "closed", 7), ("open", "gate", 7), ("open", "", 7)]
+)
+def test_stop_without_a_daemon_opens_what_was_closed_if_the_file_says_open_now(
+    host: Host, says: str, stands: str, code: int
+) -> None:
+    host.state_dir.mkdir(mode=0o700)
+    host.config.write_text(host.config.read_text().replace("closed", says))
+    done = host.ngp("stop", "--config", "net.conf", NGP_FAKE_STANDS=stands)
+    assert (done.returncode, (host.state_dir / "cleaned").exists()) == (code, code == 0), done.stderr
+    if code == 0:
+        assert (host.state_dir / "cleaned").read_text() == "False" and "open now" in done.stdout
+        failed = host.ngp("stop", "--config", "net.conf", NGP_FAKE_STANDS=stands, NGP_FAKE="refuse")
+        assert (failed.returncode, failed.stderr) == (4, "ngp: no rights: sudo ngp stop\n")
+
+
 @pytest.mark.parametrize("whose", ["this state directory", "another"])
 def test_close_beside_a_daemon_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
     def take() -> NamespaceLock:
