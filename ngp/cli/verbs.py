@@ -275,6 +275,17 @@ class VerbGroup(click.Group):
         found: click.Command = import_module(f"ngp.cli.{cmd_name}").command
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb of a command line. Raises click.UsageError, with the most similar verb if one is."""
+        if args[0] not in _BY_NAME and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # late: it is needed for errors only
+
+            near = get_close_matches(args[0].lower(), _BY_NAME, 1)
+            ctx.fail(" ".join((f"No such command {args[0]!r}.", *(f"Did you mean {name!r}?" for name in near))))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table's summaries, without importing anything."""
         with formatter.section("Verbs"):

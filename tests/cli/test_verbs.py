@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ngp import cli
 from ngp.cli import accounts, neighbours
 from ngp.cli.show import print_unless_real
 from ngp.config.loader import parse
@@ -386,3 +387,19 @@ def test_the_state_directory_comes_from_net_conf(running: Host) -> None:
         assert running.ngp("server", "test", "--config", "net.conf", "--state-dir", "/nowhere").returncode == 7
     finally:
         running.environment = {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("contract", " Did you mean 'contracts'?"),
+        ("neighbors", " Did you mean 'neighbours'?"),
+        ("Status", " Did you mean 'status'?"),
+        ("zzz", ""),
+    ],
+)
+def test_a_verb_that_does_not_exist_gets_the_most_similar_one(
+    typed: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([typed]) == 2
+    assert capsys.readouterr().err == f"ngp: No such command {typed!r}.{hint} See: ngp --help\n"
