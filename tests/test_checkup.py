@@ -200,6 +200,9 @@ def test_links_whose_packets_are_dropped_since_nobody_there_says_hello_are_a_war
     world.peers.unheard["eth1"] = Unheard(b"else", now - 20, now - 3)
     (line,) = list(checkup.unheard(world, world.now))
     assert line.ok and "packets from 65:6c:73:65 on eth1: dropped" in line.found and "10325" in line.remedy
+    world.peers.unheard["eth1"] = Unheard(b"else", now - 20, now - 3, slowed=True)
+    (line,) = list(checkup.unheard(world, world.now))
+    assert line.ok and "slowed by UNPAID_RATE" in line.found and "dropped" not in line.found
     world.peers.unheard["eth1"] = Unheard(b"else", now - 10, now)  # a hello may be on its way
     assert list(checkup.unheard(world, world.now)) == []
     world.peers.unheard["eth1"] = Unheard(b"else", now - 90, now - 61)

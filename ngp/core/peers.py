@@ -109,11 +109,17 @@ class Neighbour:
 
 @dataclass(slots=True)
 class Unheard:
-    """A link whose packets are dropped because it says no hello. Attributes: first and last drop, monotonic seconds."""
+    """A link whose packets nobody pays for because it says no hello.
+
+    Attributes:
+        first_mono_s, last_mono_s: when such a packet was first and last decided about.
+        slowed: UNPAID_RATE lets the last one pass; otherwise it was dropped.
+    """
 
     link_address: bytes
     first_mono_s: float
     last_mono_s: float
+    slowed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +132,7 @@ class Peers:
         blocked: identities that the operator blocked, on all their links.
         strangers: packets of links that haven't said hello, each with the instant until which it waits.
         silence_due: by interface, when the log may next name a link that hasn't said hello.
-        unheard: by interface, the link there whose packets were dropped last because it hasn't said hello.
+        unheard: by interface, the link there whose packet was last dropped or slowed because it hasn't said hello.
         greeted: when we last broadcast a hello that wants replies, by interface.
         newcomers_questions: how often we may ask others on behalf of neighbours that never paid us. Those on one
             interface have a part together.

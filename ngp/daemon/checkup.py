@@ -262,7 +262,7 @@ def free_beyond(ways: Iterable[tuple[Prefix, Router]], world: World | None = Non
 
 
 def unheard(world: World, now: Now) -> Iterator[Check]:
-    """Warn of links whose packets we drop because nobody there says hello; the log has this warning once an hour.
+    """Warn of links whose packets we drop or slow because nobody there says hello; the log does so once an hour.
 
     Args: now: the present time; the core knows only the time of its latest event, which may be long ago.
     """
@@ -271,7 +271,8 @@ def unheard(world: World, now: Now) -> Iterator[Check]:
         lasts = one.last_mono_s - one.first_mono_s >= SILENT_AT_FIRST_S
         if lasts and now.monotonic_s < one.last_mono_s + UNHEARD_S and not (neighbour and neighbour.up):
             sender = f"packets from {one.link_address.hex(':')} on {interface}" if one.link_address else interface
-            found = f"{sender}: dropped, as nobody there says hello in words that we understand"
+            fate = "slowed by UNPAID_RATE, uncharged" if one.slowed else "dropped"
+            found = f"{sender}: {fate}, as nobody there says hello in words that we understand"
             yield Check("neighbours", True, found, f"ngp must run there, in the same version; {_HEARD_NOT}")
 
 

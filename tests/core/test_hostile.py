@@ -276,6 +276,15 @@ def test_a_client_without_ngp_is_warned_of_once_an_hour_on_each_interface() -> N
     assert again.startswith("packets from 02:6f:74:68:65:72 on eth1 ")
 
 
+def test_a_client_without_ngp_that_is_slowed_is_not_called_dropped() -> None:
+    sim = Sim(gateway=settings(unpaid_bytes_s=1000))
+    told_of_packets(sim, [("eth1", b"first")])
+    sim.now += 15
+    (told,) = told_of_packets(sim, [("eth1", b"first")])
+    assert told == f"packets from 66:69:72:73:74 on eth1 pass only slowly and uncharged, by UNPAID_RATE: {WHY}"
+    assert sim.gateway.world.peers.unheard["eth1"].slowed
+
+
 def test_a_client_whose_ngp_stopped_is_warned_of_as_well() -> None:
     sim = Sim()
     sim.happen(sim.gateway, ev.MessageReceived(sim.client.identity, sim.client.link, 1, Bye(), 9 << 32))

@@ -85,24 +85,25 @@ def strangers_due(world: World) -> None:
     """Drop the packets of links that didn't say hello in time, or let them pass by UNPAID_RATE."""
     while world.peers.strangers and world.peers.strangers[0][0] <= world.now.monotonic_s:
         packet = world.peers.strangers.popleft()[1]
-        world.do(Decide(packet.handle, Verdict.REPEAT if _is_slowed(world, packet) else Verdict.DROP))
-        _note_silence(world, packet.link)
-        _tell_of_silence(world, packet.link)
+        slowed = _is_slowed(world, packet)
+        world.do(Decide(packet.handle, Verdict.REPEAT if slowed else Verdict.DROP))
+        _note_silence(world, packet.link, slowed)
+        _tell_of_silence(world, packet.link, slowed)
     if world.peers.strangers:
         world.timers.set(Due.STRANGERS, b"", world.peers.strangers[0][0])
 
 
-def _note_silence(world: World, link: tuple[str, bytes]) -> None:
-    """Remember, for `ngp check`, since when packets of an interface's strangers have been dropped."""
+def _note_silence(world: World, link: tuple[str, bytes], slowed: bool) -> None:
+    """Remember, for `ngp check`, since when packets of an interface's strangers have been dropped or slowed."""
     now, (interface, link_address) = world.now.monotonic_s, link
     unheard = world.peers.unheard = {
         name: one for name, one in world.peers.unheard.items() if now < one.last_mono_s + UNHEARD_S
     }
     one = unheard.setdefault(interface, Unheard(link_address, now, now))
-    one.link_address, one.last_mono_s = link_address, now
+    one.link_address, one.last_mono_s, one.slowed = link_address, now, slowed
 
 
-def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
+def _tell_of_silence(world: World, link: tuple[str, bytes], slowed: bool) -> None:
     """Warn the operator of a client on which no ngp of our version runs (any more), once an hour for each interface.
 
     The first packet causes no warning, as a hello may be on its way. All link addresses on an interface share one
@@ -118,7 +119,8 @@ def _tell_of_silence(world: World, link: tuple[str, bytes]) -> None:
     due[interface] = now + STRANGERS_WARN_EVERY_S
     sender = f"packets from {link_address.hex(':')} on {interface}" if link_address else f"packets on {interface}"
     why = "nobody there says hello in words that we understand; does ngp run there, and in the same version?"
-    world.log(f"{sender} are dropped: {why}", logging.WARNING)
+    fate = "pass only slowly and uncharged, by UNPAID_RATE" if slowed else "are dropped"
+    world.log(f"{sender} {fate}: {why}", logging.WARNING)
 
 
 def _hold_for_contract(world: World, sale: Sale, packet: HeldPacket) -> None:
