@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ngp.cli.place import Place
 from ngp.cli.show import iso
-from ngp.daemon.state import gating_pid, last_sign_s, was_killed
+from ngp.daemon.state import gating_pid, last_sign_s, state_dir_of, was_killed
 from ngp.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ def look(place: Place) -> Check | None:
         may = f"the daemon of {place.state_dir} was killed, and what it put into the kernel may still be in force"
         return Check("daemon", False, f"{may}: {error}", "sudo ngp start") if killed else None
     last_sign = iso(last_sign_s(place.state_dir)) if killed else ""
-    found = describe(kernel, place.state_dir, last_sign, 0 if killed else gating_pid())
+    pid = 0 if killed else gating_pid()
+    theirs = state_dir_of(pid)
+    found = describe(kernel, place.state_dir, last_sign, pid, theirs)
     if not found:
         return None
     in_force = kernel.meter or kernel.closed
-    remedy = "sudo ngp start" if killed or kernel.closed else "sudo ngp check --state-dir DIR"
+    remedy = "sudo ngp start" if killed or kernel.closed else f"sudo ngp check --state-dir {theirs or 'DIR'}"
     return Check("daemon", not in_force, found, remedy if in_force else "")
 
 
@@ -58,21 +60,22 @@ def _settings(place: Place) -> Settings | None:
         return None
 
 
-def describe(kernel: KernelState, state_dir: Path, last_sign: str, pid: int = 0) -> str:
+def describe(kernel: KernelState, state_dir: Path, last_sign: str, pid: int = 0, theirs: Path | None = None) -> str:
     """Say what is in force without a daemon; "" if nothing is. Pure.
 
     Args:
         last_sign: last time at which a daemon that was killed here was certainly alive; "" if none was killed.
         pid: the process that gates this network namespace with another state directory; 0 if none is visible.
+        theirs: that directory; None if it isn't known.
     """
     killed = bool(last_sign)
     how = f"the daemon of {state_dir} was killed (last sign of life {last_sign})"
     if kernel.meter and not killed:
         whose = f" (of process {pid})" if pid else ""
-        return (
-            f"the gate or meter in this network namespace belongs to another state directory{whose}: name "
-            "that directory with --state-dir"
-        )
+        belongs = "the gate or meter in this network namespace belongs to another state directory"
+        if theirs is not None:
+            return f"{belongs}, {theirs}{whose}: name it with --state-dir {theirs}"
+        return f"{belongs}{whose}: name that directory with --state-dir"
     if kernel.meter and kernel.gate:
         rest = "new destinations and renewals are refused"
         return f"{how}, and its gate is still in force: contracts run on and are charged; {rest}. {_NEXT}"

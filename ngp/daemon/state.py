@@ -143,9 +143,11 @@ class NamespaceLock:
             holder.close()
             pid = gating_pid()
             who, how = (f"process {pid}", f"kill {pid}, or ") if pid else ("another process", "")
+            theirs = state_dir_of(pid)
+            where, named = (f" {theirs}", str(theirs)) if theirs else ("", "with its directory")
             raise RunningError(
-                f"another ngp ({who}), with another state directory, gates this network namespace: stop that one ({how}"
-                "ngp stop --state-dir with its directory), or start this one in a namespace of its own (ip netns exec)"
+                f"another ngp ({who}), with another state directory{where}, gates this network namespace: stop that "
+                f"one ({how}ngp stop --state-dir {named}), or start this one in a namespace of its own (ip netns exec)"
             ) from error
         return cls(holder)
 
@@ -175,6 +177,17 @@ def gating_pid() -> int:
                 if os.readlink(link) in wanted:
                     return int(link.parts[2])
     return 0
+
+
+def state_dir_of(pid: int) -> Path | None:
+    """Return the state directory that a daemon holds locked, by its open files; None if /proc doesn't show them."""
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                opened = Path(os.readlink(link))
+                if opened.name == PID_FILE:
+                    return opened.parent
+    return None
 
 
 def running_pid(state_dir: Path) -> int | None:

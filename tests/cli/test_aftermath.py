@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from ngp import store
+from ngp.cli import aftermath
 from ngp.cli.aftermath import describe
-from ngp.daemon.state import last_sign_s
+from ngp.cli.place import Place
+from ngp.daemon import offline
+from ngp.daemon.state import StateLock, last_sign_s
 from ngp.ports.network import KernelState
 from tests.cli.conftest import Host
 
@@ -42,6 +45,21 @@ def test_what_is_in_force_and_what_to_do(kernel: KernelState, killed: bool, says
 def test_a_daemon_of_another_state_directory_is_named_by_its_process() -> None:
     assert "of process 4711" in describe(KernelState(meter=True), Path("/s"), "", 4711)
     assert "process" not in describe(KernelState(meter=True), Path("/s"), "")
+    told = describe(KernelState(meter=True), Path("/s"), "", 4711, Path("/other"))
+    assert "state directory, /other (of process 4711): name it with --state-dir /other" in told
+
+
+def test_the_directory_of_another_daemon_is_found_by_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "kernel_state", lambda *_: KernelState(meter=True))
+    monkeypatch.setattr(aftermath, "gating_pid", os.getpid)
+    place = Place(str(tmp_path / "ours"))
+    unknown = aftermath.look(place)
+    lock = StateLock.take(tmp_path)
+    known = aftermath.look(place)
+    lock.release()
+    assert unknown and unknown.remedy == "sudo ngp check --state-dir DIR"
+    assert known and known.remedy == f"sudo ngp check --state-dir {tmp_path}"
+    assert f"another state directory, {tmp_path} (of process {os.getpid()})" in known.found
 
 
 def test_nothing_is_said_if_nothing_is_in_force() -> None:

@@ -99,9 +99,9 @@ def test_check_without_a_daemon_says_what_is_in_force(host: Host, stands: str, k
         host.config.write_text(text)
         done = host.ngp("check", "--config", "net.conf", "--json", NGP_FAKE_STANDS=stands)
         row = json.loads(done.stdout)[1]
-        remedy = "sudo ngp check --state-dir DIR" if "another" in says else "sudo ngp start"
-        assert (done.returncode, row["name"], row["ok"], row["remedy"]) == (code, "daemon", False, remedy)
-        assert says in row["found"]
+        remedy = "sudo ngp check --state-dir " if "another" in says else "sudo ngp start"
+        assert (done.returncode, row["name"], row["ok"]) == (code, "daemon", False)
+        assert says in row["found"] and row["remedy"].startswith(remedy)
 
 
 def test_check_without_a_daemon_looks_at_the_ledger(host: Host) -> None:

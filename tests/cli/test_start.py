@@ -105,15 +105,21 @@ def test_two_state_directories_run_side_by_side(host: Host) -> None:
     assert host.ngp("server", "test").returncode == 0
 
 
-def test_a_second_daemon_in_a_namespace_is_refused_with_the_first_ones_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_daemon_in_a_namespace_is_refused_with_the_first_ones_number_and_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(state, "_NAMESPACE_NAME", f"\0ngp/test/{os.getpid()}".encode())
     assert not NamespaceLock.is_held()
     first = NamespaceLock.take()
     assert NamespaceLock.is_held()
     pid = os.getpid()
     expected = rf"another ngp \(process {pid}\), .* gates this network namespace: stop that one \(kill {pid}, or "
-    with pytest.raises(RunningError, match=expected):
+    with pytest.raises(RunningError, match=f"{expected}ngp stop --state-dir with its directory"):
         NamespaceLock.take()
+    lock = StateLock.take(tmp_path)
+    with pytest.raises(RunningError, match=f"state directory {tmp_path}, gates .*, or ngp stop --state-dir {tmp_path}"):
+        NamespaceLock.take()
+    lock.release()
     first.release()
     NamespaceLock.take().release()
 
