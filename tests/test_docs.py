@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ngp.config import Key, parse, shipped_keys
+from ngp.config import Key, parse, shipped_keys, units
 from ngp.config.keys import MESH_INTERFACES, guide_row
 from ngp.daemon.api.rentals import OfferRow, RentalRow
 from ngp.daemon.api.rows import AccountRow, ContractRow, JournalRow
@@ -71,6 +72,18 @@ def test_the_shipped_files_examples_work() -> None:
     assert settings.ignore_interfaces == ("eth0",)
     assert settings.letting is not None
     assert (len(settings.letting.pools), len(settings.letting.offers)) == (2, 2)
+
+
+def test_the_guides_table_of_units_has_each_quantity_with_examples_that_are_read() -> None:
+    quantities: dict[str, Callable[[str], int]] = {
+        "money": units.money_msat, "price": units.price_msat_per_gib, "data": units.data_bytes,
+        "data a second": units.data_rate_bytes_s, "time": units.time_s,
+    }  # fmt: skip
+    chapter = GUIDE.partition("\n### Units\n")[2].partition("\n### ")[0]
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| [^|]+ \| ([^|]+) \|", chapter, re.MULTILINE))
+    assert rows.keys() == quantities.keys()
+    for name, examples in rows.items():
+        assert all(quantities[name](example) for example in re.findall("`([^`]+)`", examples))
 
 
 def test_required_keys_are_those_without_default() -> None:
