@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from ngp.cli.client import Daemon
 from ngp.cli.place import Place
-from ngp.cli.show import Column, Row, clean, data, field, key, print_rows
+from ngp.cli.show import Column, Row, clean, data, field, key, price, print_rows
 from ngp.cli.verbs import verb_command
+
+MOST_OFFERS = 4  # written for each neighbour
 
 
 def _network(row: Row) -> str:
@@ -53,8 +55,14 @@ def command(place: Place, as_json: bool) -> int:
 
 
 def _print_more(rows: Sequence[Row]) -> None:
-    """Write whom our routes lead through (CHOOSE_ROUTES), and why some are paid nothing or sell us nothing."""
+    """Write offers and whom our routes lead through (CHOOSE_ROUTES), and why some are paid nothing or sell nothing."""
     for row in rows:
+        if offers := row.get("offers"):
+            shown = [
+                f"{clean(one['destination'])} for {price(one['price_msat_per_gib'])}" for one in offers[:MOST_OFFERS]
+            ]
+            more = f" and {len(offers) - MOST_OFFERS} more (--json)" if len(offers) > MOST_OFFERS else ""
+            print(f"{key(row['neighbour'])} offers {', '.join(shown)}{more}")
         if row.get("chosen_for"):
             where = ", ".join(map(clean, row["chosen_for"]))
             print(f"packets to {where} go through {key(row['neighbour'])}, whose quality is {row['quality']:.2f}")

@@ -126,6 +126,16 @@ def test_whom_our_routes_lead_through_is_said(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "packets to 0.0.0.0/0, ::/0 go through 7f3a7f3a7f3a7f3a, whose quality is 0.99\n"
 
 
+@pytest.mark.parametrize("number", [1, 4, 6])
+def test_what_a_neighbour_offers_is_said_with_its_price(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    offers = [{"destination": f"198.51.100.{last}/32", "price_msat_per_gib": 5 << 20} for last in range(number)]
+    neighbours._print_more([{"neighbour": "7f3a" * 16, "offers": offers}, {"neighbour": "8e" * 32, "offers": []}])
+    said = capsys.readouterr().out
+    assert said.startswith("7f3a7f3a7f3a7f3a offers 198.51.100.0/32 for 5 msat/kB") and said.count("\n") == 1
+    assert said.count("/32 for ") == min(number, neighbours.MOST_OFFERS)
+    assert ("2 more (--json)" in said) is (number == 6)
+
+
 def test_status_shows_times_reasons_and_counters_in_words(running: Host) -> None:
     lines = running.ngp("status").stdout.splitlines()
     assert any(line.split(maxsplit=1) == ["uptime", "1 d 2 h 3 min 4 s"] for line in lines)
