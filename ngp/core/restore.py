@@ -203,10 +203,9 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
     account.priced += sale.priced
     _begin_again(world, sale)
     account.running += 1
-    is_blocked = found is None or found.grant.blocked  # after a reboot the kernel can't tell which ones waited
-    sale.unbought = sale.state is State.ACCEPTED and bool(sale.rests_on) and is_blocked
     if found is None:
         return sale
+    sale.unbought = sale.running and bool(sale.rests_on) and found.grant.blocked
     if found.reading.exhausted:
         seller_meter.look_if_exhausted(world, sale)  # the kernel's hint came while no daemon ran
     if account.charge(sale, found.reading):
@@ -297,6 +296,9 @@ def _limits(
                     world.halt(contract, CloseReason.UPSTREAM)  # it was about to end when the last process died
                 elif contract.id not in found_as_is:
                     world.grant(contract)
+            if any(contract.unbought for contract in contracts):  # nothing passes by them, so the kernel gives no hint
+                world.timers.set(Due.INVOICE, record.identity, world.now.monotonic_s + invoices.RETRY_S)
+                seller_meter.release_unbought(world, world.client(record.identity))
     for identity in found:
         rental = world.letting.rentals.get(identity)
         if rental is None or not rental.meter.is_in_kernel:
@@ -307,7 +309,7 @@ def _limit(
     world: World, record: AccountRecord, contracts: list[Sale], found: AdoptedAccount | None, at_mono_s: float
 ) -> None:
     account = world.client(record.identity)
-    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED]
+    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED or contract.unbought]
     for contract in unpaid:
         grace.accepted_unpaid(world, account, contract)
     # The ledger doesn't say which contract opened the credit. It is the first of those that wait for money.

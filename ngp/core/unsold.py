@@ -160,10 +160,10 @@ def sale_over(world: World, sale: Sale) -> None:
     If our route has changed, answers may still come by the old purchase for a while; it ends when it is idle. A quote
     that rests on a purchase keeps it, too. See `brought`.
     """
-    if not sale.rests_on or sale.unbought:
+    if not sale.rests_on:
         return
     purchase, held = world.running_purchase(sale.rests_on), world.bought(sale.rests_on)
-    if held is not None:
+    if held is not None and not sale.unbought:
         held.leave(sale.identity, world.now.monotonic_s)
     for one in upstream.ways(world, sale):
         if one is purchase or one.sold_to_bytes or one.sold_from_bytes:

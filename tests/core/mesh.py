@@ -20,7 +20,7 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import CloseReason
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import Adopted, Grant, HeldPacket, MeshRoutes, Onward, Reading, Verdict
+from ngp.core.kernel import Adopted, AdoptedContract, Grant, HeldPacket, MeshRoutes, Onward, Reading, Verdict
 from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.parts import sold_whole
@@ -72,11 +72,13 @@ class Node:
     def world(self) -> World:
         return self.gatekeeper.world
 
-    def reboot(self) -> None:
-        """Begin again from the ledger; the kernel has forgotten everything."""
+    def reboot(self, keeps_kernel: bool = False) -> None:
+        """Begin again from the ledger; the kernel has forgotten everything, or all accounts at least."""
+        running = [one for one in self.world.contracts if one in self.granted] if keeps_kernel else []
+        found = tuple(AdoptedContract(self.granted[one], self.reading(one)) for one in running)
         self.gatekeeper = self._begin(self.world.settings)
-        snapshot = self.ledger.load(self.mesh.now.utc_s)
-        self.carry_out(restore(self.gatekeeper, snapshot, Adopted(), self.mesh.now, self.mesh_routes))
+        snapshot, adopted = self.ledger.load(self.mesh.now.utc_s), Adopted((), found, self.mesh.now.monotonic_s)
+        self.carry_out(restore(self.gatekeeper, snapshot, adopted, self.mesh.now, self.mesh_routes))
 
     def link(self, other: str) -> tuple[str, bytes]:
         """Return the link on which this node sees another one."""
@@ -204,11 +206,11 @@ class Mesh:
         self.routers[name] = Node(name, self, self.usual)
         self.introduce(name, neighbour)
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str, keeps_kernel: bool = False) -> None:
         """Kill a node and start it again: what is on its way dies with it, and no last reading comes."""
         self.halted.clear()
         self.post.clear()
-        self[name].reboot()
+        self[name].reboot(keeps_kernel)
 
     def introduce(self, one: str, other: str) -> None:
         """Let two nodes hear each other."""

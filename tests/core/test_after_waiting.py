@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
-from mesh import HOST, MB, PLENTY, Mesh, Node, asks
+from mesh import HOST, MB, PLENTY, Mesh, Node, asks, promised
 from playbook import settings
 from test_losses_newcomers import accepts, quoted, shared, tries
 from test_unbought import is_bought, owes, pays, waits
@@ -14,9 +14,11 @@ from test_unsold import GRACE, KB, exhaust, line, stream
 from ngp.core import basis_changed, upstream
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
+from ngp.core.contract import State
 from ngp.core.messages import Cancel
 from ngp.core.records import ContractRecord, Record
 from ngp.core.selling.sale import Sale
+from ngp.core.timers import Due
 
 RICH_MSAT = 1_000_000_000
 DEAR = 8
@@ -107,12 +109,61 @@ def test_shed_ends_no_contract_that_waits() -> None:
 
 def test_a_contract_that_waited_when_the_daemon_died_waits_on_and_reserves_nothing() -> None:
     mesh, at, sale = waits()
-    assert tries(mesh, "a", "203.0.113.1")
+    assert sale.unbought and tries(mesh, "a", "203.0.113.1")
+    mesh.kill("b", keeps_kernel=True)
+    mesh.settle()
+    again, account = at.world.sale(sale.id), at.world.clients[sale.identity]
+    assert again is not None and again.unbought and not again.reserved_bytes
+    assert at.granted[sale.id].blocked and sale.id in account.unpaid
+    assert at.world.timers.at_mono_s(Due.INVOICE, sale.identity) < mesh.now.monotonic_s + 60, "it is asked for money"
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: bool) -> None:
+    """How much was bought for it in vain is forgotten then, so its little money is enough."""
+    mesh, at, _ = shared()
+    account = owes(mesh, "z")
+    at.save(account)
+    sale = quoted(mesh, "z", "203.0.113.1")
+    accepts(mesh, "z", sale)
+    assert sale.unbought and sale.state is State.ACTIVE and tries(mesh, "a", "203.0.113.1")
+    if has_room:
+        purchase = purchase_of(at, sale)
+        purchase.data_limit_bytes *= 2
+        at.ledger.put(purchase.record())
+    mesh.kill("b", keeps_kernel=True)
+    mesh.settle()
+    again = at.world.sale(sale.id)
+    assert (again is not None and again.running and not again.unbought) is has_room
+    assert at.granted[sale.id].blocked is not has_room
+    assert promised(mesh, "b")
+
+
+def test_a_contract_on_credit_goes_on_after_a_reboot_and_fits_when_its_money_comes() -> None:
+    mesh = line()
+    mesh.packet("a", "b")
+    mesh.carry("abc", 50 * KB)
+    mesh.wait(6)
+    at = mesh["b"]
+    at.world.effects = []
+    at.gatekeeper.flush()
+    at.carry_out(at.world.effects)
     mesh.kill("b")
     mesh.settle()
-    again = mesh["b"].world.sale(sale.id)
-    assert again is not None and again.unbought and not again.reserved_bytes
-    assert mesh["b"].granted[sale.id].blocked
+    sale = at.sale("a")
+    assert sale.used_bytes and not sale.unbought and not at.granted[sale.id].blocked
+    pays(mesh, "a", RICH_MSAT)
+    assert sale.running
+
+
+def test_what_was_used_needs_no_room_when_money_comes() -> None:
+    mesh, at, sale = waits()
+    assert tries(mesh, "a", "203.0.113.1")
+    purchase = purchase_of(at, sale)
+    purchase.data_limit_bytes = 2 * sale.data_limit_bytes - KB
+    sale.used_to_bytes = KB
+    pays(mesh, "z", RICH_MSAT)
+    assert sale.running and not at.granted[sale.id].blocked
 
 
 def test_the_end_of_one_contract_writes_none_of_the_others_that_wait_for_more_money(

@@ -230,3 +230,15 @@ def test_new_keys_on_one_link_open_no_credit_that_could_not_let_each_packet_pass
     accepts(mesh, "z", sale)
     account = at.world.clients[mesh["z"].identity]
     assert (account.credit is None) is at.granted[sale.id].blocked is bool(lacks_bytes)
+
+
+@pytest.mark.parametrize("grace_kb", [20, 64, 128])
+def test_a_packet_that_is_owed_takes_no_credit_from_another_key_on_the_link(grace_kb: int) -> None:
+    mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": grace_kb * KB}))
+    mesh.add("z", "b")
+    mesh["z"].route = "b"
+    at = mesh["b"]
+    at.world.credit.outstanding[at.link("z")] = 1500
+    accepts(mesh, "z", quoted(mesh, "z", "203.0.113.1"))
+    credit = at.world.clients[mesh["z"].identity].credit
+    assert credit is not None and credit.data_bytes == grace_kb * KB - 1500

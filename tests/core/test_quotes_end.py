@@ -1,4 +1,4 @@
-"""Quotes end: terms that are sent again are valid no longer, so a client that asks for ever gets the present price."""
+"""Quotes end: terms that are sent again are kept for a while only, so who asks for ever gets the present price."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from mesh import HOST, Mesh, Node, asks
 from playbook import MSAT_PER_KB
 
 from ngp.core import events as ev
+from ngp.core.kernel import HeldPacket
 from ngp.core.messages import Accept, Ask, Propose
 from ngp.core.prefixes import host_prefix
-from ngp.core.selling.quoting import QUOTE_VALID_S
+from ngp.core.selling.quoting import KEPT_S, QUOTE_VALID_S
 
 WHOLE = host_prefix(ip_address(HOST))
 DEAR, PAUSE_S = 8, 4
@@ -32,7 +33,7 @@ def prices_of(mesh: Mesh, contract: bytes = b"") -> list[int]:
     """Return the prices that c offers while b asks again and again, and c's price is raised after the first answer."""
     at, found = mesh["c"], list[int]()
     mesh.lost = {Propose, Accept}
-    for number in range(8):
+    for number in range(12):
         proposed = ask(mesh, contract)
         assert 0 < proposed.quote_valid_s <= QUOTE_VALID_S
         found.append(proposed.price_msat_per_gib)
@@ -46,7 +47,7 @@ def is_raised_once(prices: list[int]) -> bool:
     rises = [
         number for number, (before, price) in enumerate(zip(prices, prices[1:], strict=False), 1) if price > before
     ]
-    return len(rises) == 1 and prices[-1] == DEAR * MSAT_PER_KB and rises[0] * PAUSE_S <= QUOTE_VALID_S + PAUSE_S
+    return len(rises) == 1 and prices[-1] == DEAR * MSAT_PER_KB and rises[0] * PAUSE_S <= KEPT_S + PAUSE_S
 
 
 def test_a_client_that_asks_again_and_again_gets_a_new_price_when_the_old_quote_is_over() -> None:
@@ -65,3 +66,18 @@ def count(at: Node, contract: bytes) -> None:
     """Let a contract carry something, so that its renewal isn't an idle one."""
     at.counts.setdefault(contract, [0, 0])[0] += 1000
     at.step(ev.UsageRead((at.reading(contract),)))
+
+
+def test_an_accept_that_a_packet_overtakes_in_the_last_seconds_of_a_quote_is_taken() -> None:
+    mesh = Mesh("abc")
+    at = mesh["c"]
+    mesh.lost = {Propose}
+    offered = ask(mesh)
+    sale = at.sale("b")
+    sale.kept_until_mono_s = mesh.now.monotonic_s + 1  # it was sent again and again
+    at.step(HeldPacket(7, at.link("b"), ip_address(HOST), at.onward))
+    mesh.wait(0.3)
+    accept = Accept(offered.contract, offered.price_msat_per_gib, offered.data_limit_bytes)
+    at.step(ev.MessageReceived(sale.identity, at.link("b"), 1, accept, 1 << 43))
+    mesh.settle()
+    assert sale.running

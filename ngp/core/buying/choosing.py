@@ -148,7 +148,8 @@ def carried(world: World, purchase: Purchase, reading: Reading) -> None:
         state.returned = state.judged = True
         if neighbour is not None:
             neighbour.quality.unanswered_mono_s = 0.0
-            if neighbour.identity == purchase.identity:
+            if neighbour.identity == purchase.identity and state.carried_by != state.router:
+                state.carried_by = state.router
                 default_route.carried(world, neighbour, state.fork.prefix)
     if sent and neighbour is not None and neighbour.identity == purchase.identity:
         state.sent = True

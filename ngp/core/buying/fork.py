@@ -123,6 +123,7 @@ class ForkState:
         used_mono_s: when something was last sent, or asked for by a client of ours, as far as we know.
         carries: False: since it came into use, nothing was sent; clients only asked.
         sent, returned: whether something was sent, and came back, since `window_mono_s`.
+        carried_by: the router by which answers came last.
         unanswered: for how many such times in a row only something was sent.
         judged: False: nobody brought answers from there, so it says nothing about a neighbour that none come.
         suspects: neighbours through which no answers came, until another one shows whether that is their fault.
@@ -138,6 +139,7 @@ class ForkState:
     carries: bool = False
     sent: bool = False
     returned: bool = False
+    carried_by: Router | None = None
     window_mono_s: float = 0.0
     unanswered: int = 0
     judged: bool = True

@@ -72,8 +72,8 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> bool:
     if account.credit is None:
         left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
         # Less wouldn't let a packet pass that is larger: new keys on one link would have us buy in vain for each.
-        least_bytes = min(settings.grace_data_bytes, LARGEST_PACKET_BYTES)
-        if not sale.price_msat_per_gib or not least_bytes or left_bytes < least_bytes:
+        least_bytes = min(settings.grace_data_bytes // 2, LARGEST_PACKET_BYTES)
+        if not sale.price_msat_per_gib or not left_bytes or left_bytes < least_bytes:
             return False
         account.credit = Credit(0, sale.price_msat_per_gib, now, sale.link)
         world.credit.change(account.credit, left_bytes)

@@ -59,9 +59,10 @@ def _buy(world: World, sale: Sale, has_waited: bool) -> bool:
 
     Args: has_waited: since its accept others may have taken the room, and a part of a network may cost more by now.
     """
-    room = upstream.room(world, sale) if has_waited else sale.data_limit_bytes
-    if room is None or room < sale.data_limit_bytes or (has_waited and parts.has_dear(world, sale, sale.seller)):
-        return False
+    if has_waited:
+        room = upstream.room(world, sale)
+        if room is None or room < sale.data_limit_bytes - sale.used_bytes or parts.has_dear(world, sale, sale.seller):
+            return False
     return not losses.is_withheld(world, sale) and upstream.secure(world, sale)
 
 

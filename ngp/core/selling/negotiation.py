@@ -223,7 +223,7 @@ def _renewal_asked(
                 return
         terms = terms_of(world, sale, found)
         same = min(terms.ask_msat_per_gib, max(terms.least_msat_per_gib, sale.price_msat_per_gib))  # if possible
-        sale.renewal_offer, sale.offered_until_mono_s = Offer(limit, lifetime_s, max(least, same)), 0.0
+        sale.renewal_offer, sale.kept_until_mono_s = Offer(limit, lifetime_s, max(least, same)), 0.0
         world.move(sale, State.RENEWING)
     propose(world, neighbour, sale, message_id)
 
@@ -369,7 +369,7 @@ def rejected(world: World, neighbour: Neighbour, reject: Reject, message_id: int
         if reject.reason is RejectReason.PRICE:
             upstream.too_dear(world, sale)
         return False
-    sale.prices, sale.offered_until_mono_s = ((0, price),), 0.0
+    sale.prices, sale.kept_until_mono_s = ((0, price),), 0.0
     sale.round += 1
     world.move(sale, State.QUOTED, f"round {sale.round}")
     propose(world, neighbour, sale, message_id)
@@ -413,10 +413,12 @@ def quote_due(world: World, sale: Sale) -> None:
         _take_back(world, neighbour, sale)
     elif sale.state is State.QUOTED and sale.asked and neighbour is not None:
         sale.asked = 0
-        if sale.held and may_propose_again(world, sale):
-            propose(world, neighbour, sale)
-        else:
+        if not sale.held:
             forget(world, sale)  # nobody sends there
+        elif may_propose_again(world, sale):
+            propose(world, neighbour, sale)
+        else:  # its accept may be on its way
+            world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + upstream.LEAST_VALID_S)
     elif sale.state is State.QUOTED:
         world.move(sale, State.LAPSED)
         refuse(world, sale, SILENCE_S)

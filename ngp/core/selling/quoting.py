@@ -21,7 +21,7 @@ from ngp.core.timers import Due
 from ngp.core.world import World
 
 QUOTE_VALID_S = 10
-ROUNDING_S = 1e-6  # sums of seconds since the machine's start aren't exact
+KEPT_S = 30  # terms that are sent again, since an answer may have been lost, are kept for no longer
 REFUSAL_S = 30.0  # how long the kernel drops a client's packets to a destination that the client refused
 SILENCE_S = 5.0  # how long the kernel drops them if the client didn't answer in time, or may open no more contracts
 ASKED_AGAIN_S = 0.05  # a client that sends without accepting what it asked for may have asked for others: offer again
@@ -168,12 +168,12 @@ def terms_of(world: World, sale: Sale, found: upstream.Basis | None) -> SellTerm
 def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -> None:
     """Send the terms that wait for the client's answer: of a new contract, or of a renewal.
 
-    Sent again, they are valid no longer: a client that asks again and again would keep an old price for ever.
+    Sent again and again, they are kept for KEPT_S: a client that always asks would keep an old price for ever.
     """
     terms, renews, now = sale.renewal_offer or sale, sale.renewal_offer is not None, world.now.monotonic_s
-    valid_s = int(_valid_s(world, sale) + ROUNDING_S)
-    if not sale.offered_until_mono_s:
-        sale.offered_until_mono_s = now + valid_s
+    if not sale.kept_until_mono_s:
+        sale.kept_until_mono_s = now + KEPT_S
+    valid_s = int(min(QUOTE_VALID_S, sale.kept_until_mono_s - now, upstream.valid_s(world, sale)))
     world.timers.set(Due.QUOTE, sale.id, now + valid_s)
     world.send(
         neighbour,
@@ -192,14 +192,10 @@ def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -
     )
 
 
-def _valid_s(world: World, sale: Sale) -> float:
-    left_s = sale.offered_until_mono_s - world.now.monotonic_s if sale.offered_until_mono_s else QUOTE_VALID_S
-    return max(0.0, min(left_s, upstream.valid_s(world, sale)))
-
-
 def may_propose_again(world: World, sale: Sale) -> bool:
-    """Say whether the terms that were proposed are valid long enough to send them once more."""
-    return _valid_s(world, sale) >= upstream.LEAST_VALID_S
+    """Say whether the terms that were proposed are kept long enough to send them once more."""
+    kept_s = sale.kept_until_mono_s - world.now.monotonic_s
+    return min(kept_s, upstream.valid_s(world, sale)) >= upstream.LEAST_VALID_S
 
 
 def offer_again(world: World, sale: Sale) -> None:
