@@ -194,6 +194,8 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     contract.opened_for = client
     if not contract.used_bytes:
         world.count_opening(contract)
+        if isinstance(contract, Sale) and (found is None or found.grant.blocked):
+            contract.unbought = contract.running and bool(contract.rests_on)  # `_limits` looks whether it waited
     return contract
 
 
@@ -205,7 +207,6 @@ def _sale(world: World, record: ContractRecord, found: AdoptedContract | None) -
     account.running += 1
     if found is None:
         return sale
-    sale.unbought = sale.running and bool(sale.rests_on) and found.grant.blocked
     if found.reading.exhausted:
         seller_meter.look_if_exhausted(world, sale)  # the kernel's hint came while no daemon ran
     if account.charge(sale, found.reading):
@@ -294,22 +295,32 @@ def _limits(
                     world.halt(contract, CloseReason.UPSTREAM)  # it was agreed, but not bought yet
                 elif purchase is not None and contract.least_msat_per_gib < purchase.highest_msat_per_gib:
                     world.halt(contract, CloseReason.UPSTREAM)  # it was about to end when the last process died
-                elif contract.id not in found_as_is:
+                elif contract.unbought and _may_have_waited(world, contract):
+                    seller_meter.release(world, contract, is_new=True)
+                elif contract.unbought or contract.id not in found_as_is:
+                    contract.unbought = False
                     world.grant(contract)
             if any(contract.unbought for contract in contracts):  # nothing passes by them, so the kernel gives no hint
                 world.timers.set(Due.INVOICE, record.identity, world.now.monotonic_s + invoices.RETRY_S)
-                seller_meter.release_unbought(world, world.client(record.identity))
     for identity in found:
         rental = world.letting.rentals.get(identity)
         if rental is None or not rental.meter.is_in_kernel:
             world.do(ForgetAccount(identity))
 
 
+def _may_have_waited(world: World, sale: Sale) -> bool:
+    """Say whether an unused contract that the kernel blocks, or forgot, may have waited for money, and must still fit.
+
+    The kernel blocks all contracts if the last process died while it stopped.
+    """
+    return sale.state is State.ACCEPTED or world.client(sale.identity).funds_msat > 0
+
+
 def _limit(
     world: World, record: AccountRecord, contracts: list[Sale], found: AdoptedAccount | None, at_mono_s: float
 ) -> None:
     account = world.client(record.identity)
-    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED or contract.unbought]
+    unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED]
     for contract in unpaid:
         grace.accepted_unpaid(world, account, contract)
     # The ledger doesn't say which contract opened the credit. It is the first of those that wait for money.

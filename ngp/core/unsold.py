@@ -163,6 +163,8 @@ def sale_over(world: World, sale: Sale) -> None:
     if not sale.rests_on:
         return
     purchase, held = world.running_purchase(sale.rests_on), world.bought(sale.rests_on)
+    if sale.unbought and purchase is not None and _resting(world, purchase):
+        return  # it waited for money, so that nothing came by it
     if held is not None and not sale.unbought:
         held.leave(sale.identity, world.now.monotonic_s)
     for one in upstream.ways(world, sale):

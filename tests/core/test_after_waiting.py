@@ -9,7 +9,7 @@ from mesh import HOST, MB, PLENTY, Mesh, Node, asks, promised
 from playbook import settings
 from test_losses_newcomers import accepts, quoted, shared, tries
 from test_unbought import is_bought, owes, pays, waits
-from test_unsold import GRACE, KB, exhaust, line, stream
+from test_unsold import GRACE, KB, cancels, exhaust, line, stream
 
 from ngp.core import basis_changed, upstream
 from ngp.core import events as ev
@@ -18,6 +18,7 @@ from ngp.core.contract import State
 from ngp.core.messages import Cancel
 from ngp.core.records import ContractRecord, Record
 from ngp.core.selling.sale import Sale
+from ngp.core.streams import Debtor
 from ngp.core.timers import Due
 
 RICH_MSAT = 1_000_000_000
@@ -137,6 +138,57 @@ def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: 
     assert (again is not None and again.running and not again.unbought) is has_room
     assert at.granted[sale.id].blocked is not has_room
     assert promised(mesh, "b")
+
+
+def agreed_by_three_and_bought_for_one() -> tuple[Mesh, Node]:
+    """Return a mesh whose x, y and z have waited for HOST when it was bought for a, which is rich."""
+    mesh = line()
+    at = mesh["b"]
+    account = at.world.client(mesh["a"].identity)
+    account.paid_msat = RICH_MSAT
+    at.save(account)
+    for name in "xyz":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+        at.world.credit.outstanding[at.link(name)] = GRACE
+        accepts(mesh, name, quoted(mesh, name, HOST))
+    mesh.packet("a", "b")
+    mesh.carry("abc", 50 * KB)
+    at.world.effects = []
+    at.gatekeeper.flush()
+    at.carry_out(at.world.effects)
+    assert at.sale("a").used_bytes
+    return mesh, at
+
+
+@pytest.mark.parametrize("keeps_kernel", [False, True])
+def test_after_a_start_those_that_waited_take_nothing_from_one_that_has_bought(keeps_kernel: bool) -> None:
+    mesh, at = agreed_by_three_and_bought_for_one()
+    mesh.kill("b", keeps_kernel)
+    mesh.settle()
+    for name in "xyz":
+        assert at.sale(name).unbought
+        pays(mesh, name, 1000)
+    assert at.sale("a").running and not at.granted[at.sale("a").id].blocked and promised(mesh, "b")
+
+
+def test_a_kernel_that_is_closed_for_all_does_not_have_a_used_contract_wait() -> None:
+    """A process that is killed while it stops leaves it so."""
+    mesh, at = agreed_by_three_and_bought_for_one()
+    sale = at.sale("a")
+    at.granted = {one: grant._replace(blocked=True) for one, grant in at.granted.items()}
+    mesh.kill("b", keeps_kernel=True)
+    mesh.settle()
+    assert at.sale("a").id == sale.id and at.sale("a").running and not at.granted[sale.id].blocked
+
+
+def test_the_end_of_one_that_waited_takes_nothing_from_a_client_whose_payment_is_on_its_way() -> None:
+    mesh, at, sale = waits()
+    assert tries(mesh, "a", "203.0.113.1")
+    at.world.streams.debtors[mesh["a"].identity] = Debtor(mesh.now.monotonic_s, 0, 1)
+    cancels(mesh, "z", sale.id)
+    mesh.settle()
+    assert tries(mesh, "a", "203.0.113.1") and is_bought(at, sale)
 
 
 def test_a_contract_on_credit_goes_on_after_a_reboot_and_fits_when_its_money_comes() -> None:

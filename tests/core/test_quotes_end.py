@@ -81,3 +81,17 @@ def test_an_accept_that_a_packet_overtakes_in_the_last_seconds_of_a_quote_is_tak
     at.step(ev.MessageReceived(sale.identity, at.link("b"), 1, accept, 1 << 43))
     mesh.settle()
     assert sale.running
+
+
+def test_terms_that_last_no_longer_as_long_as_they_say_are_not_sent_again() -> None:
+    mesh = Mesh("abcd")
+    mesh.packet("c", "d")
+    purchase = mesh["c"].purchase("d")
+    purchase.expires_mono_s = mesh.now.monotonic_s + 60
+    mesh.lost = {Propose}
+    first = ask(mesh)
+    again = first
+    for _ in range(3):
+        mesh.wait(PAUSE_S)
+        again = ask(mesh)
+    assert again.lifetime_s <= purchase.expires_mono_s - mesh.now.monotonic_s < first.lifetime_s

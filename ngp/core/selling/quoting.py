@@ -193,9 +193,11 @@ def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -
 
 
 def may_propose_again(world: World, sale: Sale) -> bool:
-    """Say whether the terms that were proposed are kept long enough to send them once more."""
-    kept_s = sale.kept_until_mono_s - world.now.monotonic_s
-    return min(kept_s, upstream.valid_s(world, sale)) >= upstream.LEAST_VALID_S
+    """Say whether the terms that were proposed are kept long enough to send them once more, and still last as long."""
+    terms, purchase, now = sale.renewal_offer or sale, world.running_purchase(sale.rests_on), world.now.monotonic_s
+    if purchase is not None and purchase.expires_mono_s - now < terms.lifetime_s - QUOTE_VALID_S:
+        return False
+    return min(sale.kept_until_mono_s - now, upstream.valid_s(world, sale)) >= upstream.LEAST_VALID_S
 
 
 def offer_again(world: World, sale: Sale) -> None:
