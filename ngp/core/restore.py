@@ -194,8 +194,9 @@ def _contract(world: World, record: ContractRecord, found: AdoptedContract | Non
     contract.opened_for = client
     if not contract.used_bytes:
         world.count_opening(contract)
+        # The kernel can't tell if it has forgotten all, or blocks all, as when the last process died while it stopped.
         if isinstance(contract, Sale) and (found is None or found.grant.blocked):
-            contract.unbought = contract.running and bool(contract.rests_on)  # `_limits` looks whether it waited
+            contract.unbought = contract.state is State.ACCEPTED and bool(contract.rests_on)
     return contract
 
 
@@ -295,25 +296,19 @@ def _limits(
                     world.halt(contract, CloseReason.UPSTREAM)  # it was agreed, but not bought yet
                 elif purchase is not None and contract.least_msat_per_gib < purchase.highest_msat_per_gib:
                     world.halt(contract, CloseReason.UPSTREAM)  # it was about to end when the last process died
-                elif contract.unbought and _may_have_waited(world, contract):
+                elif contract.unbought:
                     seller_meter.release(world, contract, is_new=True)
-                elif contract.unbought or contract.id not in found_as_is:
-                    contract.unbought = False
+                elif contract.id not in found_as_is:
                     world.grant(contract)
-            if any(contract.unbought for contract in contracts):  # nothing passes by them, so the kernel gives no hint
-                world.timers.set(Due.INVOICE, record.identity, world.now.monotonic_s + invoices.RETRY_S)
+    for account in list(world.clients.values()):  # when all old credits count on their links
+        if any(contract.unbought for contract in account.unpaid.values()):  # nothing passes, so the kernel won't hint
+            world.timers.set(Due.INVOICE, account.identity, world.now.monotonic_s + invoices.RETRY_S)
+            seller_meter.lend(world, account)
+            world.limit(account)
     for identity in found:
         rental = world.letting.rentals.get(identity)
         if rental is None or not rental.meter.is_in_kernel:
             world.do(ForgetAccount(identity))
-
-
-def _may_have_waited(world: World, sale: Sale) -> bool:
-    """Say whether an unused contract that the kernel blocks, or forgot, may have waited for money, and must still fit.
-
-    The kernel blocks all contracts if the last process died while it stopped.
-    """
-    return sale.state is State.ACCEPTED or world.client(sale.identity).funds_msat > 0
 
 
 def _limit(

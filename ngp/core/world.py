@@ -466,10 +466,12 @@ class World:
         """Write a contract; the caller writes its account in the same step, so that their sums agree after a crash.
 
         A contract that was accepted without money and is being renewed is written as accepted. A restart gives up the
-        renewal, and the contract must still end if nobody pays for it.
+        renewal, and the contract must still end if nobody pays for it. So is one that waits for more money: only
+        accepted ones may have waited.
         """
         account, record = self.account_of(contract), contract.record()
-        if contract.state is State.RENEWING and contract.id in account.unpaid:
+        waits = isinstance(contract, Sale) and contract.unbought and contract.running
+        if waits or (contract.state is State.RENEWING and contract.id in account.unpaid):
             record = record._replace(state=State.ACCEPTED.value)
         self.unflushed.pop(contract.id, None)
         account.unsaved_msat -= contract.unsaved_msat

@@ -108,19 +108,45 @@ def test_shed_ends_no_contract_that_waits() -> None:
     assert sale.running and (paid is None or not paid.running)
 
 
-def test_a_contract_that_waited_when_the_daemon_died_waits_on_and_reserves_nothing() -> None:
+@pytest.mark.parametrize("owes_msat", [0, 100])
+@pytest.mark.parametrize("keeps_kernel", [False, True])
+def test_a_contract_that_waited_when_the_daemon_died_waits_on_and_reserves_nothing(
+    keeps_kernel: bool, owes_msat: int
+) -> None:
+    """One that owes something gets no credit at a start; another gets some, and ends if it doesn't fit any more."""
     mesh, at, sale = waits()
+    account = at.world.clients[sale.identity]
+    account.charged_msat = owes_msat
+    at.save(account)
     assert sale.unbought and tries(mesh, "a", "203.0.113.1")
-    mesh.kill("b", keeps_kernel=True)
+    mesh.kill("b", keeps_kernel)
     mesh.settle()
     again, account = at.world.sale(sale.id), at.world.clients[sale.identity]
-    assert again is not None and again.unbought and not again.reserved_bytes
-    assert at.granted[sale.id].blocked and sale.id in account.unpaid
-    assert at.world.timers.at_mono_s(Due.INVOICE, sale.identity) < mesh.now.monotonic_s + 60, "it is asked for money"
+    assert at.granted[sale.id].blocked and promised(mesh, "b")
+    assert (again is not None and again.unbought and again.id in account.unpaid) is bool(owes_msat)
+    if again is not None:
+        assert at.world.timers.at_mono_s(Due.INVOICE, sale.identity) < mesh.now.monotonic_s + 60, (
+            "it is asked for money"
+        )
 
 
+def test_a_client_that_never_paid_gets_credit_after_a_long_reboot_and_is_asked_for_money() -> None:
+    mesh = line()
+    mesh.packet("a", "b")
+    at, sale = mesh["b"], mesh["b"].sale("a")
+    assert sale.state is State.ACCEPTED and not sale.used_bytes
+    mesh.halted.clear()
+    mesh.now = type(mesh.now)(mesh.now.utc_s + 100, mesh.now.monotonic_s + 100)
+    mesh.kill("b")
+    mesh.settle()
+    sale = at.sale("a")
+    assert sale.running and not sale.unbought and not at.granted[sale.id].blocked
+    assert at.world.clients[sale.identity].open_credit(mesh.now.monotonic_s) is not None
+
+
+@pytest.mark.parametrize("keeps_kernel", [False, True])
 @pytest.mark.parametrize("has_room", [False, True])
-def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: bool) -> None:
+def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: bool, keeps_kernel: bool) -> None:
     """How much was bought for it in vain is forgotten then, so its little money is enough."""
     mesh, at, _ = shared()
     account = owes(mesh, "z")
@@ -132,11 +158,12 @@ def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: 
         purchase = purchase_of(at, sale)
         purchase.data_limit_bytes *= 2
         at.ledger.put(purchase.record())
-    mesh.kill("b", keeps_kernel=True)
+    mesh.kill("b", keeps_kernel)
     mesh.settle()
     again = at.world.sale(sale.id)
     assert (again is not None and again.running and not again.unbought) is has_room
     assert at.granted[sale.id].blocked is not has_room
+    assert at.world.sales.find(mesh["a"].identity, ip_address("203.0.113.1")).running, "it has bought"
     assert promised(mesh, "b")
 
 
@@ -167,7 +194,6 @@ def test_after_a_start_those_that_waited_take_nothing_from_one_that_has_bought(k
     mesh.kill("b", keeps_kernel)
     mesh.settle()
     for name in "xyz":
-        assert at.sale(name).unbought
         pays(mesh, name, 1000)
     assert at.sale("a").running and not at.granted[at.sale("a").id].blocked and promised(mesh, "b")
 

@@ -95,3 +95,22 @@ def test_terms_that_last_no_longer_as_long_as_they_say_are_not_sent_again() -> N
         mesh.wait(PAUSE_S)
         again = ask(mesh)
     assert again.lifetime_s <= purchase.expires_mono_s - mesh.now.monotonic_s < first.lifetime_s
+
+
+def test_a_quote_that_is_not_sent_again_is_honoured_as_long_as_it_said() -> None:
+    mesh = Mesh("abcd")
+    mesh.packet("c", "d")
+    at, began = mesh["c"], mesh.now.monotonic_s
+    at.purchase("d").expires_mono_s = began + 600  # so that the terms last no longer as long after a while
+    mesh.lost = {Propose}
+    for _ in range(3):
+        offered = ask(mesh)
+        mesh.wait(3.3)
+    until = mesh.now.monotonic_s - 3.3 + offered.quote_valid_s
+    mesh.wait(0.3)
+    at.step(HeldPacket(7, at.link("b"), ip_address(HOST), at.onward))
+    mesh.wait(until - mesh.now.monotonic_s - 0.5)
+    accept = Accept(offered.contract, offered.price_msat_per_gib, offered.data_limit_bytes)
+    at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, accept, 1 << 43))
+    mesh.settle()
+    assert at.sale("b").running

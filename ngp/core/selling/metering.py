@@ -48,6 +48,8 @@ def release(world: World, sale: Sale, is_new: bool = False) -> None:
         sale.unbought = not passes
     if is_new or sale.unbought is not was_unbought:
         world.grant(sale)
+    if sale.state is State.ACTIVE and sale.unbought is not was_unbought:
+        world.save_contract(sale)
     if passes:
         decide(world, sale, Verdict.REPEAT)
     elif passes is not None:

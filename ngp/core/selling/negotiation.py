@@ -418,7 +418,8 @@ def quote_due(world: World, sale: Sale) -> None:
         elif may_propose_again(world, sale):
             propose(world, neighbour, sale)
         else:  # its accept may be on its way
-            world.timers.set(Due.QUOTE, sale.id, world.now.monotonic_s + upstream.LEAST_VALID_S)
+            least_mono_s = world.now.monotonic_s + upstream.LEAST_VALID_S
+            world.timers.set(Due.QUOTE, sale.id, max(sale.offered_until_mono_s, least_mono_s))
     elif sale.state is State.QUOTED:
         world.move(sale, State.LAPSED)
         refuse(world, sale, SILENCE_S)

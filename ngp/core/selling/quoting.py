@@ -174,7 +174,8 @@ def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -
     if not sale.kept_until_mono_s:
         sale.kept_until_mono_s = now + KEPT_S
     valid_s = int(min(QUOTE_VALID_S, sale.kept_until_mono_s - now, upstream.valid_s(world, sale)))
-    world.timers.set(Due.QUOTE, sale.id, now + valid_s)
+    sale.offered_until_mono_s = now + valid_s
+    world.timers.set(Due.QUOTE, sale.id, sale.offered_until_mono_s)
     world.send(
         neighbour,
         Propose(

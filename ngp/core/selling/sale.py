@@ -30,6 +30,7 @@ class Sale(Contract):
     Attributes:
         round: round of the negotiation, from 1.
         renewal_offer: a renewal that waits for the client's accept, in state `renewing`.
+        offered_until_mono_s: until when the terms that were proposed last may be accepted.
         kept_until_mono_s: until when the terms that were proposed may be proposed again; 0: they weren't proposed yet.
         held: handles of the first packets, which wait for the client's answer.
         first: destination of the first of them; None if the client asked before it sent.
@@ -48,6 +49,7 @@ class Sale(Contract):
     state: State = State.QUOTED
     round: int = 1
     renewal_offer: Offer | None = None
+    offered_until_mono_s: float = 0.0
     kept_until_mono_s: float = 0.0
     held: list[int] = field(default_factory=list)
     first: Address | None = None
