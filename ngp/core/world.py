@@ -201,12 +201,13 @@ class World:
     def low_msat(self, account: Account) -> int:
         """Return the balance below which an account is topped up: half of what may be prepaid, if that is less.
 
-        Near the end of the money it is no more than what leaves room for the smallest payment: asked earlier, a buyer
-        that trusts its seller with little more than that would decline.
+        Once there is credit, it is no more than what leaves room for the smallest payment: asked earlier, a buyer that
+        trusts its seller with little more than that would decline.
         """
         trust, least = self.trust_msat(account), ceil_to_sat_msat(self.node.least_amount_msat)
         low = min(self.ample_msat(account), trust // 2)
-        return low if account.balance_msat > low else min(low, max(trust - least, least // 8))
+        has_credit = isinstance(account, ClientAccount) and account.open_credit(self.now.monotonic_s) is not None
+        return min(low, max(trust - least, least // 8)) if has_credit and account.balance_msat <= low else low
 
     def ample_msat(self, account: Account) -> int:
         """Return the balance that is enough until a top-up arrives; after a large top-up it is higher for a while."""

@@ -7,7 +7,7 @@ from mesh import HOST
 from playbook import MSAT_PER_KB, Sim, settings
 
 from ngp.core import effects as fx
-from ngp.core.selling.account import ClientAccount
+from ngp.core.selling.account import ClientAccount, Credit
 
 
 def account(sim: Sim) -> ClientAccount:
@@ -37,4 +37,7 @@ def test_the_kernel_hints_when_the_client_would_pay_again() -> None:
     assert ours.paid_msat == 1000 and 1000 < trust < 1500, "it trusts us with little more than a sat"
     assert world.low_msat(ours) == 500, "credit is opened then"
     ours.charged_msat = 600
+    ours.credit = None
+    assert world.low_msat(ours) == 500
+    ours.credit = Credit(0, 1, world.now.monotonic_s + 1, ("eth1", b""))
     assert world.low_msat(ours) == trust - 1000, "no more is paid before"

@@ -213,8 +213,8 @@ def test_a_file_that_names_flows_gets_no_others(tmp_path: Path, capsys: pytest.C
 def test_a_file_with_an_empty_list_of_flows_gets_none_and_a_link_that_carries_nothing_is_told(tmp_path: Path) -> None:
     links = [[0, 1, 1, 1, "wifi"], [1, 2, 0, 0, "wifi"]]
     (tmp_path / "graph.json").write_text(json.dumps({"nodes": 3, "links": links, "flows": []}))
-    words = ["traffic", "--graph", f"{tmp_path}/graph.json", "--time", "60", "--out", str(tmp_path)]
-    told = subprocess.run([sys.executable, "-m", "core_tests.simulate", *words], check=True, capture_output=True,
+    arguments = ["traffic", "--graph", f"{tmp_path}/graph.json", "--time", "60", "--out", str(tmp_path)]
+    told = subprocess.run([sys.executable, "-m", "core_tests.simulate", *arguments], check=True, capture_output=True,
                           text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout  # fmt: skip
     assert "flows: 0 of 0 answered" in told
     assert "left out: 1 of the file's links, whose quality is 0 in both directions" in told
