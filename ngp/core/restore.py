@@ -279,6 +279,7 @@ def _limits(
     the charges include all that was spent, and the limit that is computed from both is exact.
     """
     running: dict[bytes, list[Sale]] = {}
+    waited = list[Sale]()
     for contract in world.contracts.values():
         if isinstance(contract, Sale):
             running.setdefault(contract.identity, []).append(contract)
@@ -297,10 +298,14 @@ def _limits(
                 elif purchase is not None and contract.least_msat_per_gib < purchase.highest_msat_per_gib:
                     world.halt(contract, CloseReason.UPSTREAM)  # it was about to end when the last process died
                 elif contract.unbought:
-                    seller_meter.release(world, contract, is_new=True)
+                    waited.append(contract)
                 elif contract.id not in found_as_is:
                     world.grant(contract)
+    # Those with credit first: what they rest on may have been bought for them.
+    for contract in sorted(waited, key=lambda one: world.client(one.identity).credit is None):
+        seller_meter.release(world, contract, is_new=True)
     for account in list(world.clients.values()):  # when all old credits count on their links
+        seller_meter.use_funds(world, account.identity)
         if any(contract.unbought for contract in account.unpaid.values()):  # nothing passes, so the kernel won't hint
             world.timers.set(Due.INVOICE, account.identity, world.now.monotonic_s + invoices.RETRY_S)
             seller_meter.lend(world, account)

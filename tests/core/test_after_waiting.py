@@ -162,6 +162,8 @@ def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: 
     mesh.settle()
     again = at.world.sale(sale.id)
     assert (again is not None and again.running and not again.unbought) is has_room
+    if again is not None and has_room:  # else it would end when the time for a payment is over
+        assert again.state is State.ACTIVE and again.id not in at.world.clients[sale.identity].unpaid
     assert at.granted[sale.id].blocked is not has_room
     assert at.world.sales.find(mesh["a"].identity, ip_address("203.0.113.1")).running, "it has bought"
     assert promised(mesh, "b")
@@ -206,6 +208,27 @@ def test_a_kernel_that_is_closed_for_all_does_not_have_a_used_contract_wait() ->
     mesh.kill("b", keeps_kernel=True)
     mesh.settle()
     assert at.sale("a").id == sale.id and at.sale("a").running and not at.granted[sale.id].blocked
+
+
+@pytest.mark.parametrize("waits_first", [False, True])
+def test_after_a_reboot_one_that_had_bought_on_credit_comes_before_one_that_waited(waits_first: bool) -> None:
+    mesh = line()
+    at = mesh["b"]
+    for name in "xy":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+    waits_for_more, on_credit = ("x", "y") if waits_first else ("y", "x")
+    for name in "xy":
+        at.world.client(mesh[name].identity)
+    account = owes(mesh, waits_for_more)
+    at.save(account)
+    accepts(mesh, waits_for_more, quoted(mesh, waits_for_more, HOST))
+    mesh.packet(on_credit, "b")
+    bought = at.sale(on_credit)
+    assert at.sale(waits_for_more).unbought and bought.state is State.ACCEPTED and not bought.unbought
+    mesh.kill("b")
+    mesh.settle()
+    assert at.sale(on_credit).id == bought.id and at.sale(on_credit).running and not at.granted[bought.id].blocked
 
 
 def test_the_end_of_one_that_waited_takes_nothing_from_a_client_whose_payment_is_on_its_way() -> None:

@@ -114,3 +114,18 @@ def test_a_quote_that_is_not_sent_again_is_honoured_as_long_as_it_said() -> None
     at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, accept, 1 << 43))
     mesh.settle()
     assert at.sale("b").running
+
+
+def test_a_quote_that_is_sent_again_is_honoured_as_long_as_the_one_before_said() -> None:
+    mesh = Mesh("abc")
+    mesh.lost = {Propose}
+    at, until, now = mesh["c"], 0.0, mesh.now.monotonic_s
+    for later in (0, 6, 13, 19.95, 26.1):  # the last one is valid for whole seconds, which end a little earlier
+        mesh.wait(now + later - mesh.now.monotonic_s)
+        offered = ask(mesh)
+        until = max(until, mesh.now.monotonic_s + offered.quote_valid_s)
+    mesh.wait(until - mesh.now.monotonic_s - 0.4)
+    accept = Accept(offered.contract, offered.price_msat_per_gib, offered.data_limit_bytes)
+    at.step(ev.MessageReceived(mesh["b"].identity, at.link("b"), 1, accept, 1 << 43))
+    mesh.settle()
+    assert at.sale("b").running

@@ -172,9 +172,9 @@ def propose(world: World, neighbour: Neighbour, sale: Sale, reply_to: int = 0) -
     """
     terms, renews, now = sale.renewal_offer or sale, sale.renewal_offer is not None, world.now.monotonic_s
     if not sale.kept_until_mono_s:
-        sale.kept_until_mono_s = now + KEPT_S
+        sale.kept_until_mono_s, sale.offered_until_mono_s = now + KEPT_S, 0.0
     valid_s = int(min(QUOTE_VALID_S, sale.kept_until_mono_s - now, upstream.valid_s(world, sale)))
-    sale.offered_until_mono_s = now + valid_s
+    sale.offered_until_mono_s = max(sale.offered_until_mono_s, now + valid_s)
     world.timers.set(Due.QUOTE, sale.id, sale.offered_until_mono_s)
     world.send(
         neighbour,
