@@ -101,9 +101,12 @@ def _clean_up(place: Place) -> str:
 
 
 def _reopened(place: Place) -> bool:
-    """Open what an earlier stop closed, if net.conf says open now. Returns whether anything was closed."""
+    """Open what an earlier stop closed, if net.conf says open now. Returns whether anything was closed.
+
+    A file without mesh interfaces, as the shipped one, isn't that of the daemon which closed them.
+    """
     settings, _ = _settings(place)
-    if settings is None or settings.closed_when_stopped:
+    if settings is None or settings.closed_when_stopped or not settings.mesh_interfaces:
         return False
     from ngp.daemon import offline  # late: it imports every module, and isn't needed if a daemon runs
 
