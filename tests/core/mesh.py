@@ -122,6 +122,12 @@ class Node:
             self.world.save_account(account)
         self.carry_out(self.world.effects)
 
+    def flush(self) -> None:
+        """Write all totals to the ledger."""
+        self.world.effects = []
+        self.gatekeeper.flush()
+        self.carry_out(self.world.effects)
+
     def end(self, client: str) -> None:
         """End what is sold to a client, as when the way upstream is over."""
         self.world.effects = []

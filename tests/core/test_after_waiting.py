@@ -8,7 +8,7 @@ import pytest
 from mesh import HOST, MB, PLENTY, Mesh, Node, asks, promised
 from playbook import settings
 from test_losses_newcomers import accepts, quoted, shared, tries
-from test_unbought import is_bought, owes, pays, waits
+from test_unbought import RICH_MSAT, is_bought, owes, pays, three_wait_and_one_buys, waits
 from test_unsold import GRACE, KB, cancels, exhaust, line, stream
 
 from ngp.core import basis_changed, upstream
@@ -21,7 +21,6 @@ from ngp.core.selling.sale import Sale
 from ngp.core.streams import Debtor
 from ngp.core.timers import Due
 
-RICH_MSAT = 1_000_000_000
 DEAR = 8
 
 
@@ -32,15 +31,7 @@ def purchase_of(at: Node, sale: Sale) -> Purchase:
 
 
 def test_contracts_that_waited_share_no_more_than_was_bought() -> None:
-    mesh = line()
-    at = mesh["b"]
-    at.world.client(mesh["a"].identity).paid_msat = RICH_MSAT
-    for name in "xyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
-        at.world.credit.outstanding[at.link(name)] = GRACE
-        accepts(mesh, name, quoted(mesh, name, HOST))
-    mesh.packet("a", "b")
+    mesh, at = three_wait_and_one_buys()
     paid, purchase, waited = at.sale("a"), at.purchase("c"), [at.sale(name) for name in "xyz"]
     assert paid.running and upstream.free(at.world, purchase) == 0
     for name in "xyz":
@@ -169,30 +160,18 @@ def test_one_that_waited_for_more_money_is_looked_at_again_at_a_start(has_room: 
     assert promised(mesh, "b")
 
 
-def agreed_by_three_and_bought_for_one() -> tuple[Mesh, Node]:
-    """Return a mesh whose x, y and z have waited for HOST when it was bought for a, which is rich."""
-    mesh = line()
-    at = mesh["b"]
-    account = at.world.client(mesh["a"].identity)
-    account.paid_msat = RICH_MSAT
-    at.save(account)
-    for name in "xyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
-        at.world.credit.outstanding[at.link(name)] = GRACE
-        accepts(mesh, name, quoted(mesh, name, HOST))
-    mesh.packet("a", "b")
+def three_wait_and_one_uses() -> tuple[Mesh, Node]:
+    """Return a mesh whose x, y and z wait for HOST, which was bought for a, and used by it."""
+    mesh, at = three_wait_and_one_buys()
     mesh.carry("abc", 50 * KB)
-    at.world.effects = []
-    at.gatekeeper.flush()
-    at.carry_out(at.world.effects)
+    at.flush()
     assert at.sale("a").used_bytes
     return mesh, at
 
 
 @pytest.mark.parametrize("keeps_kernel", [False, True])
 def test_after_a_start_those_that_waited_take_nothing_from_one_that_has_bought(keeps_kernel: bool) -> None:
-    mesh, at = agreed_by_three_and_bought_for_one()
+    mesh, at = three_wait_and_one_uses()
     mesh.kill("b", keeps_kernel)
     mesh.settle()
     for name in "xyz":
@@ -202,7 +181,7 @@ def test_after_a_start_those_that_waited_take_nothing_from_one_that_has_bought(k
 
 def test_a_kernel_that_is_closed_for_all_does_not_have_a_used_contract_wait() -> None:
     """A process that is killed while it stops leaves it so."""
-    mesh, at = agreed_by_three_and_bought_for_one()
+    mesh, at = three_wait_and_one_uses()
     sale = at.sale("a")
     at.granted = {one: grant._replace(blocked=True) for one, grant in at.granted.items()}
     mesh.kill("b", keeps_kernel=True)
@@ -246,9 +225,7 @@ def test_a_contract_on_credit_goes_on_after_a_reboot_and_fits_when_its_money_com
     mesh.carry("abc", 50 * KB)
     mesh.wait(6)
     at = mesh["b"]
-    at.world.effects = []
-    at.gatekeeper.flush()
-    at.carry_out(at.world.effects)
+    at.flush()
     mesh.kill("b")
     mesh.settle()
     sale = at.sale("a")

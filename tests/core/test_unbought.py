@@ -22,6 +22,8 @@ from ngp.core.selling.account import ClientAccount
 from ngp.core.selling.sale import Sale
 from ngp.core.timers import Due
 
+RICH_MSAT = 1_000_000_000
+
 
 def waits(paid_msat: int = 0) -> tuple[Mesh, Node, Sale]:
     """Return a line whose b has agreed on a contract with z, which has no credit: its link's is used by others.
@@ -40,6 +42,21 @@ def waits(paid_msat: int = 0) -> tuple[Mesh, Node, Sale]:
     accepts(mesh, "z", sale)
     assert sale.state is State.ACCEPTED and at.granted[sale.id].blocked and not is_bought(at, sale)
     return mesh, at, sale
+
+
+def three_wait_and_one_buys() -> tuple[Mesh, Node]:
+    """Return a line whose b has agreed on HOST with x, y and z, which wait for money, then with a, which is rich."""
+    mesh = line()
+    at, account = mesh["b"], mesh["b"].world.client(mesh["a"].identity)
+    account.paid_msat = RICH_MSAT
+    at.save(account)
+    for name in "xyz":
+        mesh.add(name, "b")
+        mesh[name].route = "b"
+        at.world.credit.outstanding[at.link(name)] = GRACE
+        accepts(mesh, name, quoted(mesh, name, HOST))
+    mesh.packet("a", "b")
+    return mesh, at
 
 
 def is_bought(at: Node, sale: Sale) -> bool:
@@ -158,15 +175,7 @@ def test_a_contract_that_waits_is_not_renewed() -> None:
 
 
 def test_contracts_that_wait_take_no_room_from_one_that_is_paid_for() -> None:
-    mesh = line()
-    at = mesh["b"]
-    at.world.client(mesh["a"].identity).paid_msat = 1_000_000_000
-    for name in "xyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
-        at.world.credit.outstanding[at.link(name)] = GRACE
-        accepts(mesh, name, quoted(mesh, name, HOST))
-    mesh.packet("a", "b")
+    mesh, at = three_wait_and_one_buys()
     paid = at.sale("a")
     for _ in range(3):
         mesh.carry("abc", 100 * KB)

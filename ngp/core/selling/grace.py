@@ -71,7 +71,7 @@ def offer(world: World, account: ClientAccount, sale: Sale) -> bool:
         return False
     if account.credit is None:
         left_bytes = world.credit.left_bytes(sale.link, settings.grace_data_bytes)
-        # Less wouldn't let a packet pass that is larger: new keys on one link would have us buy in vain for each.
+        # A packet larger than the credit is refused: new keys on one link could have us buy in vain with little rests.
         least_bytes = min(settings.grace_data_bytes // 2, LARGEST_PACKET_BYTES)
         if not sale.price_msat_per_gib or not left_bytes or left_bytes < least_bytes:
             return False

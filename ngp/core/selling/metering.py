@@ -248,7 +248,7 @@ def unpaid_due(world: World, account: ClientAccount) -> None:
 
 
 def use_funds(world: World, identity: bytes) -> None:
-    """Use money that came without a payment, for contracts that wait for it: a refund failed, or others ended."""
+    """Use money without a payment, for contracts that wait for it: a refund failed, others ended, or we started."""
     account = world.clients.get(identity)
     if (
         account is not None
