@@ -108,9 +108,7 @@ class Simulation(ABC):
 
     def carry_out(self, node: Node, effects: list[fx.Effect]) -> None:
         """Store the records of a step, then carry out its effects."""
-        for effect in effects:
-            if isinstance(effect, fx.Persist):
-                node.ledger.put(effect.record)
+        node.ledger.put_all(effect.record for effect in effects if isinstance(effect, fx.Persist))
         for effect in effects:
             if not isinstance(effect, fx.Persist):
                 self._do(node, effect)

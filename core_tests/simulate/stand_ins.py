@@ -8,6 +8,7 @@ payment network moves money once for an invoice.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -261,6 +262,11 @@ class Kernel:
         return True
 
 
+def _metered(record: AccountRecord) -> int:
+    """Return what an account's contracts were charged by our own meters, msat."""
+    return record.charged_msat if record.role is Role.SERVER else record.metered_msat
+
+
 class Books:
     """The last record of each key, to look at."""
 
@@ -299,6 +305,19 @@ class Books:
             case ForgetNeighbours():
                 self._forget(record.identities)
 
+    def put_all(self, records: Iterable[Record]) -> None:
+        """Put the records of one step: if the process dies after it, an account and its contracts must agree."""
+        grown = defaultdict[tuple[bytes, Role], int](int)
+        for record in records:
+            if isinstance(record, ContractRecord):
+                contract = self.contracts.get(record.contract)
+                grown[record.identity, record.role] += record.charged_msat - (contract.charged_msat if contract else 0)
+            elif isinstance(record, AccountRecord):
+                account = self.accounts.get((record.identity, record.role))
+                grown[record.identity, record.role] -= _metered(record) - (_metered(account) if account else 0)
+            self.put(record)
+        assert not any(grown.values()), f"what accounts and their contracts were charged differs, msat: {dict(grown)}"
+
     def _forget(self, identities: tuple[bytes, ...]) -> None:
         self.neighbours = {key: one for key, one in self.neighbours.items() if one.identity not in identities}
         self.accounts = {key: one for key, one in self.accounts.items() if one.identity not in identities}
@@ -322,11 +341,12 @@ class Ledger(Books):
     def __init__(self) -> None:
         super().__init__()
         self.journal: list[JournalRecord] = []
-        self._unwritten: list[Record] = []
+        self._records: list[Record] = []
+        self._committed = 0
         self._folder = TemporaryDirectory(prefix="ngp-simulated-")
 
     def put(self, record: Record) -> None:
-        self._unwritten.append(record)
+        self._records.append(record)
         if isinstance(record, JournalRecord):
             self.journal.append(record)
         else:
@@ -338,18 +358,22 @@ class Ledger(Books):
 
     def written(self) -> int:
         """Return how much is written now, for `lose`."""
-        return len(self._unwritten)
+        return len(self._records)
 
     def lose(self, written: int) -> None:
-        """Cut the power: records put after `written` records are lost. Look at the ledger only after a restart."""
-        del self._unwritten[written:]
+        """Cut the power: records put after `written` records are lost. No restart may have read them."""
+        assert self._committed <= written
+        left, self._records, self.journal = self._records[:written], [], []
+        super().__init__()
+        for record in left:
+            self.put(record)
 
     def load(self, now_s: int) -> Snapshot:
         """Write all records to the real ledger, and return what a node that starts reads there."""
         real = store.at(Path(self._folder.name)).open()
         try:
-            real.commit(self._unwritten)
-            self._unwritten.clear()
+            real.commit(self._records[self._committed :])
+            self._committed = len(self._records)
             return real.load(now_s)
         finally:
             real.close()

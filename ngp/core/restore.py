@@ -306,10 +306,13 @@ def _limits(
         seller_meter.release(world, contract, is_new=True)
     for account in list(world.clients.values()):  # when all old credits count on their links
         seller_meter.use_funds(world, account.identity)
-        if any(contract.unbought for contract in account.unpaid.values()):  # nothing passes, so the kernel won't hint
+        # The kernel refused a packet; or nothing passes, so it won't hint.
+        if account.is_out or any(contract.unbought for contract in account.unpaid.values()):
             world.timers.set(Due.INVOICE, account.identity, world.now.monotonic_s + invoices.RETRY_S)
             seller_meter.lend(world, account)
             world.limit(account)
+        if account.is_out:
+            unsold.exhausted(world, account)
     for identity in found:
         rental = world.letting.rentals.get(identity)
         if rental is None or not rental.meter.is_in_kernel:
@@ -335,11 +338,7 @@ def _limit(
     if found is not None:
         account.count_from(found.reading.spent_units, contracts)
         account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)
-        if found.reading.exhausted:
-            account.is_out = True
-            world.timers.set(Due.INVOICE, account.identity, world.now.monotonic_s + invoices.RETRY_S)
-            seller_meter.lend(world, account)
-            unsold.exhausted(world, account)
+        account.is_out = found.reading.exhausted
     if found is not None or contracts:
         world.limit(account)
 

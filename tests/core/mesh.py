@@ -20,7 +20,19 @@ from ngp.core.buying.purchase import Purchase
 from ngp.core.buying.renewal import ask_renewal
 from ngp.core.contract import CloseReason
 from ngp.core.gatekeeper import Gatekeeper
-from ngp.core.kernel import Adopted, AdoptedContract, Grant, HeldPacket, MeshRoutes, Onward, Reading, Verdict
+from ngp.core.kernel import (
+    AccountLimit,
+    AccountReading,
+    Adopted,
+    AdoptedAccount,
+    AdoptedContract,
+    Grant,
+    HeldPacket,
+    MeshRoutes,
+    Onward,
+    Reading,
+    Verdict,
+)
 from ngp.core.kernel import Router as NextRouter
 from ngp.core.messages import Ask, Hello, Message, Prefix, Propose
 from ngp.core.parts import sold_whole
@@ -72,12 +84,16 @@ class Node:
     def world(self) -> World:
         return self.gatekeeper.world
 
-    def reboot(self, keeps_kernel: bool = False) -> None:
-        """Begin again from the ledger; the kernel has forgotten everything, or all accounts at least."""
+    def reboot(self, keeps_kernel: bool = False, refused: tuple[bytes, ...] = ()) -> None:
+        """Begin again from the ledger; the kernel has forgotten everything, or at least all accounts but the refused.
+
+        Args: refused: clients without money in the kernel, which refused a packet of each.
+        """
+        accounts = tuple(AdoptedAccount(AccountLimit(one, 0), AccountReading(one, 0, True)) for one in refused)
         running = [one for one in self.world.contracts if one in self.granted] if keeps_kernel else []
         found = tuple(AdoptedContract(self.granted[one], self.reading(one)) for one in running)
         self.gatekeeper = self._begin(self.world.settings)
-        snapshot, adopted = self.ledger.load(self.mesh.now.utc_s), Adopted((), found, self.mesh.now.monotonic_s)
+        snapshot, adopted = self.ledger.load(self.mesh.now.utc_s), Adopted(accounts, found, self.mesh.now.monotonic_s)
         self.carry_out(restore(self.gatekeeper, snapshot, adopted, self.mesh.now, self.mesh_routes))
 
     def link(self, other: str) -> tuple[str, bytes]:
@@ -116,11 +132,9 @@ class Node:
         self.carry_out(self.gatekeeper.step(event, self.mesh.now))
 
     def save(self, *accounts: ClientAccount | ServerAccount) -> None:
-        """Write accounts to the ledger."""
-        self.world.effects = []
+        """Write accounts to the ledger as a test set them, whatever their contracts have charged."""
         for account in accounts:
-            self.world.save_account(account)
-        self.carry_out(self.world.effects)
+            self.ledger.put(account.record())
 
     def flush(self) -> None:
         """Write all totals to the ledger."""
@@ -137,10 +151,9 @@ class Node:
 
     def carry_out(self, effects: list[fx.Effect]) -> None:
         """Carry out what the core decided."""
+        self.ledger.put_all(effect.record for effect in effects if isinstance(effect, fx.Persist))
         for effect in effects:
             match effect:
-                case fx.Persist():
-                    self.ledger.put(effect.record)
                 case fx.Log():
                     self.logged.append(effect.text)
                 case fx.Send():
@@ -212,11 +225,11 @@ class Mesh:
         self.routers[name] = Node(name, self, self.usual)
         self.introduce(name, neighbour)
 
-    def kill(self, name: str, keeps_kernel: bool = False) -> None:
+    def kill(self, name: str, keeps_kernel: bool = False, refused: tuple[bytes, ...] = ()) -> None:
         """Kill a node and start it again: what is on its way dies with it, and no last reading comes."""
         self.halted.clear()
         self.post.clear()
-        self[name].reboot(keeps_kernel)
+        self[name].reboot(keeps_kernel, refused)
 
     def introduce(self, one: str, other: str) -> None:
         """Let two nodes hear each other."""

@@ -180,9 +180,7 @@ class Sim(Simulation):
 
     def carry_out(self, node: Node, effects: list[fx.Effect]) -> None:
         """Store the records, then carry out the effects; or crash on the way."""
-        for effect in effects:
-            if isinstance(effect, fx.Persist):
-                node.ledger.put(effect.record)
+        node.ledger.put_all(effect.record for effect in effects if isinstance(effect, fx.Persist))
         for effect in effects:
             if isinstance(effect, fx.Persist):
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from mesh import HOST, MB, PLENTY, Mesh, Node, asks, promised
@@ -15,7 +15,7 @@ from ngp.core import basis_changed, upstream
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
-from ngp.core.messages import Cancel
+from ngp.core.messages import Ask, Cancel
 from ngp.core.records import ContractRecord, Record
 from ngp.core.selling.sale import Sale
 from ngp.core.streams import Debtor
@@ -307,3 +307,27 @@ def test_who_is_no_debtor_any_more_is_not_blamed_for_what_comes_for_nobody() -> 
     for _ in range(8):
         stream(mesh, 60 * KB, purchase.id)
     assert not account.unsold_bytes
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+@pytest.mark.parametrize("name", "0z")  # before and after the other key in the ledger
+def test_a_start_opens_no_credit_beside_that_of_another_key_on_the_link(
+    name: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = line(clients="y")
+    at, link = mesh["b"], mesh["b"].link("a")
+    for client in "ya":
+        mesh.packet(client, "b")
+    exhaust(mesh)
+    at.world.peers.by_link[link].up = False  # it falls silent
+    monkeypatch.setattr(at, "link", lambda other: link if other == name else Node.link(at, other))
+    mesh.add(name, "b")
+    mesh[name].route, key = "b", mesh[name].identity
+    at.step(ev.MessageReceived(key, link, 1, Ask(ip_network(HOST), 0, 0, b"", 1000), 1 << 41, onward=at.onward))
+    mesh.settle()
+    accepts(mesh, name, at.sale(name))
+    assert at.sale(name).state is State.ACCEPTED and at.world.clients[key].credit is None
+    mesh.kill("b", keeps_kernel=True, refused=(key,) if is_refused else ())
+    mesh.settle()
+    assert at.sale(name).running and at.world.clients[key].credit is None
+    assert at.world.clients[mesh["a"].identity].credit is not None and at.world.credit.outstanding[link] == GRACE

@@ -77,6 +77,7 @@ def test_a_download_goes_on_when_a_node_in_the_middle_could_not_pay_for_a_moment
     account = at.world.servers[mesh["c"].identity]
     account.charged_msat += 1 << 40
     account.metered_msat += 1 << 40
+    at.save(account)
     account.backoff.failures, account.backoff.not_before_mono_s = 1, mesh.now.monotonic_s + 3
     mesh.count("b", at.purchase("c").id, 1000)
     mesh.settle()

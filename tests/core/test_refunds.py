@@ -244,6 +244,7 @@ def test_asked_refunds_cost_together_no_more_than_was_earned(restarted: bool) ->
     sim = prepaid(replace(GENEROUS, fee_limit=FeeLimit(0, 200)))
     sim.payments.fee_msat = 150
     earned_msat = account(sim).charged_msat = 400
+    sim.gateway.ledger.put(account(sim).record())
     fees = []
     for _ in range(5):
         pay_in(sim, 50_000)

@@ -103,6 +103,7 @@ def test_money_that_comes_back_without_a_payment_is_used(how: str) -> None:
     elif how == "count":  # the refund that was asked for is more than there is
         account.refund.pending = Order("", bytes(32), 1_000_000, 0)
         account.kernel.counting, account.charged_msat = 1, 100_000
+        at.save(account)
         at.step(ev.AccountCounted(sale.identity, 0, ()))
     else:
         account.refund.promised_msat = 0
@@ -113,6 +114,22 @@ def test_money_that_comes_back_without_a_payment_is_used(how: str) -> None:
     mesh.settle()
     assert account.funds_msat > 0 and sale.state is State.ACTIVE
     assert is_bought(at, sale) and not at.granted[sale.id].blocked
+
+
+def test_a_charge_on_credit_is_not_lost_when_a_refund_fails_and_the_daemon_is_killed_then() -> None:
+    mesh = line()
+    at, who = mesh["b"], mesh["a"].identity
+    mesh.packet("a", "b")
+    account, what = at.world.clients[who], (Direction.OUT, bytes(32), PaymentKind.REFUND, who)
+    account.paid_msat = account.refund.promised_msat = RICH_MSAT
+    at.world.money.payments[bytes(32)] = PaymentRecord(*what, RICH_MSAT, 0, PaymentState.PENDING, "", b"", 0)
+    mesh.carry("abc", 50 * KB)
+    charged_msat = account.charged_msat
+    assert charged_msat and at.sale("a").state is State.ACCEPTED
+    at.step(PaymentOutcome(bytes(32), PaymentStatus.FAILED))
+    assert at.sale("a").state is State.ACTIVE
+    mesh.kill("b", keeps_kernel=True)
+    assert at.world.clients[who].charged_msat == charged_msat
 
 
 def test_nothing_is_bought_for_contracts_that_are_about_to_end() -> None:

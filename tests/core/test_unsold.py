@@ -90,6 +90,7 @@ def shared(count: int) -> tuple[Mesh, list[Sale]]:
             mesh.settle()
     account = at.world.clients[x]
     account.charged_msat = account.paid_msat + 1_000_000
+    mesh["b"].save(account)
     refused(mesh, "x")
     mesh.wait(STRICT.grace_time_s + 1)
     sales = at.world.sold_to(x)

@@ -215,7 +215,10 @@ def exhausted_due(world: World, sale: Sale) -> None:
 
 
 def paid_for(world: World, account: ClientAccount) -> None:
-    """Use a payment: it first pays what is owed, then makes contracts active that waited for money."""
+    """Use a payment: it first pays what is owed, then makes contracts active that waited for money.
+
+    The caller writes the account in the same step.
+    """
     account.is_out = False
     grace.paid(world, account)
     unsold.paid(world, account)
@@ -256,6 +259,7 @@ def use_funds(world: World, identity: bytes) -> None:
         and any(_may_go_on(world, account, one) for one in account.unpaid.values())
     ):
         paid_for(world, account)
+        world.save_account(account)
 
 
 def _may_go_on(world: World, account: ClientAccount, sale: Sale) -> bool:
