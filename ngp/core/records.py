@@ -68,7 +68,8 @@ class BlockRecord:
 class AccountRecord:
     """Totals of one account. Key: (identity, role). paid = charged + refunded + balance, always.
 
-    `grace_until_s`, `grace_data_bytes` and `grace_price_msat_per_gib` describe the credit that is open or owed.
+    `grace_until_s`, `grace_data_bytes`, `grace_price_msat_per_gib` and the link (`grace_interface`,
+    `grace_link_address`) describe the credit that is open or owed.
     Only a client's record has `metered_msat`: the sum of its contracts' charges by the client's own meter; and
     `unseen_payments`: for how many in a row of the last payments it saw nothing, and `served_msat`: what had been used
     when something came back last.
@@ -91,6 +92,8 @@ class AccountRecord:
     reputation_at_s: int = 0
     unseen_payments: int = 0
     served_msat: int = 0
+    grace_interface: str = ""
+    grace_link_address: bytes = b""
 
 
 class ContractRecord(NamedTuple):

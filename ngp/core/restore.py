@@ -326,15 +326,16 @@ def _limit(
     unpaid = [contract for contract in contracts if contract.state is State.ACCEPTED]
     for contract in unpaid:
         grace.accepted_unpaid(world, account, contract)
-    # The ledger doesn't say which contract opened the credit. It is the first of those that wait for money.
-    first = (unpaid or contracts)[:1]
-    links = [contract.link for contract in first] or list(world.peers.by_identity.get(account.identity, ()))
+    link = record.grace_interface, record.grace_link_address
+    if not record.grace_interface:  # of an older version; most likely the first that waits for money opened the credit
+        known = [contract.link for contract in (unpaid or contracts)[:1]]
+        link = next(iter(known or list(world.peers.by_identity.get(account.identity, ()))), link)
     lasts_s = float(record.grace_until_s - world.now.utc_s)
     if found is not None and found.limit.credit_units:
         lasts_s = at_mono_s + found.limit.credit_ends_in_s - world.now.monotonic_s
     elif found is not None:
         lasts_s = min(0.0, lasts_s)  # when it ended, only the ledger knows
-    grace.restore(world, account, record, next(iter(links), ("", b"")), lasts_s)
+    grace.restore(world, account, record, link, lasts_s)
     if found is not None:
         account.count_from(found.reading.spent_units, contracts)
         account.kernel.told = (found.limit.limit_units, found.limit.credit_units, 0.0)

@@ -146,7 +146,13 @@ _ELEVENTH = (
         WHERE role = 'client' AND unseen_payments = 0 AND served_msat < metered_msat + tolerated_msat""",
 )
 
+# the link on which a client's credit counts
+_TWELFTH = (
+    "ALTER TABLE accounts ADD COLUMN grace_interface TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE accounts ADD COLUMN grace_link_address BLOB NOT NULL DEFAULT x''",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH,
-    _ELEVENTH,
+    _ELEVENTH, _TWELFTH,
 )  # fmt: skip

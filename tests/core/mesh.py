@@ -133,8 +133,12 @@ class Node:
 
     def save(self, *accounts: ClientAccount | ServerAccount) -> None:
         """Write accounts to the ledger as a test set them, whatever their contracts have charged."""
+        self.world.effects = []
         for account in accounts:
-            self.ledger.put(account.record())
+            self.world.save_account(account)
+        for effect in self.world.effects:
+            assert isinstance(effect, fx.Persist)
+            self.ledger.put(effect.record)
 
     def flush(self) -> None:
         """Write all totals to the ledger."""

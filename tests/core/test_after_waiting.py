@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -15,7 +16,7 @@ from ngp.core import basis_changed, upstream
 from ngp.core import events as ev
 from ngp.core.buying.purchase import Purchase
 from ngp.core.contract import State
-from ngp.core.messages import Ask, Cancel
+from ngp.core.messages import Ask, Cancel, Hello
 from ngp.core.records import ContractRecord, Record
 from ngp.core.selling.sale import Sale
 from ngp.core.streams import Debtor
@@ -309,6 +310,36 @@ def test_who_is_no_debtor_any_more_is_not_blamed_for_what_comes_for_nobody() -> 
     assert not account.unsold_bytes
 
 
+def owes_on_a_link_of(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, name: str, other: bytes = b"") -> bytes:
+    """Let a use up its credit and fall silent, then another key speak on the same link of b. Returns that key.
+
+    Args: other: a link address on which a spoke, too.
+    """
+    at, link = mesh["b"], mesh["b"].link("a")
+    for client in "ya":
+        mesh.packet(client, "b")
+    exhaust(mesh)
+    if other:
+        hello = Hello("sandbox", False, True, (), "", False)
+        at.step(ev.MessageReceived(mesh["a"].identity, (link[0], other), 1, hello, 1 << 42))
+    at.world.peers.by_link[link].up = False
+    monkeypatch.setattr(at, "link", lambda of: link if of == name else Node.link(at, of))
+    mesh.add(name, "b")
+    mesh[name].route = "b"
+    mesh.settle()
+    return mesh[name].identity
+
+
+def agrees_on_host(mesh: Mesh, name: str) -> None:
+    """Let a client of b ask for HOST, and accept."""
+    at = mesh["b"]
+    ask = Ask(ip_network(HOST), 0, 0, b"", 1000)
+    at.step(ev.MessageReceived(mesh[name].identity, at.link(name), 1, ask, 1 << 41, onward=at.onward))
+    mesh.settle()
+    accepts(mesh, name, at.sale(name))
+    assert at.sale(name).state is State.ACCEPTED
+
+
 @pytest.mark.parametrize("is_refused", [False, True])
 @pytest.mark.parametrize("name", "0z")  # before and after the other key in the ledger
 def test_a_start_opens_no_credit_beside_that_of_another_key_on_the_link(
@@ -316,18 +347,49 @@ def test_a_start_opens_no_credit_beside_that_of_another_key_on_the_link(
 ) -> None:
     mesh = line(clients="y")
     at, link = mesh["b"], mesh["b"].link("a")
-    for client in "ya":
-        mesh.packet(client, "b")
-    exhaust(mesh)
-    at.world.peers.by_link[link].up = False  # it falls silent
-    monkeypatch.setattr(at, "link", lambda other: link if other == name else Node.link(at, other))
-    mesh.add(name, "b")
-    mesh[name].route, key = "b", mesh[name].identity
-    at.step(ev.MessageReceived(key, link, 1, Ask(ip_network(HOST), 0, 0, b"", 1000), 1 << 41, onward=at.onward))
-    mesh.settle()
-    accepts(mesh, name, at.sale(name))
-    assert at.sale(name).state is State.ACCEPTED and at.world.clients[key].credit is None
+    key = owes_on_a_link_of(mesh, monkeypatch, name)
+    agrees_on_host(mesh, name)
+    assert at.world.clients[key].credit is None
     mesh.kill("b", keeps_kernel=True, refused=(key,) if is_refused else ())
     mesh.settle()
     assert at.sale(name).running and at.world.clients[key].credit is None
     assert at.world.clients[mesh["a"].identity].credit is not None and at.world.credit.outstanding[link] == GRACE
+
+
+@pytest.mark.parametrize("keeps_kernel", [False, True])
+def test_after_a_start_a_debt_counts_on_its_link_though_its_key_spoke_on_another_one_last(
+    keeps_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = line(clients="y")
+    at = mesh["b"]
+    key = owes_on_a_link_of(mesh, monkeypatch, "z", other=b"second")
+    mesh.kill("b", keeps_kernel)
+    mesh.introduce("z", "b")
+    mesh.settle()
+    agrees_on_host(mesh, "z")
+    assert at.world.clients[key].credit is None and at.world.credit.outstanding == {at.link("a"): GRACE}
+
+
+def test_after_a_start_a_credit_counts_on_its_link_though_its_client_uses_contracts_on_others() -> None:
+    mesh = line()
+    at, who = mesh["b"], mesh["a"].identity
+    second = "to-a2", b"second"
+    mesh.packet("a", "b")
+    credit = at.world.clients[who].credit
+    assert credit is not None
+    at.world.credit.change(credit, -credit.data_bytes)
+    credit.link = second
+    at.world.credit.change(credit, GRACE)
+    at.save(at.world.clients[who])
+    mesh.kill("b", keeps_kernel=True)
+    assert at.sale("a").link == at.link("a") and at.world.credit.outstanding == {second: GRACE}
+
+
+def test_a_debt_in_a_ledger_of_an_older_version_counts_where_its_client_is() -> None:
+    mesh = line()
+    at = mesh["b"]
+    mesh.packet("a", "b")
+    exhaust(mesh)
+    at.ledger.put(replace(at.world.clients[mesh["a"].identity].record(), grace_interface="", grace_link_address=b""))
+    mesh.kill("b")
+    assert at.world.credit.outstanding == {at.link("a"): GRACE}

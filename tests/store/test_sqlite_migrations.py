@@ -15,6 +15,8 @@ from ngp.store import schema
 from ngp.store.sqlite import SqliteStore
 from ngp.store.sqlite.ledger import SqliteLedger
 
+LINK_OF_CREDIT = "grace_interface", "grace_link_address"
+
 
 def test_an_older_ledger_is_copied_and_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = filled(tmp_path / "ledger.db")
@@ -82,7 +84,7 @@ def test_an_older_ledger_knows_what_was_metered_and_takes_what_was_closed_as_tol
     run = ledger._connection.execute
     run("INSERT INTO summaries VALUES (?, 'client', 0, 1, 0, 0, 100)", (ALICE,))
     run("DROP INDEX contracts_unacknowledged")
-    later = ("reputation_ppm", "reputation_at_s", "unseen_payments", "served_msat")
+    later = ("reputation_ppm", "reputation_at_s", "unseen_payments", "served_msat", *LINK_OF_CREDIT)
     for column in ("metered_msat", "tolerated_msat", *later):
         run(f"ALTER TABLE accounts DROP COLUMN {column}")
     run("DROP TABLE rentals")
@@ -109,6 +111,8 @@ def test_servers_of_an_older_ledger_are_trusted_with_what_they_carried_unless_it
     used = {"metered_msat": 100, "tolerated_msat": 5}
     doubted = account(BOB, Role.CLIENT, unseen_payments=2, served_msat=7, **used)
     ledger.commit([account(ALICE, Role.CLIENT, **used), doubted])
+    for column in LINK_OF_CREDIT:
+        ledger._connection.execute(f"ALTER TABLE accounts DROP COLUMN {column}")
     ledger._connection.execute("PRAGMA user_version = 10")
     ledger.close()
     found = SqliteLedger.open(path).load(NOW).accounts

@@ -268,6 +268,7 @@ class ClientAccount(Account):
     def record(self, grace_until_s: int = 0) -> AccountRecord:
         """Return the account's record for the ledger. Args: grace_until_s: when the credit ends, UTC seconds."""
         credit = self.credit
+        interface, link_address = credit.link if credit is not None else ("", b"")
         return AccountRecord(
             identity=self.identity,
             role=self.role,
@@ -280,4 +281,6 @@ class ClientAccount(Account):
             grace_price_msat_per_gib=credit.price_msat_per_gib if credit is not None else 0,
             reputation_ppm=self.reputation.was_ppm,
             reputation_at_s=self.reputation.at_s,
+            grace_interface=interface,
+            grace_link_address=link_address,
         )
