@@ -225,6 +225,24 @@ def test_each_mesh_interface_that_goes_or_comes_is_told_once(caplog: pytest.LogC
     assert said in told[3][0]
 
 
+def test_an_interface_is_said_to_be_gated_once_the_kernel_has_the_gate(caplog: pytest.LogCaptureFixture) -> None:
+    network: Any = Network()
+    post: Any = Post()
+    settings = parse("MESH_INTERFACES: [mesh0]\n", NET_CONF)
+    network.names, apply = (), network.apply
+    watch = HostWatch(settings, network, post)
+    caplog.set_level("INFO")
+    network.names = ("mesh0",)
+
+    def gate(desired: DesiredNetwork) -> bool:
+        assert not caplog.messages
+        return bool(apply(desired))
+
+    network.apply = gate
+    asyncio.run(watch.apply(settings))
+    assert caplog.messages == ["mesh interface mesh0 is there, and gated"]
+
+
 def test_what_is_gated_in_place_of_a_named_interface_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """A port is replaced by its upper interface.
 

@@ -85,14 +85,16 @@ def a_cheat_closes_the_ring(session: Session) -> None:
 
         await_until(lambda: lent() > 0.9 * GRACE_BYTES, what="the end of the cheat's grace")
         lent()  # more than what is left of it
-    books = {name: session.daemons[name].json("contracts", "--all") for name in "ab"}
+    passed = -1
+    while passed != onward.total(destination=ROUND).bytes:  # else an echo request came between
+        passed = onward.total(destination=ROUND).bytes
+        books = {name: session.daemons[name].json("contracts", "--all") for name in "ab"}
+        # a's own echo requests, by which it looks whether it is served
+        echoes = onward.total(source=a.address("ab", 4), destination=ROUND, protocol=1).bytes
+        # b's, that have gone round: b carries none that claims to be from itself
+        come_back = onward.total(source=b.address("bc", 4), destination=ROUND, protocol=1).bytes
     on_grace = sum(used(row) for row in books["a"] if row["neighbour"] == buyer.identity)
     assert 0.9 * GRACE_BYTES < on_grace <= GRACE_BYTES
-    passed = onward.total(destination=ROUND).bytes
-    # a's own echo requests, by which it looks whether it is served
-    echoes = onward.total(source=a.address("ab", 4), destination=ROUND, protocol=1).bytes
-    # b's, that have gone round: b carries none that claims to be from itself
-    come_back = onward.total(source=b.address("bc", 4), destination=ROUND, protocol=1).bytes
     assert passed - echoes == on_grace + traffic.l3_bytes(4, 1000, sent)
     host = f"{ROUND}/32"
     (sold,) = (row for row in books["b"] if (row["role"], row["destination"]) == ("server", host))

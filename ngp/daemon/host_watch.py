@@ -135,9 +135,9 @@ class HostWatch:
         network, post, settings = self._network, self._post, self._settings
         try:
             desired = look_at_host(settings, network, self.node_addresses)
-            self._tell_changes(desired)
             network.apply(desired)
-            self.desired = desired
+            before, self.desired = self.desired, desired
+            self._tell_changes(before)
             await post.update(desired.mesh_interfaces, settings.ngp_addresses)
             ourselves = replace(
                 post.ourselves, sells=settings.sells, buys=settings.buys, addresses=own_addresses(network)
@@ -148,9 +148,9 @@ class HostWatch:
         except (KernelError, OSError) as error:
             _log.error("following a change of the host's interfaces failed: %s", error)
 
-    def _tell_changes(self, desired: DesiredNetwork) -> None:
-        """Log which mesh interfaces came and went, and why, one line per change."""
-        before, now = set(self.desired.mesh_interfaces), set(desired.mesh_interfaces)
+    def _tell_changes(self, desired_before: DesiredNetwork) -> None:
+        """Log which mesh interfaces came and went, and why, one line per change, once the kernel has the change."""
+        before, now = set(desired_before.mesh_interfaces), set(self.desired.mesh_interfaces)
         why = self._network.left_out(self._settings.mesh_interfaces, self._settings.never_mesh)
         for name in sorted(before - now | before & why.keys() - self._left_out):
             if name in why:
