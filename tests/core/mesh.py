@@ -229,6 +229,11 @@ class Mesh:
         self.routers[name] = Node(name, self, self.usual)
         self.introduce(name, neighbour)
 
+    def add_client(self, name: str, server: str) -> None:
+        """Add a node beside another one, to which its route leads."""
+        self.add(name, server)
+        self[name].route = server
+
     def kill(self, name: str, keeps_kernel: bool = False, refused: tuple[bytes, ...] = ()) -> None:
         """Kill a node and start it again: what is on its way dies with it, and no last reading comes."""
         self.halted.clear()

@@ -195,8 +195,7 @@ def test_after_a_reboot_one_that_had_bought_on_credit_comes_before_one_that_wait
     mesh = line()
     at = mesh["b"]
     for name in "xy":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
     waits_for_more, on_credit = ("x", "y") if waits_first else ("y", "x")
     for name in "xy":
         at.world.client(mesh[name].identity)
@@ -324,8 +323,7 @@ def owes_on_a_link_of(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, name: str, ot
         at.step(ev.MessageReceived(mesh["a"].identity, (link[0], other), 1, hello, 1 << 42))
     at.world.peers.by_link[link].up = False
     monkeypatch.setattr(at, "link", lambda of: link if of == name else Node.link(at, of))
-    mesh.add(name, "b")
-    mesh[name].route = "b"
+    mesh.add_client(name, "b")
     mesh.settle()
     return mesh[name].identity
 

@@ -27,8 +27,7 @@ def asks(mesh: Mesh, client: str, number: int) -> None:
 def test_a_question_whose_answer_was_lost_is_asked_again_though_two_neighbours_take_turns_to_wait_for_it() -> None:
     mesh = Mesh("abc")
     for name in "xyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
     mesh.lost = {Ask}
     asks(mesh, "x", 0)
     mesh.lost = set()

@@ -115,8 +115,7 @@ def test_an_offer_that_no_client_asked_for_is_refused() -> None:
 
 def test_other_clients_rest_on_it_too_and_all_that_is_promised_is_there() -> None:
     mesh = line()
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     at = mesh["b"]
     whole = bought_whole(at, "c")
     at.step(HeldPacket(98, at.link("x"), THERE, at.onward))
@@ -204,8 +203,7 @@ def test_a_new_route_to_another_seller_ends_what_rests_on_the_default_route_ther
     mesh = line()
     mesh.add("d", "b")
     at = mesh["b"]
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     hold(mesh, "x", "b", at.onward)
     host, whole = part_of(at, "x"), bought_whole(at, "c")
     assert host is not None and whole is not None and host.running and host.rests_on == whole.id

@@ -113,8 +113,7 @@ def test_our_own_download_is_asked_for_again_though_an_idle_client_bought_the_sa
 
 def test_our_own_download_is_asked_for_again_though_a_neighbour_asked_for_its_price() -> None:
     mesh = Mesh("bc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.packet("b", "c")
     download(mesh, "b", "c")
     mesh.lost = {Accept, Reject}

@@ -368,8 +368,7 @@ def test_what_a_node_in_the_middle_sells_ends_when_its_choice_makes_it_too_cheap
     net = Fork2(price(5000), price(2000))
     net["c"].world.settings = replace(net["c"].world.settings, sells=True, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
     net.introduce("c", "w")
-    net.add("h", "c")
-    net["h"].route = "c"
+    net.add_client("h", "c")
     net.send(5.0)
     assert net.way == net["c"].route == "e"
     net.packet("h", "c")
@@ -391,8 +390,7 @@ def test_a_node_in_the_middle_finds_the_gateway_that_its_client_can_pay() -> Non
     net = Fork2(price(8500), price(2000))
     net["c"].world.settings = replace(net["c"].world.settings, sells=True, sell_msat_per_gib=0, sell_min_msat_per_gib=0)
     net.introduce("c", "w")
-    net.add("h", "c")
-    net["h"].route = "c"
+    net.add_client("h", "c")
     net["h"].world.settings = replace(net["h"].world.settings, buy_msat_per_gib=9000, buy_max_msat_per_gib=9000)
     net.wait(4.0)
     net.packet("h", "c")

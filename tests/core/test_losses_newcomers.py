@@ -222,8 +222,7 @@ def test_without_grace_what_a_client_loses_in_packets_counts() -> None:
 @pytest.mark.parametrize("lacks_bytes", [0, 1])
 def test_new_keys_on_one_link_open_no_credit_that_could_not_let_each_packet_pass(lacks_bytes: int) -> None:
     mesh = line()
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     at, host = mesh["b"], "203.0.113.1"
     at.world.credit.outstanding[at.link("z")] = GRACE - LARGEST_PACKET_BYTES + lacks_bytes
     sale = quoted(mesh, "z", host)
@@ -235,8 +234,7 @@ def test_new_keys_on_one_link_open_no_credit_that_could_not_let_each_packet_pass
 @pytest.mark.parametrize("grace_kb", [20, 64, 128])
 def test_a_packet_that_is_owed_takes_no_credit_from_another_key_on_the_link(grace_kb: int) -> None:
     mesh = Mesh("abc", b=settings(**{**PLENTY, "grace_data_bytes": grace_kb * KB}))
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     at = mesh["b"]
     at.world.credit.outstanding[at.link("z")] = 1500
     accepts(mesh, "z", quoted(mesh, "z", "203.0.113.1"))

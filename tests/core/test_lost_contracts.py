@@ -44,8 +44,7 @@ def test_a_contract_that_its_client_asks_for_anew_ends_if_it_is_not_only_just_ag
 
 def test_a_contract_is_not_lost_that_was_agreed_just_now_and_ends_soon_with_what_it_rests_on() -> None:
     mesh = Mesh("bcd")
-    mesh.add("y", "c")
-    mesh["y"].route = "c"
+    mesh.add_client("y", "c")
     mesh.packet("y", "c")
     mesh.wait(60)
     mesh.lost = {Accept}

@@ -59,8 +59,7 @@ def test_a_quote_that_comes_when_nobody_waits_any_more_is_kept_and_nothing_is_bo
     at.step(ev.MessageReceived(mesh["c"].identity, at.link("c"), 1, late, 1 << 40, None, late.destination))
     assert not at.sent(Accept)
     mesh.lost = set()
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.packet("x", "b")
     assert at.sale("x").running and len(at.sent(Ask)) == 1
 
@@ -191,8 +190,7 @@ def test_a_path_of_more_hops_than_allowed_is_refused() -> None:
 
 def test_a_second_client_gets_its_share_after_the_purchase_was_renewed() -> None:
     mesh = Mesh("abc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.packet("a", "b")
     mesh.packet("x", "b")
     assert mesh["b"].sale("x").running and mesh["b"].sale("a").running
@@ -205,8 +203,7 @@ def test_a_second_client_gets_its_share_after_the_purchase_was_renewed() -> None
 def test_many_clients_of_one_purchase_get_their_shares_one_after_the_other(at_once: bool) -> None:
     mesh = Mesh("abc")
     for name in "uvwxyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
     at = mesh["b"]
     for number, name in enumerate("auvwxyz"):
         at.step(HeldPacket(100 + number, at.link(name), ip_address(HOST), at.onward))
@@ -272,8 +269,7 @@ def test_a_purchase_that_is_read_with_its_sale_is_not_renewed_for_what_the_sale_
 
 def test_only_the_latest_sale_ends_if_that_makes_room_for_the_others() -> None:
     mesh = Mesh("abc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.packet("a", "b")
     mesh.packet("x", "b")
     first, latest = mesh["b"].sale("a"), mesh["b"].sale("x")
@@ -344,8 +340,7 @@ def test_a_sale_never_outlives_a_purchase_that_began_earlier() -> None:
 
 def test_a_question_that_nobody_answers_is_asked_again_for_the_next_client() -> None:
     mesh = Mesh("abc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.lost = {Ask}
     mesh.packet("a", "b")
     mesh.wait(3.1)

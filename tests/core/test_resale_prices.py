@@ -70,8 +70,7 @@ def test_prices_for_a_neighbour_and_a_time_hold_for_new_contracts_and_what_was_a
     friend = PriceRule(ip_network("0.0.0.0/0"), margin=Margin(0, MSAT_PER_KB), neighbour=b"a".ljust(32, b"-").hex())
     low = settings(**PLENTY, sell_msat_per_gib=0, sell_min_msat_per_gib=0, prices=(friend,))
     mesh = Mesh("abc", b=low, c=settings(**PLENTY, prices=(night,)))
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     mesh.now = replace(mesh.now, utc_offset_s=12 * 3600 - mesh.now.local_s)  # noon
     mesh.packet("a", "b")
     assert mesh["b"].sale("a").price_msat_per_gib == 6 * MSAT_PER_KB  # the friend's margin
@@ -104,8 +103,7 @@ def test_a_quote_keeps_its_price_under_load_and_a_contract_too() -> None:
     mesh.lost = set()
     mesh.settle()
     assert quote.running and quote.price_msat_per_gib == 20 * MSAT_PER_KB
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     mesh["z"].step(ev.SettingsChanged(settings(**PLENTY)))
     mesh.packet("z", "b")
     assert mesh["b"].sale("z").price_msat_per_gib == 59 * MSAT_PER_KB  # three times as much, less one step of haggling
@@ -120,8 +118,7 @@ def test_an_idle_dear_purchase_is_ended_when_a_client_finds_it_too_dear() -> Non
     mesh.packet("a", "b")
     bought = mesh["b"].purchase("c")
     mesh["c"].step(ev.SettingsChanged(mesh.usual))
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     mesh["z"].step(ev.SettingsChanged(frugal))
     mesh.wait(IN_USE_S + 1)
     mesh.packet("z", "b")
@@ -230,8 +227,7 @@ def test_a_route_that_changes_to_a_dearer_way_ends_what_was_sold_for_the_old_one
 
 def test_an_accept_that_waited_for_a_dearer_renewal_is_answered_with_a_cancel() -> None:
     mesh = Mesh("abc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.lost = {Accept}
     mesh.packet("a", "b")
     mesh.packet("x", "b")
@@ -254,8 +250,7 @@ def test_an_accept_that_waited_for_a_dearer_renewal_is_answered_with_a_cancel() 
 @pytest.mark.parametrize("asked_again", [False, True])
 def test_a_server_that_repeats_its_quote_at_a_higher_price_makes_us_sell_nothing_below_it(asked_again: bool) -> None:
     mesh = Mesh("abc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh.lost = {Accept}
     mesh.packet("a", "b")
     at, quoted = mesh["b"], mesh["c"].sent(Propose)[-1]
@@ -378,8 +373,7 @@ def test_a_sale_that_finds_no_room_the_other_way_ends_and_is_agreed_anew() -> No
 def test_a_neighbour_that_asks_and_finds_it_too_dear_ends_no_purchase_that_the_household_used(is_used: bool) -> None:
     """The household may wait for news on a quiet connection."""
     mesh = Mesh("bc")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     mesh["x"].step(ev.SettingsChanged(settings(**{**PLENTY, "buy_max_msat_per_gib": 1, "buy_msat_per_gib": 1})))
     mesh.packet("b", "c")
     purchase, at = mesh["b"].purchase("c"), mesh["b"]

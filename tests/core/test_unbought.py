@@ -51,8 +51,7 @@ def three_wait_and_one_buys() -> tuple[Mesh, Node]:
     account.paid_msat = RICH_MSAT
     at.save(account)
     for name in "xyz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
         at.world.credit.outstanding[at.link(name)] = GRACE
         accepts(mesh, name, quoted(mesh, name, HOST))
     mesh.packet("a", "b")
@@ -146,8 +145,7 @@ def test_nothing_is_bought_for_contracts_that_are_about_to_end() -> None:
 
 def test_what_the_kernel_still_has_of_a_credit_that_is_used_up_by_the_books_lets_nothing_pass() -> None:
     mesh = line()
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     at = mesh["b"]
     sale = quoted(mesh, "z", "203.0.113.1")
     assert tries(mesh, "z", "198.18.0.1")
@@ -209,8 +207,7 @@ def test_a_contract_that_waits_is_over_after_a_start() -> None:
 
 def test_a_part_of_a_debt_that_is_paid_ends_no_contract_on_what_others_have_bought() -> None:
     mesh = line(clients="y")
-    mesh.add("x", "b")
-    mesh["x"].route = "b"
+    mesh.add_client("x", "b")
     at, x = mesh["b"], mesh["x"].identity
     hosts = [f"203.0.113.{number}" for number in range(1, 6)]
     for host in hosts:
@@ -292,8 +289,7 @@ def test_the_time_within_which_more_money_must_come_is_not_prolonged_and_is_the_
 def test_contracts_that_wait_with_a_little_money_take_no_room_from_one_that_is_paid_for() -> None:
     mesh, at, _ = shared()
     for name in "xyw":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
         at.world.client(mesh[name].identity)
         owes(mesh, name)
         accepts(mesh, name, quoted(mesh, name, "203.0.113.1"))
@@ -328,8 +324,7 @@ def test_of_contracts_on_credit_the_latest_ends_first_whatever_the_state_of_the_
     mesh = line()
     at = mesh["b"]
     for name in "xz":
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
         mesh.packet(name, "b")
     first, latest, purchase = at.sale("x"), at.sale("z"), at.purchase("c")
     if state is State.RENEWING:

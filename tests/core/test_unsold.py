@@ -27,8 +27,7 @@ def line(names: str = "abc", clients: str = "") -> Mesh:
     """Return a line whose b gives little credit, with further clients of b that have paid."""
     mesh = Mesh(names, b=STRICT)
     for name in clients:
-        mesh.add(name, "b")
-        mesh[name].route = "b"
+        mesh.add_client(name, "b")
         mesh["b"].world.client(mesh[name].identity).paid_msat = 1_000_000_000
     return mesh
 
@@ -344,8 +343,7 @@ def test_a_stream_for_a_client_that_left_because_of_the_price_ends() -> None:
 def test_a_default_route_that_is_withheld_leaves_single_destinations_for_sale() -> None:
     house = settings(**{**PLENTY, "sells": False, "buys_default_route": True})
     mesh = Mesh("abc", a=house, b=STRICT)
-    mesh.add("z", "b")
-    mesh["z"].route = "b"
+    mesh.add_client("z", "b")
     mesh["z"].step(ev.SettingsChanged(house))
     at, z = mesh["b"], mesh["z"].identity
     at.world.client(z).paid_msat = 1_000_000_000
