@@ -327,9 +327,9 @@ def _limit(
     for contract in unpaid:
         grace.accepted_unpaid(world, account, contract)
     link = record.grace_interface, record.grace_link_address
-    if not record.grace_interface:  # of an older version; most likely the first that waits for money opened the credit
-        known = [contract.link for contract in (unpaid or contracts)[:1]]
-        link = next(iter(known or list(world.peers.by_identity.get(account.identity, ()))), link)
+    known = unpaid or contracts or world.peers.links_of(account.identity)
+    if not record.grace_interface and known:  # of an older version; most likely the first that waits opened the credit
+        link = known[0].link
     lasts_s = float(record.grace_until_s - world.now.utc_s)
     if found is not None and found.limit.credit_units:
         lasts_s = at_mono_s + found.limit.credit_ends_in_s - world.now.monotonic_s
